@@ -1,0 +1,134 @@
+"""The lab's Airflow: what ``airflow standalone`` starts, on SQLite, with every listener on loopback.
+
+Not ``airflow standalone`` itself, for two reasons: its log servers listen on all interfaces and have no setting
+for that, and a SIGTERM to it leaves its children behind (``reference/airflow-notes.md``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from lab import processes
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPONENTS = {
+    "api-server": ["api-server", "--host", "127.0.0.1"],
+    "scheduler": ["scheduler", "--skip-serve-logs"],
+    "dag-processor": ["dag-processor"],
+    "triggerer": ["triggerer", "--skip-serve-logs"],
+}
+START_LIMIT = 180.0  # seconds; 25 s where it was measured
+USER = "admin"
+
+
+def start(state: Path, connections: list[dict[str, Any]], plans: Path) -> Path:
+    """Start Airflow and give it the lab's connections.
+
+    :param state: the lab's state folder
+    :param connections: bodies for Airflow's REST API; they go to the database, never into the environment
+    :param plans: folder of the plans
+    :return: ``airflow.json``: url, user and password, as ``./hyperflow`` reads them
+    """
+    home = state / "airflow"
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    port = processes.free_port()
+    environment = _environment(home, port, plans)
+    airflow = str(Path(sys.executable).parent / "airflow")
+    with (home / "migrate.log").open("w") as log:
+        subprocess.run([airflow, "db", "migrate"], env=environment, stdout=log, stderr=log, check=True)
+    servers = [
+        processes.start(name, [airflow, *arguments], home / f"{name}.log", environment)
+        for name, arguments in COMPONENTS.items()
+    ]
+    processes.save(state / "airflow-servers.json", servers)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_healthy(url, servers, home)
+    except BaseException:
+        stop(state)
+        raise
+    password = json.loads((home / "passwords.json").read_text())[USER]
+    endpoint = state / "airflow.json"
+    endpoint.touch(mode=0o600)
+    endpoint.write_text(json.dumps({"url": url, "user": USER, "password": password}, indent=2) + "\n")
+    _add_connections(url, password, connections)
+    return endpoint
+
+
+def stop(state: Path) -> None:
+    """End Airflow with everything it started."""
+    processes.end(processes.load(state / "airflow-servers.json"))
+    for name in ("airflow-servers.json", "airflow.json"):
+        (state / name).unlink(missing_ok=True)
+
+
+def is_up(state: Path) -> bool:
+    """Tell whether all components run."""
+    servers = processes.load(state / "airflow-servers.json")
+    return bool(servers) and all(server.is_alive() for server in servers) and (state / "airflow.json").exists()
+
+
+def wait_until_healthy(url: str, servers: list[processes.Server], home: Path) -> None:
+    """Wait until Airflow's own health page says that all components are healthy.
+
+    :raises RuntimeError: naming the component that ended or is not healthy, and its log
+    """
+    limit = time.monotonic() + START_LIMIT
+    health: dict[str, Any] = {}
+    while time.monotonic() < limit:
+        for server in servers:
+            if not server.is_alive():
+                raise RuntimeError(f"Airflow's {server.name} ended at start; see {home / server.name}.log")
+        try:
+            health = httpx.get(f"{url}/api/v2/monitor/health", timeout=5).json()
+        except (httpx.HTTPError, ValueError):
+            health = {}
+        if health and all(part.get("status") == "healthy" for part in health.values()):
+            return
+        time.sleep(0.5)
+    raise RuntimeError(f"Airflow is not healthy after {START_LIMIT:.0f} s: {health}; see {home}/*.log")
+
+
+def _environment(home: Path, port: int, plans: Path) -> dict[str, str]:
+    settings = {
+        "CORE__DAGS_FOLDER": ROOT / "dags",
+        "CORE__PLUGINS_FOLDER": ROOT / "plugins",
+        "CORE__LOAD_EXAMPLES": False,
+        "CORE__EXECUTOR": "LocalExecutor",
+        "CORE__PARALLELISM": 4,
+        "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
+        "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": home / "passwords.json",
+        "API__PORT": port,
+        "API__BASE_URL": f"http://127.0.0.1:{port}",
+        "CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
+        "API__WORKERS": 1,
+        # Idle sleep is most of what Airflow adds to a task: 0.2 s instead of 1 s (airflow-notes.md).
+        "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": 0.2,
+        "DAG_PROCESSOR__REFRESH_INTERVAL": 10,
+        "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 10,
+        "LOGGING__NAMESPACE_LEVELS": "asyncssh=WARNING paramiko.transport=WARNING",
+        "HYPERFLOW__PLANS_FOLDER": plans,
+    }
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW__")}
+    environment |= {f"AIRFLOW__{key}": str(value) for key, value in settings.items()}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return environment | {"AIRFLOW_HOME": str(home), "PATH": path, "PYTHONPATH": str(ROOT)}
+
+
+def _add_connections(url: str, password: str, connections: list[dict[str, Any]]) -> None:
+    token = httpx.post(f"{url}/auth/token", json={"username": USER, "password": password}).raise_for_status().json()
+    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token['access_token']}"}) as client:
+        for connection in connections:
+            name = connection["connection_id"]
+            answer = client.patch(f"/api/v2/connections/{name}", json=connection)
+            if answer.status_code == httpx.codes.NOT_FOUND:
+                answer = client.post("/api/v2/connections", json=connection)
+            answer.raise_for_status()

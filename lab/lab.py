@@ -1,0 +1,200 @@
+"""The lab as a whole: a vCenter with a real guest, a KVM host, and an Airflow that knows both."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from lab import airflow, guest, inventory, kvmhost, vcenter
+
+ROOT = Path(__file__).resolve().parent.parent
+VCENTER_CONNECTION = "lab_vcenter"
+HOST_CONNECTION = "lab_kvm"
+PLAN = "lab"
+VM = "web01"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the lab keeps what.
+
+    :param state: all of it; HYPERFLOW_LAB, else ``.lab`` in the project
+    """
+
+    state: Path
+
+    @property
+    def vcenter(self) -> Path:
+        """The vCenter's certificate, datastore and record."""
+        return self.state / "vcenter"
+
+    @property
+    def host(self) -> Path:
+        """The KVM host's keys, configuration and records."""
+        return self.state / "kvmhost"
+
+    @property
+    def staging(self) -> Path:
+        """Staging directory on the KVM host."""
+        return self.state / "staging"
+
+    @property
+    def images(self) -> Path:
+        """Output directory on the KVM host."""
+        return self.state / "images"
+
+    @property
+    def plans(self) -> Path:
+        """The plans that the lab's Airflow reads."""
+        return self.state / "plans"
+
+
+def folders() -> Folders:
+    """Find the lab's folders."""
+    return Folders(Path(os.environ.get("HYPERFLOW_LAB", ROOT / ".lab")).absolute())
+
+
+def command(action: str) -> int:
+    """Run ``./hyperflow lab up|status|down``.
+
+    :return: the exit status; of status, 0 when all parts run
+    """
+    console = Console(highlight=False)
+    if os.geteuid() != 0:
+        console.print("the lab runs sshd, libvirtd and QEMU as root: run this as root, or with sudo")
+        return 1
+    if action == "up":
+        up(console.print)
+        return 0
+    if action == "down":
+        down()
+        console.print("the lab is down")
+        return 0
+    parts = status()
+    for name, is_up in parts.items():
+        console.print(f"{name}: {'up' if is_up else 'down'}")
+    return 0 if all(parts.values()) else 1
+
+
+def up(say: Say) -> None:
+    """Start every part that does not run yet.
+
+    :param say: takes a line that tells what is being done
+    """
+    where = folders()
+    where.state.mkdir(parents=True, exist_ok=True)
+    say("guest: built once, then kept in ~/.cache/hyperflow")
+    image = guest.ensure_guest(say)
+    running_vcenter = vcenter.running(where.vcenter)
+    if running_vcenter is None:
+        say("vCenter: starting")
+        where.vcenter.mkdir(parents=True, exist_ok=True, mode=0o700)
+        inventory.write_inventory(where.vcenter / "inventory.json", image / "guest.json")
+        running_vcenter = vcenter.start(
+            where.vcenter,
+            where.vcenter / "inventory.json",
+            user=inventory.USER,
+            password=_password(where.vcenter),
+        )
+    say("KVM host: sshd and libvirtd")
+    host = kvmhost.start(where.host)
+    for folder in (where.staging, where.images, where.plans):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_plan(where, host.network)
+    if not airflow.is_up(where.state):
+        say("Airflow: starting")
+        airflow.stop(where.state)
+        airflow.start(where.state, connections(where, running_vcenter, host), where.plans)
+
+
+def down() -> None:
+    """End every part and remove what migrations left in the lab."""
+    where = folders()
+    airflow.stop(where.state)
+    if (host := kvmhost.running(where.host)) is not None:
+        kvmhost.undefine_domains_below(host, where.state)
+    kvmhost.stop(where.host)
+    if (running_vcenter := vcenter.running(where.vcenter)) is not None:
+        vcenter.stop(running_vcenter)
+    if where.state.exists():
+        shutil.rmtree(where.state)
+
+
+def reset() -> None:
+    """Forget earlier migrations: their domains, images and staged disks; the servers go on. Then comes :func:`up`."""
+    where = folders()
+    if (host := kvmhost.running(where.host)) is not None:
+        kvmhost.undefine_domains_below(host, where.state)
+    for folder in (where.staging, where.images):
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+def status() -> dict[str, bool]:
+    """Tell which parts run."""
+    where = folders()
+    return {
+        "vCenter": vcenter.running(where.vcenter) is not None,
+        "KVM host": kvmhost.running(where.host) is not None,
+        "Airflow": airflow.is_up(where.state),
+    }
+
+
+def write_plan(where: Folders, network: str) -> None:
+    """Write the lab's plan, the file a newcomer edits next."""
+    plan = {
+        "plan": PLAN,
+        "vcenter": {"connection": VCENTER_CONNECTION},
+        "profile": "kvm-migration",
+        "host": {
+            "connection": HOST_CONNECTION,
+            "staging_directory": str(where.staging),
+            "output_directory": str(where.images),
+        },
+        "networks": {"*": network},
+        "vms": [{"inventory_path": f"/DC0/vm/Production/{VM}"}],
+    }
+    (where.plans / "lab.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+
+
+def connections(where: Folders, source: vcenter.Vcenter, host: kvmhost.KvmHost) -> list[dict[str, Any]]:
+    """Describe the two connections as Airflow's REST API takes them: what a user makes for a vCenter and host."""
+    return [
+        {
+            "connection_id": VCENTER_CONNECTION,
+            "conn_type": "vsphere",
+            "host": source.host,
+            "port": source.port,
+            "login": source.user,
+            "password": _password(where.vcenter),
+            "extra": json.dumps({"thumbprint": source.thumbprint}),
+        },
+        {
+            "connection_id": HOST_CONNECTION,
+            "conn_type": "ssh",
+            "host": host.ssh_host,
+            "port": host.ssh_port,
+            "login": host.ssh_user,
+            "extra": json.dumps({"key_file": str(host.key_file), "host_key": host.host_key}),
+        },
+    ]
+
+
+def _password(state: Path) -> str:
+    """The vCenter's password: made once, readable by its owner only."""
+    path = state / "password"
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_urlsafe(18))
+    return path.read_text()

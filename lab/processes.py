@@ -1,0 +1,110 @@
+"""Servers of the lab: started in a session of their own, found again by a record, ended as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+END_GRACE = 20.0  # seconds from SIGTERM to SIGKILL
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: its process group is all that it started.
+
+    :param name: what it is
+    :param pid: of its leader, and so of its group
+    :param start_time: of the leader, in ticks since boot: a pid alone may be somebody else's by now
+    """
+
+    name: str
+    pid: int
+    start_time: int
+
+    def is_alive(self) -> bool:
+        """Tell whether the leader still runs."""
+        return _start_time(self.pid) == self.start_time
+
+
+def start(name: str, command: list[str], log: Path, environment: dict[str, str]) -> Server:
+    """Start a server in a session of its own, its output in ``log``."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    started = _start_time(process.pid)
+    if started is None:
+        raise RuntimeError(f"{name}: ended at once; see {log}")
+    return Server(name, process.pid, started)
+
+
+def end(servers: list[Server]) -> None:
+    """End the servers' whole process groups: SIGTERM, and SIGKILL for what is left after a while."""
+    for server in servers:
+        if server.is_alive():
+            _signal_group(server.pid, signal.SIGTERM)
+    limit = time.monotonic() + END_GRACE
+    while any(_members(server.pid) for server in servers) and time.monotonic() < limit:
+        time.sleep(0.1)
+        for server in servers:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(server.pid, os.WNOHANG)
+    for server in servers:
+        if _members(server.pid):
+            _signal_group(server.pid, signal.SIGKILL)
+
+
+def save(path: Path, servers: list[Server]) -> None:
+    """Record servers, so that another process can end them."""
+    path.write_text(json.dumps([asdict(server) for server in servers], indent=2))
+
+
+def load(path: Path) -> list[Server]:
+    """Read the record of :func:`save`; empty where there is none."""
+    if not path.exists():
+        return []
+    return [Server(**record) for record in json.loads(path.read_text())]
+
+
+def free_port() -> int:
+    """Find a TCP port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def _members(session: int) -> list[int]:
+    """List the processes of a session that are not zombies."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+def _start_time(pid: int) -> int | None:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else int(fields[19])

@@ -1,0 +1,104 @@
+"""The lab as a test holds it: plans written, runs started and waited for, the truth asked of vCenter and host."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hyperflow.cli.airflow_api import AirflowApi
+from hyperflow.plans.load import load_plan
+
+from lab import kvmhost, lab, vcenter
+
+AIRFLOW_LIMIT = 120.0  # seconds until Airflow has read a plan
+RUN_LIMIT = 900.0  # seconds a run may take before a test gives up
+
+
+@dataclass(frozen=True)
+class RunningLab:
+    """The lab with what a test asks of it."""
+
+    folders: lab.Folders
+    api: AirflowApi
+    vcenter: vcenter.Vcenter
+    host: kvmhost.KvmHost
+
+    def write_plan(self, name: str, vms: list[dict[str, Any]], **settings: Any) -> None:
+        """Write a plan of the lab's shape with other VMs or settings."""
+        document = yaml.safe_load((self.folders.plans / "lab.yaml").read_text())
+        document |= {"plan": name, "vms": vms, **settings}
+        (self.folders.plans / f"{name}.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+
+    def start(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
+        """Start a run once Airflow knows the DAG."""
+        self.until(lambda: self.api.has_dag(dag_id))
+        return self.api.trigger(dag_id, conf or {})
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that Airflow does by itself."""
+        limit = time.monotonic() + AIRFLOW_LIMIT
+        while not condition():
+            assert time.monotonic() < limit, "Airflow has not done it"
+            time.sleep(1)
+
+    def dags_of(self, plan: str) -> list[str]:
+        """DAG ids of a plan in the lab's plans folder."""
+        return [vm.dag_id for vm in load_plan(self.folders.plans / f"{plan}.yaml").vms]
+
+    def wait(self, dag_id: str, run_id: str) -> str:
+        """Wait for a run's end; its state."""
+        limit = time.monotonic() + RUN_LIMIT
+        while (state := self.api.run_state(dag_id, run_id)) not in ("success", "failed"):
+            assert time.monotonic() < limit, f"{dag_id} {run_id} is still {state}"
+            time.sleep(1)
+        return state
+
+    def clear(self, dag_id: str, run_id: str, task_id: str) -> None:
+        """Clear a task and all that follows it, as a person does in the UI."""
+        body = {
+            "dry_run": False,
+            "dag_run_id": run_id,
+            "task_ids": [task_id],
+            "only_failed": False,
+            "include_downstream": True,
+        }
+        self.api.request("POST", f"/api/v2/dags/{dag_id}/clearTaskInstances", json=body)
+
+    def failure(self, dag_id: str, run_id: str, task_id: str) -> str:
+        """Why a task failed, in its own words."""
+        told = self.api.xcom(dag_id, run_id, task_id, "failure")
+        assert isinstance(told, dict), f"{task_id} of {dag_id} left no failure"
+        return str(told["message"])
+
+    def report(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        """The report that a run wrote."""
+        place = self.api.xcom(dag_id, run_id, "report", "report")
+        document = json.loads(Path(place["path"]).read_text())
+        assert isinstance(document, dict)
+        return document
+
+
+@contextmanager
+def running_lab(state: Path) -> Iterator[RunningLab]:
+    """Bring the lab up in a folder of its own, and end all of it."""
+    before = os.environ.get("HYPERFLOW_LAB")
+    os.environ["HYPERFLOW_LAB"] = str(state)
+    try:
+        lab.up(print)
+        folders = lab.folders()
+        source, host = vcenter.running(folders.vcenter), kvmhost.running(folders.host)
+        assert source is not None
+        assert host is not None
+        yield RunningLab(folders, AirflowApi(state / "airflow.json"), source, host)
+    finally:
+        lab.down()
+        os.environ.pop("HYPERFLOW_LAB")
+        if before is not None:
+            os.environ["HYPERFLOW_LAB"] = before

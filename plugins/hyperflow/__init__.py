@@ -1,0 +1,1 @@
+"""Hyperflow: vSphere-to-KVM migrations as Airflow DAGs."""

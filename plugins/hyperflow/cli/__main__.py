@@ -1,0 +1,131 @@
+"""``./hyperflow``: plans, migrations, manifests, hosts and the lab, from a terminal.
+
+exit status: 0 done, 1 failed or invalid manifest, 2 wrong usage or faulty plan, 69 Airflow cannot be reached
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command.
+
+    :return: the exit status
+    """
+    parsed = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = parsed.run
+    try:
+        return run(parsed)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hyperflow", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="move the lab's guest from its vCenter to KVM, from nothing to the report")
+    demo.set_defaults(run=_demo)
+
+    lab = commands.add_parser("lab", help="the lab: vCenter, guest, KVM host and Airflow on this machine")
+    lab.add_argument("action", choices=["up", "status", "down"])
+    lab.set_defaults(run=_lab)
+
+    plan = commands.add_parser("plan", help="what a person writes").add_subparsers(required=True, metavar="ACTION")
+    check = plan.add_parser("check", help="list every fault of plan files; exit status 2 when there is one")
+    check.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    check.set_defaults(run=_plan_check)
+
+    migrate = commands.add_parser("migrate", help="start the migration of one VM through Airflow")
+    migrate.add_argument("plan", metavar="PLAN", help="the plan's name, or its file")
+    migrate.add_argument("vm", metavar="VM", help="the VM's name in the plan")
+    migrate.add_argument("--wait", action="store_true", help="show progress until it ended; exit status 1 if it failed")
+    migrate.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override for this run")
+    _add_airflow(migrate)
+    migrate.set_defaults(run=_migrate)
+
+    manifest = commands.add_parser("manifest", help="Artifact Manifest v1.0").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    for action, meaning in (
+        ("validate", "check a manifest against the contract"),
+        ("verify", "check the manifest, and its disks' sizes and digests"),
+    ):
+        command = manifest.add_parser(action, help=meaning)
+        command.add_argument("file", type=Path, metavar="FILE")
+        command.set_defaults(run=_manifest, action=action)
+
+    host = commands.add_parser("host", help="KVM hosts").add_subparsers(required=True, metavar="ACTION")
+    checking = host.add_parser("check", help="tools, acceleration and space of a host, through Airflow")
+    checking.add_argument("connection", metavar="CONNECTION", help="the host's Airflow connection")
+    checking.add_argument("--staging", default="/var/lib/hyperflow", metavar="DIR", help="staging directory")
+    checking.add_argument("--output", default="/var/lib/libvirt/images", metavar="DIR", help="output directory")
+    _add_airflow(checking)
+    checking.set_defaults(run=_host_check)
+    return parser
+
+
+def _add_airflow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--airflow",
+        type=Path,
+        metavar="FILE",
+        help="JSON with url, user and password of Airflow's API (HYPERFLOW_AIRFLOW, or the lab's)",
+    )
+
+
+# Each command imports what it needs when it runs: plans and manifests work without Airflow and without the lab.
+
+
+def _demo(_: argparse.Namespace) -> int:
+    from lab.demo import demo
+
+    return demo()
+
+
+def _lab(parsed: argparse.Namespace) -> int:
+    from lab import lab
+
+    return lab.command(parsed.action)
+
+
+def _plan_check(parsed: argparse.Namespace) -> int:
+    from hyperflow.cli.plan import check
+
+    return check(parsed.files)
+
+
+def _migrate(parsed: argparse.Namespace) -> int:
+    from hyperflow.cli.migrate import migrate
+
+    return migrate(parsed.plan, parsed.vm, overrides=parsed.set, wait=parsed.wait, endpoint=parsed.airflow)
+
+
+def _manifest(parsed: argparse.Namespace) -> int:
+    from hyperflow.cli import manifest
+
+    return manifest.validate(parsed.file) if parsed.action == "validate" else manifest.verify(parsed.file)
+
+
+def _host_check(parsed: argparse.Namespace) -> int:
+    from hyperflow.cli.host import check
+
+    return check(parsed.connection, parsed.staging, parsed.output, endpoint=parsed.airflow)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

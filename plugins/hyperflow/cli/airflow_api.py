@@ -1,0 +1,146 @@
+"""Airflow's REST API v2, as far as the command line needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+LAB_ENDPOINT = Path(__file__).resolve().parents[3] / ".lab" / "airflow.json"
+TIMEOUT = 30.0  # seconds
+
+
+class AirflowUnavailable(Exception):
+    """Airflow cannot be reached or does not let us in; the message says what to do."""
+
+
+class Refused(Exception):
+    """Airflow refused a request; the message is Airflow's own."""
+
+
+@dataclass(frozen=True)
+class TaskInstance:
+    """A task of a run.
+
+    :param label: the map index as a person reads it, or an empty text
+    :param seconds: how long it took; None while it runs
+    """
+
+    task_id: str
+    map_index: int
+    label: str
+    state: str | None
+    try_number: int
+    seconds: float | None
+    start: str | None
+
+
+class AirflowApi:
+    """A session with Airflow's API.
+
+    :param endpoint: a JSON file with ``url``, ``user`` and ``password``; HYPERFLOW_AIRFLOW names another
+        default than the lab's
+    :raises AirflowUnavailable: when there is no such file, no answer, or no admission
+    """
+
+    def __init__(self, endpoint: Path | None = None) -> None:
+        path = endpoint or Path(os.environ.get("HYPERFLOW_AIRFLOW", LAB_ENDPOINT))
+        try:
+            settings = json.loads(path.read_text())
+            self.url: str = settings["url"].rstrip("/")
+            credentials = {"username": settings["user"], "password": settings["password"]}
+        except FileNotFoundError as fault:
+            raise AirflowUnavailable(
+                f"{path}: not found; start the lab ('./hyperflow lab up'), or name a JSON file with url, user and "
+                "password of your Airflow by --airflow"
+            ) from fault
+        except (ValueError, KeyError, AttributeError) as fault:
+            raise AirflowUnavailable(f"{path}: expected JSON with url, user and password ({fault!r})") from fault
+        self._client = httpx.Client(base_url=self.url, timeout=TIMEOUT)
+        answer = self.request("POST", "/auth/token", json=credentials)
+        self._client.headers["Authorization"] = f"Bearer {answer['access_token']}"
+
+    def trigger(self, dag_id: str, conf: dict[str, Any]) -> str:
+        """Start a run.
+
+        :return: the run's id
+        """
+        body = {"logical_date": None, "conf": conf}
+        return str(self.request("POST", f"/api/v2/dags/{dag_id}/dagRuns", json=body)["dag_run_id"])
+
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        """State of a run: queued, running, success, failed."""
+        return str(self.request("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")["state"])
+
+    def task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
+        """All tasks of a run."""
+        answer = self.request("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 1000})
+        return [
+            TaskInstance(
+                task_id=item["task_id"],
+                map_index=item["map_index"],
+                label=item.get("rendered_map_index") or "",
+                state=item["state"],
+                try_number=item["try_number"],
+                seconds=item["duration"],
+                start=item["start_date"],
+            )
+            for item in answer["task_instances"]
+        ]
+
+    def log_lines(self, dag_id: str, run_id: str, task: TaskInstance) -> list[str]:
+        """What a task has logged in its last try."""
+        answer = self.request(
+            "GET",
+            f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task.task_id}/logs/{max(task.try_number, 1)}",
+            params={"map_index": task.map_index, "full_content": True},
+            headers={"Accept": "application/json"},
+        )
+        content = answer.get("content", [])
+        return [str(record.get("event", "")) for record in content if isinstance(record, dict)]
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
+        """A value that a task left; None where it left none."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
+        try:
+            return self.request("GET", path, params={"deserialize": True}).get("value")
+        except Refused:
+            return None
+
+    def has_dag(self, dag_id: str) -> bool:
+        """Tell whether Airflow knows a DAG."""
+        try:
+            self.request("GET", f"/api/v2/dags/{dag_id}")
+        except Refused:
+            return False
+        return True
+
+    def import_errors(self) -> list[str]:
+        """Errors of DAG files and plans."""
+        return [str(item["stack_trace"]) for item in self.request("GET", "/api/v2/importErrors")["import_errors"]]
+
+    def request(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        """Send a request and return the object that Airflow answers with.
+
+        :raises AirflowUnavailable: no answer, or no admission
+        :raises Refused: with Airflow's own words
+        """
+        try:
+            response = self._client.request(method, path, **arguments)
+        except httpx.HTTPError as fault:
+            raise AirflowUnavailable(f"{self.url}: no answer ({fault}); is Airflow up?") from fault
+        if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            raise AirflowUnavailable(f"{self.url}: {response.status_code}: user or password refused, or no right")
+        if response.is_error:
+            try:
+                detail = response.json().get("detail", response.text)
+            except ValueError:
+                detail = response.text
+            raise Refused(f"{detail}")
+        answer = response.json()
+        assert isinstance(answer, dict)  # noqa: S101 - every call of the API used here answers with an object
+        return answer

@@ -1,0 +1,52 @@
+"""``./hyperflow host check``: what a KVM host has and lacks, asked through Airflow, which holds its key."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE
+from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused
+
+DAG_ID = "hyperflow_host_check"
+POLL = 1.0  # seconds
+
+
+def check(connection: str, staging: str, output: str, *, endpoint: Path | None) -> int:
+    """Run the host check DAG and print its report.
+
+    :return: 0 when the host can take a migration, 1 when not, 69 without Airflow
+    """
+    console = Console(highlight=False)
+    conf = {"connection": connection, "staging_directory": staging, "output_directory": output}
+    try:
+        api = AirflowApi(endpoint)
+        run_id = api.trigger(DAG_ID, conf)
+        while (state := api.run_state(DAG_ID, run_id)) not in ("success", "failed"):
+            time.sleep(POLL)
+        failure = api.xcom(DAG_ID, run_id, "check", "failure")
+        observed = api.xcom(DAG_ID, run_id, "check")
+    except AirflowUnavailable as fault:
+        console.print(str(fault), style="red", markup=False)
+        return EXIT_UNAVAILABLE
+    except Refused as fault:
+        console.print(str(fault), style="red", markup=False)
+        return EXIT_FAILED
+    if state != "success" or not isinstance(observed, dict):
+        message = failure["message"] if isinstance(failure, dict) else f"see run {run_id} of DAG {DAG_ID}"
+        console.print(f"{connection}: {message}", style="red", markup=False)
+        return EXIT_FAILED
+    table = Table(title=connection, box=None)
+    table.add_column("what")
+    table.add_column("found")
+    for name, version in observed["tools"].items():
+        table.add_row(name, str(version))
+    table.add_row("acceleration", f"{observed['acceleration']['kind']}: {observed['acceleration']['reason']}")
+    table.add_row("CPUs, memory", f"{observed['cpus']}, {observed['memory_mb']} MB")
+    for directory, space in observed["space"].items():
+        table.add_row(directory, f"{space['free_bytes'] / 2**30:.1f} GiB free")
+    console.print(table)
+    return 0

@@ -1,0 +1,182 @@
+"""``./hyperflow migrate``: starts one VM's DAG and shows how far it is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE
+from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused, TaskInstance
+from hyperflow.plans.load import load_plan
+from hyperflow.plans.plan import PlanError
+from hyperflow.plans.slug import Selector, slugs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+POLL = 2.0  # seconds between two looks at a run
+DAG_LIMIT = 60.0  # seconds that Airflow may need to see a plan that was just written
+PROGRESS = "progress: "
+STATE_STYLES = {"success": "green", "failed": "red", "upstream_failed": "red", "running": "cyan", "deferred": "cyan"}
+OVER = ("success", "failed")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    :param state: success or failed
+    :param tasks: its tasks, with their times
+    """
+
+    dag_id: str
+    run_id: str
+    state: str
+    tasks: list[TaskInstance]
+
+
+def migrate(plan: str, vm: str, *, overrides: list[str], wait: bool, endpoint: Path | None) -> int:
+    """Start the migration of one VM; see the command line's help.
+
+    :return: the exit status
+    """
+    errors = Console(stderr=True, highlight=False)
+    try:
+        dag_id = find_dag(plan, vm)
+        conf = read_overrides(overrides)
+        api = AirflowApi(endpoint)
+        wait_for_dag(api, dag_id)
+        run_id = api.trigger(dag_id, conf)
+    except (PlanError, ValueError, KeyError, Refused) as fault:
+        errors.print(f"[red]{fault}[/red]", soft_wrap=True)
+        return EXIT_USAGE
+    except AirflowUnavailable as fault:
+        errors.print(f"[red]{fault}[/red]", soft_wrap=True)
+        return EXIT_UNAVAILABLE
+    console = Console(highlight=False)
+    console.print(f"started {dag_id}, run {run_id}: {api.url}/dags/{dag_id}/runs/{run_id}", soft_wrap=True)
+    if not wait:
+        return 0
+    outcome = follow(api, dag_id, run_id, console)
+    console.print(f"{outcome.state}: {report_path(api, outcome)}", soft_wrap=True)
+    return 0 if outcome.state == "success" else EXIT_FAILED
+
+
+def find_dag(plan: str, vm: str) -> str:
+    """Find the DAG of a VM: from a plan's file, or from its name and the VM's."""
+    path = Path(plan)
+    return load_plan(path).vm(vm).dag_id if path.is_file() else f"migrate.{plan}.{slugs([Selector('name', vm)])[0]}"
+
+
+def read_overrides(settings: Iterable[str]) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` as a run's conf; true and false become booleans, the first task checks the rest.
+
+    :raises ValueError: naming the setting that has no value
+    """
+    conf: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set {setting}: expected NAME=VALUE")
+        conf[name] = {"true": True, "false": False}.get(value, value)
+    return conf
+
+
+def wait_for_dag(api: AirflowApi, dag_id: str) -> None:
+    """Wait until Airflow has read the plan.
+
+    :raises Refused: with Airflow's import errors, which tell what is wrong with it
+    """
+    limit = time.monotonic() + DAG_LIMIT
+    while not api.has_dag(dag_id):
+        if time.monotonic() > limit:
+            faults = "\n".join(error.strip().splitlines()[-1] for error in api.import_errors())
+            raise Refused(f"Airflow has no DAG {dag_id}; is the plan in its plans folder?\n{faults}".strip())
+        time.sleep(1)
+
+
+def follow(api: AirflowApi, dag_id: str, run_id: str, console: Console) -> Outcome:
+    """Show a run until it ended: a live table on a terminal, a line per change elsewhere."""
+    said: dict[str, str] = {}
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+        while True:
+            state = api.run_state(dag_id, run_id)
+            tasks = api.task_instances(dag_id, run_id)
+            progress = {name_of(task): last_progress(api, dag_id, run_id, task) for task in tasks if is_working(task)}
+            if console.is_terminal:
+                live.update(table_of(tasks, progress), refresh=True)
+            else:
+                _print_changes(tasks, progress, said)
+            if state in OVER:
+                return Outcome(dag_id, run_id, state, tasks)
+            time.sleep(POLL)
+
+
+def table_of(tasks: list[TaskInstance], progress: dict[str, str]) -> Table:
+    """Draw the tasks of a run: name, state, seconds, and how far the working ones are."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("task", "state", "time", "progress"):
+        table.add_column(title, justify="right" if title == "time" else "left", no_wrap=title != "progress")
+    for task in sorted(tasks, key=lambda each: (each.start or "9", each.map_index)):
+        state = task.state or "waiting"
+        style = STATE_STYLES.get(state, "dim")
+        name = name_of(task)  # escaped, as "[disk-0]" is markup to rich
+        table.add_row(escape(name), f"[{style}]{state}[/{style}]", seconds_of(task), escape(progress.get(name, "")))
+    return table
+
+
+def name_of(task: TaskInstance) -> str:
+    """A task's name as a person reads it: ``export [disk-0]``."""
+    return f"{task.task_id} [{task.label or task.map_index}]" if task.map_index >= 0 else task.task_id
+
+
+def seconds_of(task: TaskInstance) -> str:
+    """How long a task has taken, up to now when it still works."""
+    if task.seconds is not None and not is_working(task):
+        return f"{task.seconds:.1f} s"
+    if task.start and is_working(task):
+        begun = datetime.fromisoformat(task.start)
+        return f"{(datetime.now(UTC) - begun).total_seconds():.0f} s"
+    return ""
+
+
+def is_working(task: TaskInstance) -> bool:
+    """Tell whether a task works now, in a worker or on a host."""
+    return task.state in ("running", "deferred")
+
+
+def last_progress(api: AirflowApi, dag_id: str, run_id: str, task: TaskInstance) -> str:
+    """The last line of progress in a task's log, or its last line of any kind."""
+    try:
+        lines = api.log_lines(dag_id, run_id, task)
+    except Refused:
+        return ""  # the log is not there yet
+    told = [line for line in lines if line.startswith(PROGRESS)]
+    return told[-1].removeprefix(PROGRESS) if told else ""
+
+
+def report_path(api: AirflowApi, outcome: Outcome) -> str:
+    """Where the run's report lies, as its last task said; an empty text when it did not."""
+    report = api.xcom(outcome.dag_id, outcome.run_id, "report", "report")
+    return (
+        f"report: {report['path']}" if isinstance(report, dict) else "no report was written; see the log of task report"
+    )
+
+
+def _print_changes(tasks: list[TaskInstance], progress: dict[str, str], said: dict[str, str]) -> None:
+    for task in sorted(tasks, key=lambda each: (each.start or "9", each.map_index)):
+        name = name_of(task)
+        text = f"{name}: {task.state} {progress.get(name) or seconds_of(task)}".rstrip()
+        key = f"{task.state} {progress.get(name, '')}"
+        if task.state and said.get(name) != key:
+            said[name] = key
+            print(text, flush=True, file=sys.stdout)

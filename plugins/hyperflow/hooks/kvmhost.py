@@ -1,0 +1,172 @@
+"""A KVM host behind an Airflow SSH connection."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.ssh.hooks.ssh import SSHHook
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from hyperflow.hooks.kvmhost_program import pack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import paramiko
+
+PYTHON = "/usr/bin/python3"  # the distribution's own: it is the one that has guestfs and nbd
+CHUNK = 32 * 1024  # bytes per read from a channel
+
+
+class KvmHostError(AirflowException):
+    """The host could not be reached or did not answer as a host of Hyperflow does; trying again may help."""
+
+
+class KvmHostRefused(AirflowFailException):
+    """The host is not the one the connection means, or does not let us in; trying again is useless."""
+
+
+class KvmHostHook(SSHHook):
+    """Runs Hyperflow's host program on a KVM host.
+
+    The host's key is verified (``host_key`` in the connection's extra, or known_hosts); there is no way to turn
+    that off here.
+
+    :param ssh_conn_id: the connection of the host
+    :param directory: folder on the host that holds the program and the jobs, ``STAGING/.hyperflow``
+    """
+
+    def __init__(self, *, ssh_conn_id: str, directory: str) -> None:
+        super().__init__(ssh_conn_id=ssh_conn_id, conn_timeout=20, conn_retry_attempts=3)
+        self.directory = directory
+        if self.no_host_key_check:
+            raise ValueError(
+                f"connection {ssh_conn_id}: found no_host_key_check, expected host_key or known_hosts: "
+                "Hyperflow sends tickets and disks to this host only when it knows that it is this host"
+            )
+
+    @property
+    def program(self) -> str:
+        """Path of the program on the host."""
+        return f"{self.directory}/bin/{pack().name}"
+
+    @contextmanager
+    def connected(self) -> Iterator[paramiko.SSHClient]:
+        """Open one connection for several commands.
+
+        :raises KvmHostError: naming the connection, what went wrong and what to look at
+        :raises KvmHostRefused: another host key, or no admission
+        """
+        import paramiko
+
+        try:
+            client = self.get_conn()
+        except paramiko.BadHostKeyException as fault:
+            raise KvmHostRefused(
+                f"connection {self.ssh_conn_id}: {self.remote_host} showed another host key than the connection "
+                f"expects ({fault.key.get_name()} {fault.key.get_base64()}); put the new key into its extra "
+                "host_key if you know that the host was set up anew"
+            ) from fault
+        except paramiko.AuthenticationException as fault:
+            raise KvmHostRefused(
+                f"connection {self.ssh_conn_id}: {self.username}@{self.remote_host} is not let in ({fault}); see the "
+                "connection's login, key_file or private_key, and authorized_keys on the host"
+            ) from fault
+        except (OSError, paramiko.SSHException, EOFError) as fault:
+            raise KvmHostError(
+                f"connection {self.ssh_conn_id}: no SSH session with {self.remote_host}:{self.port} ({fault})"
+            ) from fault
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def run(self, client: paramiko.SSHClient, command: list[str], stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+        """Run a command on the host to its end.
+
+        :param command: program and arguments; quoted here, so that data stays data
+        :return: exit status, standard output, standard error
+        :raises KvmHostError: when the connection ends before the command does
+        """
+        transport = client.get_transport()
+        if transport is None:
+            raise KvmHostError(f"connection {self.ssh_conn_id}: the SSH session is closed")
+        channel = transport.open_session()
+        channel.exec_command(shlex.join(command))
+        channel.sendall(stdin)
+        channel.shutdown_write()
+        output, errors = bytearray(), bytearray()
+        while piece := channel.recv(CHUNK):
+            output += piece
+            while channel.recv_stderr_ready():
+                errors += channel.recv_stderr(CHUNK)
+        while piece := channel.recv_stderr(CHUNK):
+            errors += piece
+        status = channel.recv_exit_status()
+        if status < 0:
+            raise KvmHostError(f"connection {self.ssh_conn_id}: lost while {command[0]} ran on {self.remote_host}")
+        return status, bytes(output), bytes(errors)
+
+    def ensure_program(self, client: paramiko.SSHClient) -> str:
+        """Put the host program where it belongs, unless a file of that name and content is there.
+
+        :return: its path
+        """
+        program, path = pack(), self.program
+        script = (
+            f"set -e; umask 077; mkdir -p {shlex.quote(self.directory)}/bin; "
+            f"f={shlex.quote(path)}; "
+            f'if ! echo "{program.sha256}  $f" | sha256sum --check --status 2>/dev/null; then '
+            'cat > "$f.$$"; mv "$f.$$" "$f"; '
+            f'echo "{program.sha256}  $f" | sha256sum --check --status; '
+            "else cat > /dev/null; fi"
+        )
+        status, _, errors = self.run(client, ["/bin/sh", "-c", script], program.content)
+        if status != 0:
+            raise KvmHostError(
+                f"connection {self.ssh_conn_id}: the host program could not be put at {path} on "
+                f"{self.remote_host}: {errors.decode(errors='replace').strip()}"
+            )
+        return path
+
+    def job(self, client: paramiko.SSHClient, *arguments: str, stdin: bytes = b"") -> dict[str, Any]:
+        """Run ``job ...`` of the host program and return its answer."""
+        status, output, errors = self.run(client, [PYTHON, self.program, "job", *arguments], stdin)
+        try:
+            answer = json.loads(output.split(b"\n", 1)[0])
+        except ValueError:
+            answer = {}
+        if status != 0 or not isinstance(answer, dict) or not answer:
+            reason = answer.get("error") if isinstance(answer, dict) else None
+            raise KvmHostError(
+                f"connection {self.ssh_conn_id}: job {arguments[0]} on {self.remote_host} failed with exit status "
+                f"{status}: {reason or errors.decode(errors='replace').strip()}"
+            )
+        return answer
+
+    def run_stage(self, stage: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Run a short stage and wait for it; its log goes to the task log.
+
+        :return: the stage's result, whether it succeeded or not
+        :raises KvmHostError: when the host gave none
+        """
+        with self.connected() as client:
+            program = self.ensure_program(client)
+            status, output, errors = self.run(
+                client, [PYTHON, program, stage, "--result", "-"], json.dumps(options).encode()
+            )
+        for line in errors.decode(errors="replace").splitlines():
+            self.log.info("%s", line)
+        try:
+            result = json.loads(output)
+        except ValueError:
+            result = None
+        if not isinstance(result, dict):
+            raise KvmHostError(
+                f"connection {self.ssh_conn_id}: stage {stage} on {self.remote_host} ended with exit status "
+                f"{status} and left no result"
+            )
+        return result

@@ -1,0 +1,71 @@
+"""A vCenter behind an Airflow connection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.bases.hook import BaseHook
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
+
+    from hyperflow.vsphere.session import Session
+
+
+class VsphereHook(BaseHook):
+    """Opens sessions with the vCenter of a connection.
+
+    Connection: host, port (443), login, password; extra: ``thumbprint`` (SHA-256 or SHA-1 of the certificate) or
+    ``ca_file``, where the system's certificate authorities do not know the vCenter.
+
+    :param vsphere_conn_id: the connection of the vCenter
+    """
+
+    conn_name_attr = "vsphere_conn_id"
+    default_conn_name = "vsphere_default"
+    conn_type = "vsphere"
+    hook_name = "VMware vSphere"
+
+    def __init__(self, vsphere_conn_id: str = default_conn_name) -> None:
+        super().__init__()
+        self.vsphere_conn_id = vsphere_conn_id
+
+    def session(self) -> Session:
+        """Log in; use as a context manager, which logs out."""
+        return open_session(self.get_connection(self.vsphere_conn_id))
+
+    def endpoint(self) -> str:
+        """``host:port`` of the vCenter."""
+        arguments = session_arguments(self.get_connection(self.vsphere_conn_id))
+        return f"{arguments['host']}:{arguments['port']}"
+
+    def thumbprint(self) -> str | None:
+        """The pinned certificate of the connection, where it has one."""
+        value = session_arguments(self.get_connection(self.vsphere_conn_id))["thumbprint"]
+        return str(value) if value else None
+
+
+def open_session(connection: Connection) -> Session:
+    """Log in to the vCenter that ``connection`` names."""
+    from hyperflow.vsphere.session import connect
+
+    return connect(**session_arguments(connection))
+
+
+def session_arguments(connection: Connection) -> dict[str, Any]:
+    """Read a connection as the arguments of :func:`hyperflow.vsphere.session.connect`.
+
+    :raises ValueError: naming the field that is missing
+    """
+    missing = [name for name in ("host", "login", "password") if not getattr(connection, name)]
+    if missing:
+        raise ValueError(f"connection {connection.conn_id}: {', '.join(missing)} missing; a vCenter needs them")
+    extra = connection.extra_dejson
+    return {
+        "host": connection.host,
+        "port": connection.port or 443,
+        "user": connection.login,
+        "password": connection.password,
+        "thumbprint": extra.get("thumbprint"),
+        "ca_file": extra.get("ca_file"),
+    }

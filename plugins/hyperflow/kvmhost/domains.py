@@ -1,0 +1,173 @@
+"""What libvirt on this host has: domains, networks, and which of the domains are ours."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hyperflow.kvmhost.stage import StageError
+
+NAMESPACE = "urn:hyperflow:migration:1"  # of our element in a domain's metadata
+NAME = re.compile(r"[^\s/\-][^/]{0,199}")
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+LIMIT = 60.0  # seconds a call of virsh may take
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain as libvirt keeps it: ``vm`` and ``run`` are our metadata, empty in domains of others."""
+
+    name: str
+    uuid: str
+    macs: tuple[str, ...]
+    vm: str
+    run: str
+    xml: str
+
+
+def virsh(uri: str, *arguments: str) -> str:
+    """Run virsh and return what it printed.
+
+    :raises StageError: with virsh's own message
+    """
+    try:
+        done = subprocess.run(
+            ["virsh", "--quiet", "--connect", uri, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LIMIT,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except FileNotFoundError as fault:
+        raise StageError("no virsh; install libvirt-clients (Debian, Ubuntu) or libvirt-client (RHEL)") from fault
+    except subprocess.TimeoutExpired as fault:
+        raise StageError(f"libvirt at {uri} did not answer within {LIMIT:.0f} s; is libvirtd well?") from fault
+    if done.returncode != 0:
+        message = " ".join(done.stderr.split()) or f"status {done.returncode}"
+        raise StageError(f"virsh {arguments[0]}: {message.replace('error: ', '')}")
+    return done.stdout
+
+
+def every_domain(uri: str) -> list[Domain]:
+    """Read all domains, running or not."""
+    found = []
+    for uuid in virsh(uri, "list", "--all", "--uuid").split():
+        found.append(read_domain(virsh(uri, "dumpxml", "--inactive", uuid)))
+    return found
+
+
+def read_domain(text: str) -> Domain:
+    """Read the XML of a domain."""
+    root = ET.fromstring(text)  # noqa: S314 - it comes from libvirt, which parsed and wrote it itself
+    ours = root.find(f"metadata/{{{NAMESPACE}}}migration")
+    return Domain(
+        name=root.findtext("name") or "",
+        uuid=(root.findtext("uuid") or "").lower(),
+        macs=tuple(nic.get("address", "").lower() for nic in root.findall("devices/interface/mac")),
+        vm="" if ours is None else ours.get("vm", ""),
+        run="" if ours is None else ours.get("run", ""),
+        xml=text,
+    )
+
+
+def networks(uri: str) -> dict[str, bool]:
+    """Name the networks, and whether each is active."""
+    active = virsh(uri, "net-list", "--name").splitlines()
+    every = virsh(uri, "net-list", "--all", "--name").splitlines()
+    return {name.strip(): name in active for name in every if name.strip()}
+
+
+def conflicts(existing: list[Domain], name: str, uuid: str, macs: list[str], vm: str) -> list[str]:
+    """Say what stands in the way of a domain: its name, UUID or a MAC is another's.
+
+    The same UUID, defined by us for the same VM, is the domain itself, to be defined anew.
+    """
+    found = []
+    for domain in existing:
+        itself = domain.uuid == uuid and vm != "" and domain.vm == vm
+        owner = f"of {domain.vm}" if domain.vm else "not defined by Hyperflow"
+        if domain.name == name and not itself:
+            found.append(f"domain {name}: found one with UUID {domain.uuid}, {owner}; rename or undefine it")
+        elif domain.uuid == uuid and not itself:
+            found.append(f"UUID {uuid}: found the domain {domain.name}, {owner}; undefine it")
+        elif itself and domain.name != name:
+            found.append(f"UUID {uuid}: found it named {domain.name}, expected {name}; undefine it first")
+        if domain.uuid != uuid:
+            found += [f"MAC {mac}: found it in the domain {domain.name}" for mac in macs if mac in domain.macs]
+    return found
+
+
+def network_faults(there: dict[str, bool], wanted: list[str]) -> list[str]:
+    """Say which wanted networks are missing."""
+    has = ", ".join(there) or "none"
+    return [
+        f"network {name}: found none of this name, expected one of this host's ({has}); map it in the plan or define it"
+        for name in sorted(set(wanted))
+        if name not in there
+    ]
+
+
+def closed_to_qemu(path: Path) -> Path | None:
+    """Find the folder above ``path`` that other users may not enter: libvirt's QEMU is another user.
+
+    :return: the topmost one that is closed; None when all are open, or are not there yet
+    """
+    for folder in reversed([path, *path.parents]):
+        if folder.is_dir() and not folder.stat().st_mode & stat.S_IXOTH:
+            return folder
+    return None
+
+
+def devices(text: str) -> dict[str, Any]:
+    """Read disks and interfaces of a domain, in order.
+
+    :return: ``{"disks": [{path, format, target, bus, boot_order}], "nics": [{mac, network, model}]}``
+    """
+    root = ET.fromstring(text)  # noqa: S314 - libvirt or virt-install wrote it
+    disks = [
+        {
+            "path": _attribute(disk, "source", "file"),
+            "format": _attribute(disk, "driver", "type"),
+            "target": _attribute(disk, "target", "dev"),
+            "bus": _attribute(disk, "target", "bus"),
+            "boot_order": int(_attribute(disk, "boot", "order") or 0) or None,
+        }
+        for disk in root.findall("devices/disk")
+    ]
+    nics = [
+        {
+            "mac": _attribute(nic, "mac", "address").lower(),
+            "network": _attribute(nic, "source", "network"),
+            "model": _attribute(nic, "model", "type"),
+        }
+        for nic in root.findall("devices/interface")
+    ]
+    return {"disks": disks, "nics": nics}
+
+
+def use_fault(image: Path, existing: list[Domain]) -> str | None:
+    """Say which domain uses an image that is about to be made anew; None when none does.
+
+    :param existing: every domain of the host
+    """
+    for domain in existing:
+        used = [os.path.realpath(disk["path"]) for disk in devices(domain.xml)["disks"] if disk["path"]]
+        if os.path.realpath(image) in used:
+            return (
+                f"{image}: is a disk of the domain {domain.name}; undefine it ('virsh undefine {domain.name}') to "
+                "convert again, or take another output directory"
+            )
+    return None
+
+
+def _attribute(element: ET.Element, child: str, name: str) -> str:
+    found = element.find(child)
+    return "" if found is None else found.get(name, "")

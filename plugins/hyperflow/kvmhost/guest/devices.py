@@ -1,0 +1,214 @@
+"""The guest's file systems, and which of them a device name of its configuration means.
+
+The appliance has the disks in the manifest's order, which is the source's; so ``/dev/sda`` there is the guest's first
+disk. Names that hang on VMware's controllers are resolved by what is known of the disks, or not at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SCSI_SELF = 7  # the target number of the SCSI controller itself; VMware gives no disk that unit
+TOKENS = ("UUID", "LABEL", "PARTUUID", "PARTLABEL")
+
+_LETTERS = re.compile(r"/dev/(sd|hd|xvd|vd)([a-z]{1,2})(\d*)")
+_NVME = re.compile(r"/dev/nvme0n(\d+)(?:p(\d+))?")
+_BY = re.compile(r"/dev/disk/by-(uuid|label|partuuid|partlabel)/(.+)")
+_BY_PATH = re.compile(
+    r"/dev/disk/by-path/(.+?)-(?:scsi-\d+:\d+:(\d+):\d+|sas-phy(\d+)-lun-0|ata-(\d+)(?:\.\d+)?|nvme-(\d+))(?:-part(\d+))?"
+)
+_BY_ID = re.compile(r"/dev/disk/by-id/(?:scsi|wwn|ata|nvme)-(.+?)(?:-part(\d+))?")
+_MAPPER = re.compile(r"/dev/mapper/(.+)")
+_VMWARE_NAME = re.compile(
+    r"/dev/(?:(?:sd|hd)[a-z]{1,2}\d*|nvme\d+n\d+(?:p\d+)?|disk/by-path/.+|disk/by-id/(?:scsi|wwn|ata|nvme)-.+)"
+)
+
+
+@dataclass(frozen=True)
+class FileSystem:
+    """A file system, swap area or encrypted volume.
+
+    :param device: as the appliance names it: /dev/sda1, /dev/vg/lv
+    :param type: as blkid names it: ext4, xfs, swap, crypto_LUKS, ...
+    :param disk_id: the disk that holds it, or the first of its volume group's
+    """
+
+    device: str
+    type: str
+    uuid: str
+    label: str
+    disk_id: str | None
+
+
+class Devices:
+    """What is known of a guest's disks and file systems; pure once it was read.
+
+    :param filesystems: all of them
+    :param disk_ids: in the order of the guest's disks
+    :param partuuids: device -> PARTUUID, where known
+    :param serials: lower-case hex digits that a by-id name holds (VMware's disk UUID) -> index of the disk
+    """
+
+    def __init__(
+        self,
+        filesystems: Sequence[FileSystem],
+        disk_ids: Sequence[str],
+        partuuids: dict[str, str] | None = None,
+        serials: dict[str, int] | None = None,
+    ) -> None:
+        self.filesystems = tuple(filesystems)
+        self.disk_ids = tuple(disk_ids)
+        self._by_device = {one.device: one for one in filesystems}
+        self._partuuids = partuuids or {}
+        self._serials = serials or {}
+
+    def find(self, spec: str) -> FileSystem | None:
+        """Find the file system that a name of fstab, crypttab or a kernel command line means; None for none."""
+        spec = spec.strip('"')
+        token, equals, value = spec.partition("=")
+        if equals and token.upper() in TOKENS:
+            return self._by_token(token.lower(), value.strip('"'))
+        match = _BY.fullmatch(spec)
+        if match:
+            return self._by_token(match[1], re.sub(r"\\x([0-9a-fA-F]{2})", lambda hit: chr(int(hit[1], 16)), match[2]))
+        match = _MAPPER.fullmatch(spec)
+        if match:
+            return next((one for one in self.filesystems if _mapper_name(one.device) == match[1]), None)
+        if spec in self._by_device:
+            return self._by_device[spec]
+        place = self._place(spec)
+        return None if place is None else self._by_device.get(f"/dev/{disk_name(place[0])}{place[1]}")
+
+    def uuid_name(self, spec: str) -> str | None:
+        """Give ``UUID=...`` for a device name that another controller would change; None where that is impossible."""
+        found = self.find(spec)
+        if found is None or not found.uuid or not hangs_on_hardware(spec):
+            return None
+        if sum(one.uuid == found.uuid for one in self.filesystems) > 1:
+            return None  # a cloned disk: the name would be ambiguous
+        return f"UUID={found.uuid}"
+
+    def _by_token(self, kind: str, value: str) -> FileSystem | None:
+        if kind == "uuid":
+            return next((one for one in self.filesystems if one.uuid.lower() == value.lower()), None)
+        if kind == "label":
+            return next((one for one in self.filesystems if one.label == value), None)
+        if kind == "partuuid":
+            device = next((name for name, found in self._partuuids.items() if found.lower() == value.lower()), "")
+            return self._by_device.get(device)
+        return None
+
+    def _place(self, spec: str) -> tuple[int, str] | None:
+        """Which disk, by index, and which partition a hardware name means."""
+        match = _LETTERS.fullmatch(spec)
+        if match:
+            index = 0
+            for letter in match[2]:
+                index = index * 26 + ord(letter) - ord("a") + 1
+            return index - 1, match[3]
+        match = _NVME.fullmatch(spec)
+        if match:
+            return int(match[1]) - 1, match[2] or ""
+        match = _BY_PATH.fullmatch(spec)
+        if match:
+            target = int(next(number for number in match.groups()[1:5] if number is not None))
+            return self._by_target(target), match[6] or ""
+        match = _BY_ID.fullmatch(spec)
+        if match:
+            digits = match[1].lower().replace("-", "")
+            known = (index for serial, index in self._serials.items() if serial and serial in digits)
+            index = next(known, 0 if len(self.disk_ids) == 1 else -1)
+            return (index, match[2] or "") if index >= 0 else None
+        return None
+
+    def _by_target(self, target: int) -> int:
+        """A single disk is meant whatever the number; else units are counted as VMware gives them out."""
+        if len(self.disk_ids) == 1:
+            return 0
+        return target - 1 if target > SCSI_SELF else target
+
+
+def hangs_on_hardware(spec: str) -> bool:
+    """Whether a device name changes with the controller: /dev/sda1, by-path, by-id of a disk; not UUID=, LVM, ..."""
+    return _VMWARE_NAME.fullmatch(spec.strip('"')) is not None
+
+
+def disk_name(index: int) -> str:
+    """Name a disk as the kernel does: 0 is sda, 26 is sdaa."""
+    name = ""
+    index += 1
+    while index:
+        index, letter = divmod(index - 1, 26)
+        name = chr(ord("a") + letter) + name
+    return f"sd{name}"
+
+
+def read(handle: Any, disk_ids: Sequence[str], serials: dict[str, int] | None = None) -> Devices:
+    """Read file systems and identifiers from the appliance."""
+    holders = _volume_group_disks(handle)
+    disks, partitions = handle.list_devices(), handle.list_partitions()
+    parted = {handle.part_to_dev(partition) for partition in partitions}
+    # guestfs' list_filesystems does the same and more, in three times the time
+    blocks = [*(disk for disk in disks if disk not in parted), *partitions, *handle.lvs(), *handle.list_md_devices()]
+    filesystems: list[FileSystem] = []
+    partuuids = {}
+    for device in blocks:
+        try:
+            tags = handle.blkid(device)
+        except RuntimeError:
+            continue  # nothing that blkid knows: an empty partition, GRUB's, an extended one
+        name = holders.get(device.split("/")[2], device) if device.count("/") > 2 else device
+        index = _disk_index(name)
+        disk_id = disk_ids[index] if index is not None and index < len(disk_ids) else None
+        if "PART_ENTRY_UUID" in tags:
+            partuuids[device] = tags["PART_ENTRY_UUID"]
+        if tags.get("TYPE", "LVM2_member") != "LVM2_member":
+            filesystems.append(FileSystem(device, tags["TYPE"], tags.get("UUID", ""), tags.get("LABEL", ""), disk_id))
+    return Devices(filesystems, disk_ids, partuuids, serials)
+
+
+def device_of(mountable: str, blocks: Sequence[str]) -> str:
+    """Take the device out of a mountable: ``btrfsvol:/dev/sda2/@home`` is a subvolume of /dev/sda2.
+
+    guestfs' own mountable_device gives the name of the appliance's kernel, which can be another disk's in the API.
+
+    :param blocks: disks, partitions and logical volumes
+    """
+    if not mountable.startswith("btrfsvol:"):
+        return mountable
+    rest = mountable[len("btrfsvol:") :]
+    return max((block for block in blocks if rest.startswith(f"{block}/")), key=len, default=rest)
+
+
+def _volume_group_disks(handle: Any) -> dict[str, str]:
+    """The first physical volume of each volume group."""
+    groups = handle.vgs()
+    if not groups:
+        return {}
+    volumes = {handle.pvuuid(device).replace("-", ""): device for device in handle.pvs()}
+    holders: dict[str, str] = {}
+    for group in groups:
+        known: Iterable[str] = (volumes.get(uuid.replace("-", ""), "") for uuid in handle.vgpvuuids(group))
+        holders[group] = next((device for device in known if device), "")
+    return holders
+
+
+def _disk_index(device: str) -> int | None:
+    match = _LETTERS.fullmatch(device)
+    if match is None:
+        return None
+    index = 0
+    for letter in match[2]:
+        index = index * 26 + ord(letter) - ord("a") + 1
+    return index - 1
+
+
+def _mapper_name(device: str) -> str | None:
+    """/dev/my-group/root is my--group-root below /dev/mapper."""
+    parts = device.split("/")
+    if len(parts) != 4:
+        return None
+    return "-".join(part.replace("-", "--") for part in parts[2:])

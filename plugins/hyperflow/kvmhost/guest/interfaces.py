@@ -1,0 +1,278 @@
+"""The guest's network configuration, read from whichever stack it has: names, MAC addresses, addresses, gateways."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hyperflow.kvmhost.guest import netplan
+from hyperflow.kvmhost.guest.files import GuestFiles
+from hyperflow.kvmhost.stage import Job
+
+IFUPDOWN = "ifupdown"
+NETPLAN = "netplan"
+NETWORK_MANAGER = "NetworkManager"
+NETWORKD = "networkd"
+IFCFG = "ifcfg"
+WICKED = "wicked"
+
+NETPLAN_KINDS = ("ethernets", "bonds", "bridges", "vlans")
+MANY = 500  # files of one folder that are read; a guest with more is not configured by people
+_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
+# Names that udev or the kernel give to a network card; not bonds, bridges, VLANs, lo
+_PHYSICAL = re.compile(r"(?:en[opsxPv]\w+|eth\d+|em\d+|p\d+p\d+\w*)")
+
+
+@dataclass
+class Interface:
+    """An interface as one file configures it.
+
+    :param addresses: static ones that come up at boot, with prefix length: ``192.0.2.10/24``
+    :param file: the file in the guest
+    """
+
+    name: str
+    stack: str
+    file: str
+    mac: str | None = None
+    addresses: list[str] = field(default_factory=list)
+    gateway: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The interface for a result."""
+        keys = ("name", "mac", "addresses", "gateway", "stack", "file")
+        return {key: getattr(self, key) for key in keys}
+
+
+def is_physical(name: str) -> bool:
+    """Whether a name is a network card's, so that another machine may name the card otherwise."""
+    return _PHYSICAL.fullmatch(name) is not None
+
+
+def mac_address(value: str | None) -> str | None:
+    """Write a MAC address as the kernel does: lower case, with colons; None for what is none."""
+    text = (value or "").strip().strip("\"'").lower().replace("-", ":")
+    return text if _MAC.fullmatch(text) else None
+
+
+def read(files: GuestFiles, job: Job) -> list[Interface]:
+    """Read all the stacks whose files there are."""
+    found: list[Interface] = []
+    for path, text in _texts(files, ["/etc/network/interfaces"], "/etc/network/interfaces.d", r"[\w.-]+"):
+        found += ifupdown(path, text)
+    for path, text in _texts(files, [], "/etc/netplan", r"[^\0/]*\.yaml"):
+        try:
+            found += netplan_file(path, text)
+        except netplan.NotUnderstood as fault:
+            job.warn(f"{path} in the guest: not understood at {fault}; its interfaces are not in the result")
+    for path, text in _texts(files, [], "/etc/NetworkManager/system-connections", r"[^\0]*"):
+        found += keyfile(path, text)
+    for path, text in _texts(files, [], "/etc/systemd/network", r"[^\0]*\.network"):
+        found += networkd(path, text)
+    for path, text in _texts(files, [], "/etc/sysconfig/network-scripts", r"ifcfg-[^\0]*"):
+        found += ifcfg(path, text, IFCFG)
+    for path, text in _texts(files, [], "/etc/sysconfig/network", r"ifcfg-[^\0]*"):
+        found += ifcfg(path, text, WICKED)
+    return [one for one in found if one.name != "lo"]
+
+
+def ifupdown(path: str, text: str) -> list[Interface]:
+    """Read /etc/network/interfaces: one interface however many ``iface`` stanzas it has."""
+    found: dict[str, Interface] = {}
+    starts: set[str] = set()
+    current: Interface | None = None
+    for line in text.replace("\\\n", " ").split("\n"):
+        key, *rest = line.split() or [""]
+        if not rest or key.startswith("#"):
+            continue
+        if key == "auto" or key.startswith("allow-"):
+            starts.update(rest)
+        elif key == "iface":
+            name = rest[0].split(":")[0]  # ens192:0 is an alias of ens192
+            current = found.setdefault(name, Interface(name, IFUPDOWN, path))
+        elif key in ("bridge_ports", "bridge-ports", "bond-slaves", "slaves"):
+            for name in filter(is_physical, rest):
+                found.setdefault(name, Interface(name, IFUPDOWN, path))
+        elif current is not None:
+            _ifupdown_option(current, key, rest)
+    for one in found.values():
+        if one.name not in starts:
+            one.addresses = []
+    return list(found.values())
+
+
+def _ifupdown_option(interface: Interface, key: str, rest: list[str]) -> None:
+    if key == "address":
+        interface.addresses += _address(rest[0], "")
+    elif key == "netmask" and interface.addresses:
+        interface.addresses[-1:] = _with_mask(interface.addresses[-1], rest[0])
+    elif key == "gateway" and interface.gateway is None:
+        interface.gateway = rest[0]
+    elif key == "hwaddress":
+        interface.mac = mac_address(rest[-1])
+
+
+def netplan_file(path: str, text: str) -> list[Interface]:
+    """Read a netplan file.
+
+    :raises netplan.NotUnderstood: when it is not plain YAML
+    """
+    network = _mapping(_mapping(netplan.read(text)).get("network"))
+    found = []
+    for kind in NETPLAN_KINDS:
+        for key, value in _mapping(network.get(kind)).items():
+            settings = _mapping(value)
+            match = _mapping(settings.get("match"))
+            name = str(settings.get("set-name") or match.get("name") or key)
+            one = Interface(name, NETPLAN, path, mac_address(_text(match.get("macaddress"))))
+            for address in settings.get("addresses") or []:
+                one.addresses += _address(next(iter(address), "") if isinstance(address, dict) else str(address), "")
+            one.gateway = _text(settings.get("gateway4")) or _netplan_gateway(settings.get("routes"))
+            found.append(one)
+    return found
+
+
+def keyfile(path: str, text: str) -> list[Interface]:
+    """Read a connection of NetworkManager; one without an interface's name or MAC address applies to any."""
+    sections = _ini(text)
+    connection = sections.get("connection", [])
+    name, mac = _last(connection, "interface-name"), mac_address(_last(sections.get("ethernet", []), "mac-address"))
+    mac = mac or mac_address(_last(sections.get("802-3-ethernet", []), "mac-address"))
+    if not name and not mac:
+        return []
+    one = Interface(name or "", NETWORK_MANAGER, path, mac)
+    if _last(connection, "autoconnect").lower() in ("false", "no", "0"):
+        return [one]
+    for version in ("ipv4", "ipv6"):
+        for key, value in sections.get(version, []):
+            if re.fullmatch(r"address(?:es)?\d*", key):
+                parts = [part.strip() for part in re.split(r"[,;]", value) if part.strip()]
+                one.addresses += [found for part in parts if "/" in part for found in _address(part, "")]
+                one.gateway = one.gateway or next((part for part in parts if "/" not in part), None)
+            elif key == "gateway":
+                one.gateway = one.gateway or value
+    return [one]
+
+
+def networkd(path: str, text: str) -> list[Interface]:
+    """Read a .network file of systemd-networkd; a pattern for names is kept as it is."""
+    sections = _ini(text)
+    match = sections.get("Match", [])
+    mac = mac_address(_last(match, "MACAddress") or _last(match, "PermanentMACAddress"))
+    name = _last(match, "Name")
+    if not name and not mac:
+        return []
+    one = Interface(name, NETWORKD, path, mac)
+    for section in ("Network", "Address"):
+        for key, value in sections.get(section, []):
+            if key == "Address":
+                one.addresses += _address(value, "")
+    gateways = [
+        value for section in ("Network", "Route") for key, value in sections.get(section, []) if key == "Gateway"
+    ]
+    one.gateway = next(iter(gateways), None)
+    return [one]
+
+
+def ifcfg(path: str, text: str, stack: str) -> list[Interface]:
+    """Read an ifcfg file of RHEL (IPADDR with PREFIX or NETMASK) or SUSE (IPADDR=192.0.2.10/24)."""
+    file_name = path.rsplit("/ifcfg-", 1)[1]
+    if file_name.endswith(("~", ".bak", ".orig", ".rpmnew", ".rpmsave", ".rpmorig", ".old")):
+        return []
+    values: dict[str, str] = {}
+    for line in text.split("\n"):
+        key, equals, value = line.strip().partition("=")
+        if equals and not key.startswith("#"):
+            try:
+                words = shlex.split(value, comments=True)
+            except ValueError:
+                words = [value]
+            values[key] = words[0] if words else ""
+    name = values.get("DEVICE") or file_name
+    mac = mac_address(values.get("HWADDR") or values.get("LLADDR"))
+    one = Interface(name, stack, path, mac, gateway=values.get("GATEWAY") or None)
+    if values.get("ONBOOT", "yes").lower() == "no" or values.get("STARTMODE", "auto") in ("off", "manual"):
+        return [one]
+    for suffix in ("", *(f"{separator}{number}" for separator in ("", "_") for number in range(10))):
+        address = values.get(f"IPADDR{suffix}", "")
+        if address:
+            mask = (
+                values.get(f"PREFIX{suffix}") or values.get(f"PREFIXLEN{suffix}") or values.get(f"NETMASK{suffix}", "")
+            )
+            one.addresses += _address(address, mask)
+    one.addresses += _address(values.get("IPV6ADDR", ""), "")
+    return [one]
+
+
+def udev_names(files: GuestFiles) -> dict[str, str]:
+    """Names that the guest's own udev rules and .link files tie to a MAC address: name -> MAC address."""
+    found = {}
+    for _, text in _texts(files, [], "/etc/udev/rules.d", r"[^\0]*\.rules"):
+        for line in text.replace("\\\n", " ").split("\n"):
+            mac = re.search(r'ATTRS?\{address\}=="([^"]*)"', line)
+            name = re.search(r'\bNAME=?="([^"%$]+)"', line)
+            if mac and name and not line.lstrip().startswith("#") and mac_address(mac[1]):
+                found[name[1]] = str(mac_address(mac[1]))
+    for _, text in _texts(files, [], "/etc/systemd/network", r"[^\0]*\.link"):
+        sections = _ini(text)
+        match = sections.get("Match", [])
+        link_mac = mac_address(_last(match, "MACAddress") or _last(match, "PermanentMACAddress"))
+        link_name = _last(sections.get("Link", []), "Name")
+        if link_mac and link_name:
+            found[link_name] = link_mac
+    return found
+
+
+def _texts(files: GuestFiles, paths: Iterable[str], folder: str, pattern: str) -> list[tuple[str, str]]:
+    every = [*paths, *(f"{folder}/{name}" for name in files.names(folder, pattern)[:MANY])]
+    return [(path, text) for path in every for text in [files.read_text(path)] if text is not None]
+
+
+def _address(value: str, mask: str) -> list[str]:
+    """An address with its prefix length; nothing for what is no address, such as a variable or ``dhcp``."""
+    value = value.strip()
+    try:
+        return [ipaddress.ip_interface(f"{value}/{mask}" if mask and "/" not in value else value).with_prefixlen]
+    except ValueError:
+        return []
+
+
+def _with_mask(address: str, mask: str) -> list[str]:
+    return _address(address.rsplit("/", 1)[0], mask) or [address]
+
+
+def _ini(text: str) -> dict[str, list[tuple[str, str]]]:
+    """Read sections with keys that may come more than once, as systemd and GLib write them."""
+    sections: dict[str, list[tuple[str, str]]] = {}
+    current: list[tuple[str, str]] = []
+    for raw in text.split("\n"):
+        line = raw.strip()
+        if line.startswith("[") and line.endswith("]"):
+            current = sections.setdefault(line[1:-1], [])
+        elif line and line[0] not in "#;" and "=" in line:
+            key, _, value = line.partition("=")
+            current.append((key.strip(), value.strip()))
+    return sections
+
+
+def _last(pairs: Iterable[tuple[str, str]], key: str) -> str:
+    return next((value for name, value in reversed(list(pairs)) if name == key), "")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _netplan_gateway(routes: Any) -> str | None:
+    for route in routes if isinstance(routes, list) else []:
+        if isinstance(route, dict) and route.get("to") in ("default", "0.0.0.0/0"):
+            return _text(route.get("via"))
+    return None

@@ -1,0 +1,340 @@
+"""Decodes a streamOptimized VMDK in one pass: verified, inflated, digested and written while it is read.
+
+One thread reads and scans, one hashes the file in order, the others inflate grains, digest them and write them to their
+places. zlib, SHA-256 and pwrite release the interpreter lock, so they run on as many cores. Memory is bounded by the
+number of windows, not by the size of the disk.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import queue
+import threading
+from dataclasses import dataclass
+from typing import Callable, NamedTuple
+
+from hyperflow.kvmhost.images import vmdk
+from hyperflow.kvmhost.images.codecs import CodecError, Inflater, make_inflater
+from hyperflow.kvmhost.images.content import ABSENT, CHUNK, ContentMap, chunk_digest
+from hyperflow.kvmhost.images.qcow2 import ImageWriter
+from hyperflow.kvmhost.images.vmdk_scanner import Grain, Scanner
+
+WINDOW = 1 << 20  # bytes read at once
+BATCH = 1 << 20  # bytes of the disk that a thread inflates before it writes
+WORKERS_LIMIT = 16  # SHA-256 of the file, in one thread, keeps about six busy
+SMALL = 512  # bytes: a grain of zeros compresses to 80 to 300
+KNOWN_LIMIT = 64  # compressed forms of a grain of zeros to remember; one writer makes one or two
+
+Read = Callable[[memoryview], int]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What one pass over the file found.
+
+    :param sha256: of the file, hex
+    :param bytes: of the file
+    :param bytes_written: data bytes stored in the image
+    """
+
+    sha256: str
+    bytes: int
+    bytes_written: int
+    grains: int
+    header: vmdk.Header
+
+
+class DecodeFault(Exception):
+    """The stream is no VMDK that can be decoded; what was read of it is told along.
+
+    :param sha256: of the whole file, which was read to its end all the same
+    """
+
+    def __init__(self, message: str, sha256: str, count: int) -> None:
+        super().__init__(message)
+        self.sha256 = sha256
+        self.bytes = count
+
+
+class _Batch(NamedTuple):
+    """Grains that follow each other on the disk."""
+
+    place: int
+    first_chunk: int
+    chunks: int
+    grains: list[Grain]
+
+
+class _Window:
+    """A buffer that goes round: filled by the reader, used by the hasher and a worker, and filled again."""
+
+    def __init__(self, size: int, free: queue.SimpleQueue[_Window]) -> None:
+        self._data = bytearray(size)
+        self._free = free
+        self._lock = threading.Lock()
+        self._users = 0
+        self.view = memoryview(self._data)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._data))
+        self.start = 0  # bytes at the front that the window before has already hashed
+        self.end = 0
+
+    def share(self, users: int) -> None:
+        """Give the window to ``users`` threads."""
+        self._users = users
+
+    def release(self) -> None:
+        """One of them needs it no longer."""
+        with self._lock:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            self._free.put(self)
+
+
+class _Bench:
+    """What one worker works with."""
+
+    def __init__(self, grain_bytes: int, writer: ImageWriter) -> None:
+        self._data = bytearray(max(BATCH, grain_bytes))
+        self.view = memoryview(self._data)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._data))
+        self.inflater = make_inflater()
+        self.codec = writer.make_codec()
+
+
+def workers() -> int:
+    """Tell how many threads inflate: the CPUs this process may use, at least two."""
+    return min(WORKERS_LIMIT, max(2, len(os.sched_getaffinity(0))))
+
+
+class Decoder:
+    """One pass over one stream.
+
+    :param read: fills a buffer from the stream, like ``readinto``; 0 at its end
+    :param make_writer: makes the image's writer, when the header is known
+    :param make_content: makes the content map likewise
+    :param advance: told the number of bytes read
+    """
+
+    def __init__(
+        self,
+        read: Read,
+        make_writer: Callable[[vmdk.Header], ImageWriter],
+        make_content: Callable[[vmdk.Header], ContentMap],
+        advance: Callable[[int], None],
+    ) -> None:
+        self._read = read
+        self._make_writer = make_writer
+        self._make_content = make_content
+        self._advance = advance
+        self._scanner = Scanner()
+        self._digest = hashlib.sha256()
+        self._count = 0
+        self._written = 0
+        self._made_content: ContentMap | None = None
+        self._lock = threading.Lock()
+        self._fault: Exception | None = None  # the first of any thread
+        self._work: queue.SimpleQueue[tuple[_Window, list[_Batch]] | None] = queue.SimpleQueue()
+        self._hash: queue.SimpleQueue[_Window | None] = queue.SimpleQueue()
+        self._zero_forms: dict[bytes, bool] = {}
+
+    def run(self) -> Decoded:
+        """Decode the stream to its end.
+
+        :raises DecodeFault: when it is damaged or hostile
+        :raises OSError: when it cannot be read, or the image not be written
+        """
+        front = self._read_header()
+        try:
+            self._header = vmdk.read_header(front)
+            self.writer = self._make_writer(self._header)
+            self.content = self._made_content = self._make_content(self._header)
+        except vmdk.VmdkError as fault:
+            self._digest.update(front)
+            raise self._drained(str(fault)) from fault
+        free: queue.SimpleQueue[_Window] = queue.SimpleQueue()
+        size = WINDOW + self._header.largest_grain + 2 * vmdk.SECTOR
+        for _ in range(2 * workers() + 3):
+            free.put(_Window(size, free))
+        hasher = threading.Thread(target=self._run_hasher, daemon=True)
+        crew = [threading.Thread(target=self._run_worker, daemon=True) for _ in range(workers())]
+        for thread in (hasher, *crew):
+            thread.start()
+        try:
+            self._run_reader(front, free)
+        finally:
+            self._hash.put(None)
+            for _ in crew:
+                self._work.put(None)
+            for thread in (hasher, *crew):
+                thread.join()
+        return self._finish()
+
+    def close(self) -> None:
+        """Give back what a pass that failed had made."""
+        if self._made_content is not None:
+            self._made_content.close()
+
+    def _finish(self) -> Decoded:
+        if isinstance(self._fault, (vmdk.VmdkError, CodecError)):
+            raise DecodeFault(str(self._fault), self._digest.hexdigest(), self._count) from self._fault
+        if self._fault is not None:
+            raise self._fault
+        self.writer.finish()
+        return Decoded(self._digest.hexdigest(), self._count, self._written, self._scanner.grains, self._header)
+
+    def _read_header(self) -> bytes:
+        front = bytearray(vmdk.SECTOR)
+        view = memoryview(front)
+        while self._count < len(front):
+            count = self._read(view[self._count :])
+            if not count:
+                break
+            self._count += count
+        return bytes(front[: self._count])
+
+    def _drained(self, message: str) -> DecodeFault:
+        """Read on to the end, so that a file which was changed is told from one that was bad from the start."""
+        buffer = memoryview(bytearray(WINDOW))
+        while True:
+            count = self._read(buffer)
+            if not count:
+                return DecodeFault(message, self._digest.hexdigest(), self._count)
+            self._digest.update(buffer[:count])
+            self._count += count
+
+    def _run_reader(self, front: bytes, free: queue.SimpleQueue[_Window]) -> None:
+        """Read windows, find the grains in them, and hand both on."""
+        inflater = make_inflater()
+        carried = b""
+        fresh = front
+        while True:
+            window = free.get()
+            window.view[: len(carried)] = carried
+            window.start = len(carried)
+            window.view[window.start : window.start + len(fresh)] = fresh
+            end = window.start + len(fresh)
+            count = self._read(window.view[end : end + WINDOW - len(fresh)])
+            fresh = b""
+            window.end = end + count
+            self._count += count
+            self._advance(window.end - window.start)
+            if isinstance(self._fault, OSError):
+                return
+            if window.end == window.start:
+                break
+            batches: list[_Batch] = []
+            if self._fault is None:
+                batches, carried = self._scan(window, inflater)
+            else:
+                carried = b""
+            window.share(2)
+            self._hash.put(window)
+            self._work.put((window, batches))
+        if self._fault is None:
+            try:
+                self._scanner.finish(len(carried))
+            except vmdk.VmdkError as fault:
+                self._fail(fault)
+
+    def _scan(self, window: _Window, inflater: Inflater) -> tuple[list[_Batch], bytes]:
+        """Find the grains of a window and give each run of them its place in the image.
+
+        :return: the batches, and the bytes that belong to the next window
+        """
+        found: list[list[Grain]] = []
+        try:
+            grains, taken = self._scanner.feed(window.view[: window.end])
+        except vmdk.VmdkError as fault:
+            self._fail(fault)
+            return [], b""
+        header = self._header
+        most = max(1, BATCH // header.grain_bytes)
+        for grain in grains:
+            if grain.length <= SMALL and self._is_zero(window, grain, inflater):
+                continue
+            if found and grain.number == found[-1][-1].number + 1 and len(found[-1]) < most:
+                found[-1].append(grain)
+            else:
+                found.append([grain])
+        batches = []
+        each = header.grain_bytes // CHUNK
+        for run in found:
+            first = run[0].number * each
+            chunks = min(len(run) * each, -(-header.capacity_bytes // CHUNK) - first)
+            batches.append(_Batch(self.writer.place(chunks), first, chunks, run))
+        return batches, bytes(window.view[taken : window.end])
+
+    def _is_zero(self, window: _Window, grain: Grain, inflater: Inflater) -> bool:
+        """Tell a grain of zeros before it gets a place. One that is missed costs a hole in the image, no more."""
+        data = bytes(window.view[grain.start : grain.start + grain.length])
+        known = self._zero_forms.get(data)
+        if known is None:
+            room = bytearray(self._header.grain_bytes)
+            target = ctypes.addressof(ctypes.c_char.from_buffer(room))
+            try:
+                count = inflater.inflate(window.address + grain.start, grain.length, target, len(room))
+            except CodecError:
+                return False  # the worker says so, with its place
+            known = count == len(room) and room.count(0) == count
+            if len(self._zero_forms) < KNOWN_LIMIT:
+                self._zero_forms[data] = known
+        return known
+
+    def _run_hasher(self) -> None:
+        while True:
+            window = self._hash.get()
+            if window is None:
+                return
+            self._digest.update(window.view[window.start : window.end])
+            window.release()
+
+    def _run_worker(self) -> None:
+        bench: _Bench | None = None
+        while True:
+            item = self._work.get()
+            if item is None:
+                return
+            window, batches = item
+            try:
+                bench = bench or _Bench(self._header.grain_bytes, self.writer)
+                for batch in batches:
+                    if self._fault is None:
+                        self._store(window, batch, bench)
+            except Exception as fault:  # noqa: BLE001 - raised by run(); windows must go round all the same
+                self._fail(fault)
+            window.release()
+
+    def _store(self, window: _Window, batch: _Batch, bench: _Bench) -> None:
+        """Inflate, digest and write one batch."""
+        for number, grain in enumerate(batch.grains):
+            self._inflate(window, grain, bench, number * self._header.grain_bytes)
+        data = bench.view[: batch.chunks * CHUNK]
+        digests = [chunk_digest(data[start : start + CHUNK]) for start in range(0, len(data), CHUNK)]
+        self.content.set(batch.first_chunk, b"".join(digests))
+        zeros = [digest == ABSENT for digest in digests]
+        written = self.writer.store(batch.place, batch.first_chunk, data, zeros, bench.codec)
+        with self._lock:
+            self._written += written
+
+    def _inflate(self, window: _Window, grain: Grain, bench: _Bench, position: int) -> None:
+        """Inflate one grain to ``position`` of the bench; what is behind the end of the disk is no content."""
+        size = self._header.grain_bytes
+        offset = grain.number * size
+        try:
+            count = bench.inflater.inflate(window.address + grain.start, grain.length, bench.address + position, size)
+        except CodecError as fault:
+            raise CodecError(f"grain {grain.number} (disk offset {offset}): {fault}") from fault
+        left = self._header.capacity_bytes - offset
+        if count < min(size, left):
+            raise CodecError(f"grain {grain.number} (disk offset {offset}): inflates to {count} bytes, expected {size}")
+        if left < size:
+            bench.view[position + left : position + size] = bytes(size - left)
+
+    def _fail(self, fault: Exception) -> None:
+        with self._lock:
+            if self._fault is None:
+                self._fault = fault
+        self.writer.abandon()

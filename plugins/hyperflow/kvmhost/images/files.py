@@ -1,0 +1,167 @@
+"""Files of a stage's own: opened without following links, hashed, put in place, and remembered.
+
+Work goes to ``.NAME.partial`` beside the target. Before the finished file gets its name, a note ``.NAME.json`` with its
+digest is written, so a later run can tell its own work from somebody else's file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Callable
+
+from hyperflow.kvmhost.progress import size
+from hyperflow.kvmhost.stage import BadRequest, StageError, write_atomically
+
+WINDOW = 1024 * 1024  # bytes read at once
+NOTE_LIMIT = 1024 * 1024  # bytes of a note; ours have some hundred
+
+
+def partial_path(target: Path) -> Path:
+    """Name the file that becomes ``target`` when it is complete."""
+    return target.with_name(f".{target.name}.partial")
+
+
+def note_path(target: Path) -> Path:
+    """Name the note that belongs to ``target``."""
+    return target.with_name(f".{target.name}.json")
+
+
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading.
+
+    :return: the descriptor
+    :raises BadRequest: when there is none, or it is a device, a FIFO or a directory
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as fault:
+        raise BadRequest(f"{path}: {fault.strerror}") from fault
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BadRequest(f"{path}: no regular file")
+    return descriptor
+
+
+def create_partial(target: Path) -> int:
+    """Create the partial file of ``target`` anew; what an earlier try left is removed, never written into.
+
+    :return: the descriptor, open for reading and writing
+    """
+    partial = partial_path(target)
+    remove_leftover(partial)
+    return os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+
+
+def remove_leftover(path: Path) -> None:
+    """Remove what an earlier try left under a name of ours."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove what killed runs of :func:`~hyperflow.kvmhost.stage.write_atomically` left beside ``path``."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        remove_leftover(leftover)
+
+
+def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> tuple[str, int]:
+    """Compute a regular file's SHA-256 in one sequential read.
+
+    :param advance: told the number of bytes after each window
+    :return: hex digest and number of bytes
+    :raises BadRequest: when there is no such regular file
+    """
+    digest = hashlib.sha256()
+    total = 0
+    buffer = memoryview(bytearray(WINDOW))
+    with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        while True:
+            count = file.readinto(buffer)
+            if not count:
+                return digest.hexdigest(), total
+            digest.update(buffer[:count])
+            total += count
+            if advance is not None:
+                advance(count)
+
+
+def put_in_place(target: Path, note: Mapping[str, Any]) -> None:
+    """Give the finished partial file its name, after its note was written; never over another file.
+
+    :raises BadRequest: when something has that name meanwhile
+    """
+    partial = partial_path(target)
+    descriptor = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    write_atomically(note_path(target), json.dumps(note, indent=2) + "\n")
+    try:
+        os.link(partial, target)  # fails where a rename would overwrite
+    except FileExistsError as fault:
+        raise BadRequest(f"{target}: appeared while the work ran; move it away and start again") from fault
+    except OSError as fault:
+        if fault.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        if target.exists():  # a file system without hard links: the best that is left
+            raise BadRequest(f"{target}: appeared while the work ran; move it away and start again") from fault
+        partial.replace(target)
+    remove_leftover(partial)
+    sync_directory(target.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make new names in a directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_earlier(target: Path) -> None:
+    """Remove an earlier product of ours and its note, so that the new one, which is complete, can take its name."""
+    target.unlink(missing_ok=True)
+    note_path(target).unlink(missing_ok=True)
+
+
+def read_note(target: Path) -> dict[str, Any] | None:
+    """Read the note beside ``target``; None where there is none that can be read."""
+    path = note_path(target)
+    if path.is_symlink():
+        return None
+    try:
+        descriptor = open_regular(path)
+    except BadRequest:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        content = file.read(NOTE_LIMIT)
+    try:
+        note = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return note if isinstance(note, dict) else None
+
+
+def require_space(directory: Path, needed: int, what: str) -> None:
+    """Refuse work that will not fit.
+
+    :param needed: bytes
+    :raises StageError: when the file system has less left
+    """
+    found = os.statvfs(directory)
+    free = found.f_bavail * found.f_frsize
+    if free < needed:
+        raise StageError(
+            f"{directory}: {size(free)} free, but {what} needs {size(needed)}; make room or take another directory"
+        )

@@ -1,0 +1,225 @@
+"""Reads what a guest would see on a disk, through QEMU and the NBD protocol.
+
+An image is served read-only by ``qemu-nbd`` on a socket of its own, its format named; libnbd (Debian's
+python3-libnbd) asks which parts hold data and reads those. Nothing here shares code with the writers of
+:mod:`hyperflow.kvmhost.images.qcow2`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hyperflow.kvmhost.images.content import CHUNK, ContentMap, chunk_digest
+from hyperflow.kvmhost.images.qemu import driver
+from hyperflow.kvmhost.stage import StageError
+
+ALLOCATION = "base:allocation"
+DEPTH = "qemu:allocation-depth"
+STATE_ZERO = 2  # base:allocation: reads as zeros
+PIECE = 1 << 20  # bytes read at once, a multiple of the chunk
+ASK = 1 << 30  # bytes whose state is asked at once
+START_SECONDS = 30.0
+
+Range = tuple[int, int]  # first byte, and the one behind the last
+
+
+@contextlib.contextmanager
+def serve(image: dict[str, Any], connections: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Serve an image read-only while the context lasts.
+
+    :param image: QEMU's description of it, as made by :func:`describe`
+    :return: the socket's path, where the server soon listens, and the server
+    :raises StageError: when there is no qemu-nbd
+    """
+    if shutil.which("qemu-nbd") is None:
+        raise StageError("qemu-nbd is not installed on this host (package qemu-utils or qemu-img)")
+    with tempfile.TemporaryDirectory(prefix="hyperflow-nbd-") as folder:
+        path = str(Path(folder) / "socket")
+        shared = f"--shared={connections}"
+        # not --persistent: should this program be killed, the server ends with its last connection
+        arguments = ["qemu-nbd", "--read-only", "--allocation-depth", shared, f"--socket={path}"]
+        process = subprocess.Popen(
+            [*arguments, "json:" + json.dumps(image)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            yield path, process
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+def describe(path: Path, image_format: str) -> dict[str, Any]:
+    """Describe an image to QEMU: its format is named, and nothing is probed."""
+    return {"driver": driver(image_format), "file": {"driver": "file", "filename": str(path)}}
+
+
+def read_content(image: dict[str, Any], directory: Path, advance: Callable[[int], None]) -> tuple[ContentMap, int]:
+    """Compute the content map of a whole image.
+
+    :param directory: where the map's file may lie
+    :param advance: told the bytes of the disk that are done
+    :return: the map, which the caller closes, and the disk's size in bytes
+    """
+    with _connected(image) as handles:
+        size = int(handles[0].get_size())
+        content = ContentMap(directory, size)
+        try:
+            ranges = _ranges(handles[0], size, ALLOCATION, lambda state: not state & STATE_ZERO)
+            _digest(handles, ranges, size, content, advance)
+            advance(0)
+        except BaseException:
+            content.close()
+            raise
+    return content, size
+
+
+def update_content(overlay: dict[str, Any], content: ContentMap, advance: Callable[[int], None]) -> int:
+    """Bring a content map up to date with what an overlay changes.
+
+    :param overlay: its description, with a backing image
+    :param content: of the backing image
+    :return: how many chunks the overlay holds a part of
+    """
+    with _connected(overlay) as handles:
+        size = int(handles[0].get_size())
+        ranges = _ranges(handles[0], size, DEPTH, lambda depth: depth == 1)
+        return _digest(handles, ranges, size, content, advance)
+
+
+def _ranges(handle: Any, size: int, context: str, wanted: Callable[[int], bool]) -> Iterator[Range]:
+    """Find the parts of the disk that are in a wanted state, widened to whole chunks, in order, none twice."""
+    found: list[tuple[int, int]] = []
+
+    def take(name: str, _offset: int, extents: list[int], _error: Any) -> int:
+        if name == context:
+            found.extend(zip(extents[::2], extents[1::2]))
+        return 0
+
+    position = done = 0
+    while position < size:
+        found.clear()
+        handle.block_status(min(ASK, size - position), position, take)
+        if not found:
+            raise StageError(f"qemu-nbd tells nothing about {context} at {position}")
+        for length, state in found:
+            end = min(position + length, size)
+            if wanted(state):
+                first = max(position // CHUNK * CHUNK, done)
+                done = -(-end // CHUNK) * CHUNK
+                if first < done:
+                    yield first, min(done, size)
+            position = end
+
+
+def _digest(
+    handles: list[Any],
+    ranges: Iterator[Range],
+    size: int,
+    content: ContentMap,
+    advance: Callable[[int], None],
+) -> int:
+    """Read and digest ranges with a thread for each connection but the first, which looks for the ranges.
+
+    :return: how many chunks were read
+    """
+    pieces: queue.Queue[Range | None] = queue.Queue(maxsize=4 * len(handles))
+    faults: list[Exception] = []
+    chunks = 0
+
+    def work(handle: Any) -> None:
+        while True:
+            piece = pieces.get()
+            if piece is None:
+                return
+            if faults:
+                continue
+            try:
+                _digest_piece(handle, piece, content)
+                advance(piece[1] - piece[0])
+            except Exception as fault:  # noqa: BLE001 - raised below, in the thread that called
+                faults.append(fault)
+
+    crew = [threading.Thread(target=work, args=(handle,), daemon=True) for handle in handles[1:]]
+    for thread in crew:
+        thread.start()
+    try:
+        for first, end in ranges:
+            chunks += -(-(end - first) // CHUNK)
+            for start in range(first, end, PIECE):
+                pieces.put((start, min(start + PIECE, end)))
+            if faults:
+                break
+    finally:
+        for _ in crew:
+            pieces.put(None)
+        for thread in crew:
+            thread.join()
+    if faults:
+        raise StageError(f"reading the image back failed: {faults[0]}") from faults[0]
+    return chunks
+
+
+def _digest_piece(handle: Any, piece: Range, content: ContentMap) -> None:
+    start, end = piece
+    data = handle.pread(end - start, start)
+    if len(data) % CHUNK:  # the end of the disk
+        data = bytes(data).ljust(-(-len(data) // CHUNK) * CHUNK, b"\0")
+    view = memoryview(data)
+    digests = b"".join(chunk_digest(view[at : at + CHUNK]) for at in range(0, len(view), CHUNK))
+    content.set(start // CHUNK, digests)
+
+
+@contextlib.contextmanager
+def _connected(image: dict[str, Any]) -> Iterator[list[Any]]:
+    """Serve an image and connect to it once for each CPU and once more."""
+    try:
+        import nbd
+    except ImportError as fault:
+        raise StageError("libnbd for Python is not installed on this host (package python3-libnbd)") from fault
+    count = 1 + min(4, max(2, len(os.sched_getaffinity(0))))
+    with serve(image, count) as (path, process):
+        handles: list[Any] = []
+        try:
+            while len(handles) < count:
+                handles.append(_connect(nbd, path, process))
+            yield handles
+        except nbd.Error as fault:
+            raise StageError(f"reading the image through qemu-nbd failed: {fault.string}") from fault
+        finally:
+            for handle in handles:
+                with contextlib.suppress(nbd.Error):
+                    handle.shutdown()
+
+
+def _connect(nbd: Any, path: str, process: subprocess.Popen[bytes]) -> Any:
+    """Connect as soon as the server listens."""
+    limit = time.monotonic() + START_SECONDS
+    while True:
+        handle = nbd.NBD()
+        handle.add_meta_context(ALLOCATION)
+        handle.add_meta_context(DEPTH)
+        try:
+            handle.connect_unix(path)
+        except nbd.Error as fault:
+            if process.poll() is not None:
+                _, errors = process.communicate()
+                raise StageError(f"qemu-nbd: {errors.decode('utf-8', 'replace').strip()[-2000:]}") from fault
+            if time.monotonic() > limit:
+                raise StageError(f"qemu-nbd did not come up within {START_SECONDS:.0f} s: {fault.string}") from fault
+            time.sleep(0.01)
+        else:
+            return handle

@@ -1,0 +1,173 @@
+"""qemu-img, called so that it never guesses: every image's format is named, every answer is read as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hyperflow.kvmhost.stage import Job, StageError
+
+DRIVERS = {"vhd": "vpc"}  # where QEMU's name of a format is another one
+_PERCENT = re.compile(rb"\((\d+)\.\d+/100%\)")
+_SECONDS = 600  # a question about an image is answered from its tables
+
+
+def driver(image_format: str) -> str:
+    """Name QEMU's driver of a format as manifests name it."""
+    return DRIVERS.get(image_format, image_format)
+
+
+def note_version(job: Job) -> None:
+    """Record qemu-img's version among the stage's tools.
+
+    :raises StageError: when there is no qemu-img
+    """
+    if "qemu-img" in job.tools:
+        return
+    if shutil.which("qemu-img") is None:
+        raise StageError("qemu-img is not installed on this host (package qemu-utils or qemu-img)")
+    text = run(["qemu-img", "--version"])
+    match = re.search(r"version ([\w.]+)", text)
+    job.tools["qemu-img"] = match[1] if match else "unknown"
+
+
+def run(arguments: list[str]) -> str:
+    """Run a short qemu-img command.
+
+    :return: its standard output
+    :raises StageError: with what it said on standard error
+    """
+    done = _call(arguments)
+    if done.returncode != 0:
+        raise StageError(f"{' '.join(arguments[:2])}: {_said(done.stderr)}")
+    return done.stdout.decode("utf-8", "replace")
+
+
+def info(path: Path, image_format: str) -> dict[str, Any]:
+    """Describe one image, without its backing files.
+
+    :param image_format: as manifests name it
+    """
+    answer: dict[str, Any] = json.loads(
+        run(["qemu-img", "info", "--output=json", "-f", driver(image_format), str(path)])
+    )
+    return answer
+
+
+def check(path: Path, image_format: str) -> dict[str, Any]:
+    """Check an image's tables.
+
+    :return: qemu-img's answer, with ``exit_status``: 0 sound, 2 damaged, 3 leaks
+    :raises StageError: when the check itself was not possible
+    """
+    done = _call(["qemu-img", "check", "--output=json", "-f", driver(image_format), str(path)])
+    if done.returncode not in (0, 2, 3):
+        raise StageError(f"{path}: qemu-img check could not be done: {_said(done.stderr)}")
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError as fault:
+        raise StageError(f"{path}: qemu-img check gave no answer: {_said(done.stderr)}") from fault
+    return {**answer, "exit_status": done.returncode}
+
+
+def measure(image: dict[str, Any], target_format: str) -> int:
+    """Tell how many bytes an image of another format needs for the same content.
+
+    :param image: QEMU's description of it
+    :param target_format: raw or qcow2
+    """
+    arguments = ["qemu-img", "measure", "--output=json", "-O", target_format, "json:" + json.dumps(image)]
+    return int(json.loads(run(arguments))["required"])
+
+
+def convert(
+    source: tuple[Path, str], target: tuple[Path, str], options: list[str], advance: Callable[[int], None]
+) -> None:
+    """Copy an image into another format.
+
+    :param source: path and format as manifests name it
+    :param target: likewise; the file is made anew
+    :param options: further arguments
+    :param advance: told the percent done since it was last told
+    """
+    arguments = ["qemu-img", "convert", "-p", "-W", "-f", driver(source[1]), "-O", driver(target[1]), *options]
+    process = subprocess.Popen(
+        [*arguments, str(source[0]), str(target[0])],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        for percent in _percents(process):
+            advance(percent)
+        _, errors = process.communicate()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    if process.returncode != 0:
+        raise StageError(f"{source[0]}: qemu-img convert: {_said(errors)}")
+
+
+def commit(overlay: Path, base: Path, base_format: str) -> None:
+    """Write what an overlay holds into another base than the one it names.
+
+    The base is given in the description of the overlay, so the overlay itself stays byte for byte what it was, and
+    ``-d`` keeps its content: a commit that was killed is done again on a new base.
+
+    :raises StageError: when it fails; the base is then worthless
+    """
+    description = {
+        "driver": "qcow2",
+        "file": {"driver": "file", "filename": str(overlay)},
+        "backing": {"driver": driver(base_format), "file": {"driver": "file", "filename": str(base)}},
+    }
+    run_long(["qemu-img", "commit", "-q", "-d", "json:" + json.dumps(description)])
+
+
+def run_long(arguments: list[str]) -> None:
+    """Run a command that may take hours; it ends with the stage.
+
+    :raises StageError: with what it said on standard error
+    """
+    process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        _, errors = process.communicate()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    if process.returncode != 0:
+        raise StageError(f"{' '.join(arguments[:2])}: {_said(errors)}")
+
+
+def _percents(process: subprocess.Popen[bytes]) -> Iterator[int]:
+    """Follow qemu-img's progress: yields what was done since the last time."""
+    done = 0
+    while process.stdout is not None:
+        text = process.stdout.read1(4096)  # type: ignore[attr-defined] # a BufferedReader, whatever IO[bytes] says
+        if not text:
+            return
+        for match in _PERCENT.finditer(text):
+            percent = int(match[1])
+            if percent > done:
+                yield percent - done
+                done = percent
+
+
+def _call(arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_SECONDS)
+    except subprocess.TimeoutExpired as fault:
+        raise StageError(f"{' '.join(arguments[:2])}: no answer within {_SECONDS} s") from fault
+    except FileNotFoundError as fault:
+        raise StageError("qemu-img is not installed on this host (package qemu-utils or qemu-img)") from fault
+
+
+def _said(errors: bytes) -> str:
+    return errors.decode("utf-8", "replace").strip()[-2000:] or "it failed without a word"

@@ -1,0 +1,115 @@
+"""What a source image may be, looked at before QEMU opens it.
+
+An image from another machine can name further files: a backing file, an external data file, the extents of a VMDK
+descriptor. QEMU opens what it finds there, so a crafted image reads ``/etc/shadow`` or a host's disk into the guest.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from pathlib import Path
+
+from hyperflow.kvmhost.images import files, qemu, vmdk
+from hyperflow.kvmhost.stage import BadRequest
+
+_QCOW2 = struct.Struct(">4sIQIIQ")
+_DATA_FILE_BIT = 1 << 2  # incompatible feature: the clusters are in another file
+_DESCRIPTOR_LIMIT = 1 << 20  # bytes
+_EXTENT = re.compile(r'(?:RW|RDONLY|NOACCESS)\s+\d+\s+(\w+)(?:\s+"([^"]*)")?.*')
+_EXTENT_KINDS = ("FLAT", "SPARSE", "ZERO", "VMFS", "VMFSSPARSE", "SESPARSE")
+
+
+def is_stream_optimized(path: Path) -> bool:
+    """Tell whether a VMDK is one that :mod:`hyperflow.kvmhost.images.decode` reads in one pass.
+
+    :raises BadRequest: when it claims to be one and is absurd
+    """
+    header = _start(path, vmdk.SECTOR)
+    if header[:4] != vmdk.MAGIC:
+        return False
+    try:
+        # smaller grains would have to be put together to clusters: qemu-img does that
+        return vmdk.read_header(header).grain_bytes >= 65536
+    except vmdk.UnsupportedVmdk:
+        return False
+    except vmdk.VmdkError as fault:
+        raise BadRequest(f"{path}: {fault}") from fault
+
+
+def require_self_contained(path: Path, image_format: str) -> None:
+    """Refuse an image that would make QEMU open other files than its own.
+
+    :param image_format: as manifests name it
+    :raises BadRequest: naming what it refers to
+    """
+    if image_format == "qcow2":
+        _check_qcow2(path)
+    elif image_format == "vmdk":
+        _check_vmdk(path)
+    found = qemu.info(path, image_format)
+    for key in ("backing-filename", "full-backing-filename"):
+        if found.get(key):
+            raise BadRequest(f"{path}: refers to the backing file {found[key]!r}, expected an image of its own")
+    if found.get("format-specific", {}).get("data", {}).get("data-file"):
+        raise BadRequest(f"{path}: keeps its data in another file, expected an image of its own")
+
+
+def _check_qcow2(path: Path) -> None:
+    header = _start(path, 104)
+    if len(header) < 72 or header[:4] != b"QFI\xfb":
+        raise BadRequest(f"{path}: found no qcow2 header, but the manifest says qcow2")
+    _, version, backing_offset, _, _, _ = _QCOW2.unpack_from(header)
+    if backing_offset:
+        raise BadRequest(f"{path}: refers to a backing file, expected an image of its own")
+    if version >= 3 and len(header) >= 80 and struct.unpack_from(">Q", header, 72)[0] & _DATA_FILE_BIT:
+        raise BadRequest(f"{path}: keeps its data in another file, expected an image of its own")
+
+
+def _check_vmdk(path: Path) -> None:
+    start = _start(path, vmdk.SECTOR)
+    if start[:4] == vmdk.MAGIC:
+        capacity, offset, length = struct.unpack_from("<Q8xQQ", start, 12)
+        if capacity == 0:  # QEMU then takes the descriptor for one of other files
+            raise BadRequest(f"{path}: the sparse header has a capacity of 0")
+        if offset and length:
+            _check_descriptor(path, offset * vmdk.SECTOR, min(length * vmdk.SECTOR, _DESCRIPTOR_LIMIT))
+    elif start.lstrip().startswith(b"#"):
+        _check_descriptor(path, 0, _DESCRIPTOR_LIMIT)
+    elif start[:4] != b"COWD":
+        raise BadRequest(f"{path}: found no VMDK header or descriptor, but the manifest says vmdk")
+
+
+def _check_descriptor(path: Path, offset: int, length: int) -> None:
+    """Refuse a parent, and extents that are no regular files beside the descriptor."""
+    text = _read(path, offset, length).split(b"\0", 1)[0].decode("utf-8", "replace")
+    for line in (line.strip() for line in text.splitlines()):
+        key, _, value = (part.strip().strip('"') for part in line.partition("="))
+        if key.lower() == "parentfilenamehint" or (key.lower() == "parentcid" and value.lower() != "ffffffff"):
+            raise BadRequest(f"{path}: has the parent {value!r}, expected a disk of its own")
+        if line.split(" ", 1)[0] not in ("RW", "RDONLY", "NOACCESS"):
+            continue
+        match = _EXTENT.fullmatch(line)
+        if match is None or match[1] not in _EXTENT_KINDS:
+            raise BadRequest(f"{path}: found the extent {line!r}, expected a kind out of {', '.join(_EXTENT_KINDS)}")
+        name = match[2]
+        if not name:
+            continue
+        if "/" in name or ":" in name or name in (".", ".."):  # QEMU reads PROTOCOL:... as well
+            raise BadRequest(f"{path}: found an extent in {name!r}, expected a bare name in the disk's own folder")
+        extent = path.parent / name
+        if offset == 0 and (extent.is_symlink() or not extent.is_file()):
+            raise BadRequest(f"{path}: found an extent in {name!r}, which is no regular file in the disk's own folder")
+
+
+def _start(path: Path, length: int) -> bytes:
+    return _read(path, 0, length)
+
+
+def _read(path: Path, offset: int, length: int) -> bytes:
+    descriptor = files.open_regular(path)
+    try:
+        return os.pread(descriptor, length, offset)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,355 @@
+"""Detached jobs on a KVM host: a stage that outlives the connection that started it.
+
+A job belongs to one task of one run and has a directory of its own, ``JOBS/DAG/RUN/TASK/``. Each start that cannot
+attach to a running copy makes the next generation below it::
+
+    TASK/lock                   held while a generation is chosen: one start at a time
+    TASK/1/job.json             the supervisor's pid and start time, the boot id, the stage
+    TASK/1/log                  what the stage said
+    TASK/1/delivered            how many bytes of the log a reader has acknowledged
+    TASK/1/result.json          what the stage observed, written by the stage
+    TASK/1/exit.json            exit status, written by the supervisor
+    TASK/1/collected            the control plane has the result
+
+The options never touch the disk: they go from standard input through a pipe into the stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hyperflow.kvmhost.stage import EXIT_BAD_REQUEST, EXIT_TRY_AGAIN, OPTIONS_LIMIT, STAGES, write_atomically
+
+RUNNING = "RUNNING"
+DONE = "DONE"  # the stage ended, with whatever exit status
+LOST = "LOST"  # the stage is gone and left no exit status: reboot, OOM killer, kill -9
+ABSENT = "ABSENT"  # there is no such job
+
+LOG_CHUNK = 256 * 1024  # bytes of log in one poll
+RESULT_LIMIT = 1024 * 1024  # bytes; a result is kilobytes, more is a fault of the stage
+START_GRACE = 30.0  # seconds a start may take from the generation's directory to its job.json
+KILL_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main(arguments: list[str]) -> int:
+    """Run ``job start|poll|kill|collect|remove``; each prints one line of JSON first."""
+    parser = argparse.ArgumentParser(prog="hyperflow-kvmhost job")
+    commands = parser.add_subparsers(dest="command", required=True)
+    starting = commands.add_parser("start", help="start the stage detached, or attach to a running copy")
+    starting.add_argument("--directory", type=Path, required=True, help="the task's directory")
+    starting.add_argument("--stage", choices=STAGES, required=True)
+    starting.add_argument("--run", required=True, help="the run this job belongs to, DAG/RUN")
+    starting.add_argument("--restart", action="store_true", help="end a running copy instead of attaching to it")
+    polling = commands.add_parser("poll", help="state, and the log from an offset")
+    polling.add_argument("--job", type=Path, required=True, help="the generation's directory")
+    polling.add_argument("--offset", type=int, default=-1, help="-1: from where the last reader stopped")
+    collecting = commands.add_parser("collect", help="note that the result was taken over")
+    collecting.add_argument("--job", type=Path, required=True, help="the generation's directory")
+    killing = commands.add_parser("kill", help="end the task's job")
+    killing.add_argument("--directory", type=Path, required=True, help="the task's directory")
+    removing = commands.add_parser("remove", help="end and remove all jobs of a run")
+    removing.add_argument("--directory", type=Path, required=True, help="the run's directory")
+    parsed = parser.parse_args(arguments)
+    if parsed.command == "start":
+        return _start_command(parsed)
+    if parsed.command == "poll":
+        answer, log = poll(parsed.job, parsed.offset)
+        sys.stdout.write(json.dumps({**answer, "log_bytes": len(log)}) + "\n")
+        sys.stdout.flush()
+        sys.stdout.buffer.write(log)
+        return 0
+    if parsed.command == "kill":
+        print(json.dumps({"killed": kill(parsed.directory)}))
+    elif parsed.command == "collect":
+        write_atomically(parsed.job / "collected", "")
+        print(json.dumps({"collected": True}))
+    else:
+        print(json.dumps({"removed": remove(parsed.directory)}))
+    return 0
+
+
+def _start_command(parsed: argparse.Namespace) -> int:
+    options = sys.stdin.read(OPTIONS_LIMIT + 1)
+    try:
+        answer = start(parsed.directory, parsed.stage, parsed.run, options, restart=parsed.restart)
+    except TimeoutError as fault:
+        print(json.dumps({"error": str(fault)}))
+        return EXIT_TRY_AGAIN
+    except OSError as fault:
+        print(json.dumps({"error": f"{parsed.directory}: {fault.strerror}; is the staging directory writable?"}))
+        return EXIT_BAD_REQUEST
+    print(json.dumps(answer))
+    return 0
+
+
+def start(directory: Path, stage: str, run: str, options: str, *, restart: bool = False) -> dict[str, Any]:
+    """Start a stage detached, or attach to what an earlier start of the same task left.
+
+    Attached is to a copy that still runs, and to one that succeeded while nobody could ask for its result.
+    Whatever else is there is ended before a new generation starts, so that one copy runs at any moment.
+
+    :param restart: end a running copy: what it works with (a lease) is gone
+    :return: ``{"job": generation directory, "attached": bool}``
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _locked(directory / "lock"):
+        generations = _generations(directory)
+        if generations:
+            last = generations[-1]
+            state = observe(last)
+            if (state["state"] == RUNNING and not restart) or _succeeded_unseen(last, state):
+                return {"job": str(last), "attached": True}
+            _end_processes(last)
+        job = directory / str(len(generations) + 1)
+        job.mkdir(mode=0o700)
+        _launch(job, stage, run, options)
+    return {"job": str(job), "attached": False}
+
+
+def observe(job: Path) -> dict[str, Any]:
+    """Tell what became of a job.
+
+    :return: ``{"state": RUNNING}``, ``{"state": DONE, "exit_status": n}``, ``{"state": LOST, "reason": text}`` or
+        ``{"state": ABSENT}``
+    """
+    if not job.is_dir():
+        return {"state": ABSENT}
+    ended = _exit_status(job)
+    if ended is not None:
+        return {"state": DONE, "exit_status": ended}
+    try:
+        record = json.loads((job / "job.json").read_text())
+    except FileNotFoundError:
+        age = time.time() - job.stat().st_mtime
+        if age < START_GRACE:
+            return {"state": RUNNING}
+        return {"state": LOST, "reason": "the job was claimed, but its process never came up"}
+    return _observe_process(job, record)
+
+
+def _observe_process(job: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Tell what became of a job that had, a moment ago, no exit status.
+
+    It is the supervisor that is looked for: it writes the exit status once the stage has ended, which dies with it.
+    """
+    if record["boot_id"] != _boot_id():
+        return {"state": LOST, "reason": "the host was restarted while the stage ran"}
+    if _start_time(record["pid"]) == record["start_time"]:
+        return {"state": RUNNING}
+    ended = _exit_status(job)  # it may have ended between the two looks
+    if ended is not None:
+        return {"state": DONE, "exit_status": ended}
+    return {"state": LOST, "reason": "its processes are gone and left no exit status (killed, out of memory?)"}
+
+
+def poll(job: Path, offset: int) -> tuple[dict[str, Any], bytes]:
+    """Tell the state and the next piece of the log.
+
+    :param offset: bytes of the log the reader has; that is remembered, so that a reader that comes with -1 goes on
+        where the last one stopped
+    :return: the state of :func:`observe` with ``offset`` (where the piece starts), ``more`` (log is left), and
+        ``result`` once the job is over and the log is at its end; and the piece
+    """
+    answer = observe(job)  # before the log is read: whatever a finished stage said is then in the log
+    if answer["state"] == ABSENT:
+        return {**answer, "offset": 0, "more": False}, b""
+    delivered = job / "delivered"
+    if offset < 0:
+        offset = int(delivered.read_text()) if delivered.exists() else 0
+    else:
+        write_atomically(delivered, str(offset))
+    log = b""
+    with contextlib.suppress(FileNotFoundError), (job / "log").open("rb") as file:
+        file.seek(offset)
+        log = file.read(LOG_CHUNK + 1)
+    more = len(log) > LOG_CHUNK
+    log = log[:LOG_CHUNK]
+    if answer["state"] == RUNNING or more:
+        log = log[: log.rfind(b"\n") + 1] or (log if more else b"")  # whole lines, while more may come
+    answer.update(offset=offset, more=more)
+    if answer["state"] != RUNNING and not more:
+        answer["result"] = _result(job)
+    return answer, log
+
+
+def kill(directory: Path) -> int:
+    """End a task's job and everything it started.
+
+    :return: how many generations were running
+    """
+    running = [job for job in _generations(directory) if observe(job)["state"] == RUNNING]
+    for job in running:
+        _end_processes(job)
+    return len(running)
+
+
+def remove(directory: Path) -> int:
+    """End and remove every job below a run's directory.
+
+    :return: how many there were
+    """
+    jobs = [path.parent for path in directory.glob("*/*/job.json")]
+    for job in jobs:
+        _end_processes(job)
+    if directory.is_dir():
+        shutil.rmtree(directory)
+    return len(jobs)
+
+
+def _launch(job: Path, stage: str, run: str, options: str) -> None:
+    """Start the supervisor in a session of its own and wait until it has recorded itself."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(writer)
+            _supervise(job, stage, run, reader)
+        finally:
+            os._exit(1)  # never back into the caller's stack
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="utf-8") as pipe, contextlib.suppress(BrokenPipeError):
+        pipe.write(options)
+    os.waitpid(child, 0)
+    limit = time.monotonic() + START_GRACE
+    while not (job / "job.json").exists():
+        if time.monotonic() > limit:
+            raise TimeoutError(f"{job}: the stage did not come up within {START_GRACE:.0f} s")
+        time.sleep(0.01)
+
+
+def _supervise(job: Path, stage: str, run: str, options: int) -> None:
+    """Run the stage as a child, away from every terminal, and write down how it ended."""
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    log = os.open(job / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    environment = {**os.environ, "HYPERFLOW_JOB": str(job), "HYPERFLOW_RUN": run}
+    program = [sys.argv[0]] if sys.argv[0].endswith(".pyz") else ["-m", "hyperflow.kvmhost"]
+    process = subprocess.Popen(
+        [sys.executable, *program, stage, "--result", str(job / "result.json")],
+        stdin=options,
+        cwd=job,
+        env=environment,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 - the supervisor has one thread
+    )
+    os.close(options)
+    record = {
+        "pid": os.getpid(),
+        "start_time": _start_time(os.getpid()),
+        "boot_id": _boot_id(),
+        "stage": stage,
+        "run": run,
+    }
+    write_atomically(job / "job.json", json.dumps(record))
+    status = process.wait()
+    write_atomically(job / "exit.json", json.dumps({"exit_status": status}))
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _end_processes(job: Path) -> None:
+    """End every process that carries the job's mark in its environment: SIGTERM first, SIGKILL after a while.
+
+    The mark is inherited, so helpers that left the stage's session (QEMU of libguestfs) are found too.
+    """
+    limit = time.monotonic() + KILL_GRACE
+    sent = signal.SIGTERM
+    while True:
+        processes = _marked(f"HYPERFLOW_JOB={job}")
+        if not processes:
+            return
+        if time.monotonic() > limit:
+            sent = signal.SIGKILL
+        for pid in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, sent)
+        time.sleep(0.1)
+
+
+def _marked(mark: str) -> list[int]:
+    found = []
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit() or int(path.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):  # it ended, or is not ours to read
+            if mark.encode() in (path / "environ").read_bytes().split(b"\0") and not _is_zombie(path):
+                found.append(int(path.name))
+    return found
+
+
+def _is_zombie(process: Path) -> bool:
+    return (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def _generations(directory: Path) -> list[Path]:
+    """List a task's jobs, oldest first."""
+    if not directory.is_dir():
+        return []
+    return sorted((path for path in directory.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def _succeeded_unseen(job: Path, state: dict[str, Any]) -> bool:
+    return state.get("exit_status") == 0 and not (job / "collected").exists()
+
+
+def _exit_status(job: Path) -> int | None:
+    try:
+        return int(json.loads((job / "exit.json").read_text())["exit_status"])
+    except FileNotFoundError:
+        return None
+
+
+def _result(job: Path) -> Any:
+    """Read the stage's result; None where it wrote none, or something that cannot be one."""
+    path = job / "result.json"
+    try:
+        if path.stat().st_size > RESULT_LIMIT:
+            return None
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return result if isinstance(result, dict) else None
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _start_time(pid: int) -> int | None:
+    """Ticks since boot at which the process started (field 22 of proc(5) stat); None when it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # by hand: the supervisor was forked with this lock and would keep it

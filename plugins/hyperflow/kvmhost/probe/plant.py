@@ -1,0 +1,81 @@
+"""Puts the probe into a guest, on throw-away overlays, before it boots."""
+
+from __future__ import annotations
+
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hyperflow.kvmhost.guest.appliance import Appliance
+from hyperflow.kvmhost.stage import Job, StageError
+
+LIMIT = 600.0  # seconds; mounting a file system with a long journal takes a while
+SCRIPT = "/etc/hyperflow-probe"  # below /etc: always on the root file system, which /usr need not be
+UNIT = "/etc/systemd/system/hyperflow-probe.service"
+WANTS = "/etc/systemd/system/multi-user.target.wants"
+SYSTEMD = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
+SUBVOLUMES = ("", "@", "root", "@/.snapshots/1/snapshot")  # plain, Ubuntu, Fedora, openSUSE
+
+
+@dataclass(frozen=True)
+class Root:
+    """The guest's root file system: its UUID, or where that is not known, its device as the source names it."""
+
+    uuid: str
+    device: str
+    fstype: str
+
+
+def plant(overlays: list[Path], root: Root, nonce: str, job: Job) -> bool:
+    """Mount the root file system of the overlays in libguestfs' appliance and enable the probe in it.
+
+    :param nonce: what the probe must repeat
+    :return: False where the guest does not run systemd, so that nothing can be planted
+    :raises StageError: when there is no such file system, or no guestfs on this host
+    """
+    with Appliance(overlays, job, limit=LIMIT) as handle:
+        _mount(handle, root)
+        if not any(handle.is_file(path, followsymlinks=True) for path in SYSTEMD):
+            return False
+        _write(handle, nonce)
+    return True
+
+
+def _mount(handle: Any, root: Root) -> None:
+    device = root.device
+    if root.uuid:
+        try:
+            device = handle.findfs_uuid(root.uuid)
+        except RuntimeError as fault:
+            raise StageError(f"none of the images has the root file system with UUID {root.uuid}") from fault
+    for subvolume in SUBVOLUMES if root.fstype == "btrfs" else ("",):
+        handle.mount_options(f"subvol={subvolume}" if subvolume else "", device, "/")
+        if handle.is_dir("/etc", followsymlinks=True):
+            return
+        handle.umount("/")
+    raise StageError(f"{device}: found no /etc, expected the guest's root file system")
+
+
+def _write(handle: Any, nonce: str) -> None:
+    script = pkgutil.get_data(__package__, "hyperflow-probe.sh")
+    if script is None:
+        raise StageError("the program is incomplete: it has no hyperflow-probe.sh")
+    unit = (
+        "[Unit]\nDescription=Hyperflow boot probe\n\n"
+        # simple, not oneshot: a boot waits for its oneshot units, and the probe waits for the boot
+        f"[Service]\nType=simple\nExecStart={SCRIPT} {nonce}\nStandardOutput=null\nStandardError=null\n\n"
+        "[Install]\nWantedBy=multi-user.target\n"
+    )
+    link = f"{WANTS}/hyperflow-probe.service"
+    for path in (SCRIPT, UNIT, link):
+        handle.rm_f(path)
+    handle.mkdir_p(WANTS)
+    handle.write(SCRIPT, script)
+    handle.chmod(0o755, SCRIPT)
+    handle.write(UNIT, unit)
+    handle.ln_s(UNIT, link)
+    if handle.is_file("/etc/selinux/config"):  # where it enforces, a unit without a label is not read
+        for path, kind in ((SCRIPT, "bin_t"), (UNIT, "systemd_unit_file_t")):
+            label = f"system_u:object_r:{kind}:s0"
+            handle.lsetxattr("security.selinux", label + "\0", len(label) + 1, path)

@@ -1,0 +1,66 @@
+"""A small client of QEMU's machine protocol (QMP), over a socket that QEMU inherited."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import Any
+
+from hyperflow.kvmhost.stage import StageError
+
+LINE_LIMIT = 4 * 1024 * 1024  # bytes of one answer
+
+
+class QmpError(StageError):
+    """QEMU refused a command, or is gone."""
+
+
+class Qmp:
+    """A connection to the monitor of a running QEMU.
+
+    :param connection: one end of a socket pair whose other end is QEMU's ``-mon mode=control`` character device
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = b""
+        self._read(30.0)  # the greeting
+        self.execute("qmp_capabilities")
+
+    def execute(self, command: str, limit: float = 30.0, **arguments: Any) -> Any:
+        """Run a command and return its answer; events that come meanwhile are dropped.
+
+        :param limit: seconds
+        :raises QmpError: when QEMU refuses it, ends, or does not answer in time
+        """
+        request = {"execute": command, "arguments": arguments}
+        try:
+            self._connection.sendall(json.dumps(request).encode() + b"\n")
+        except OSError as fault:
+            raise QmpError(f"QEMU is gone: {fault.strerror}") from fault
+        deadline = time.monotonic() + limit
+        while True:
+            answer = self._read(deadline - time.monotonic())
+            if "return" in answer:
+                return answer["return"]
+            if "error" in answer:
+                raise QmpError(f"QEMU refused {command}: {answer['error'].get('desc')}")
+
+    def _read(self, limit: float) -> dict[str, Any]:
+        deadline = time.monotonic() + limit
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0 or len(self._buffer) > LINE_LIMIT:
+                raise QmpError("QEMU does not answer on its monitor")
+            self._connection.settimeout(left)
+            try:
+                piece = self._connection.recv(65536)
+            except OSError as fault:
+                raise QmpError(f"QEMU does not answer on its monitor: {fault}") from fault
+            if not piece:
+                raise QmpError("QEMU ended")
+            self._buffer += piece
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        document: dict[str, Any] = json.loads(line)
+        return document

@@ -1,0 +1,237 @@
+"""The frame every stage runs in: options in, work, observed result out.
+
+A stage is a module of :mod:`hyperflow.kvmhost.stages` with
+
+* ``Options``: a frozen dataclass, the JSON object the stage takes on standard input;
+* ``run(options, job)``: does the work and returns what was observed, as a JSON object.
+
+Exit status: 0 done, 64 bad request (never retried), 75 try again, 1 failed. ``result.json`` is written once,
+atomically, at the end, also when the stage failed; standard output is the person's log.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+import types
+import typing
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TypeVar, Union
+
+from hyperflow.kvmhost.progress import Progress
+
+STAGES = (
+    "check",
+    "download",
+    "manifest",
+    "checksum",
+    "inspect",
+    "fix",
+    "convert",
+    "validate",
+    "boot",
+    "define",
+    "report",
+    "cleanup",
+)
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_BAD_REQUEST = 64  # EX_USAGE of sysexits.h
+EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+
+OPTIONS_LIMIT = 16 * 1024 * 1024  # bytes; a manifest of a thousand disks has some 200 kB
+
+OptionsType = TypeVar("OptionsType")
+
+
+class StageError(Exception):
+    """The work failed; the message says what was found and what to do."""
+
+    exit_status = EXIT_FAILED
+    kind = "failed"
+
+
+class BadRequest(StageError):
+    """What was asked for is wrong, so asking again is useless."""
+
+    exit_status = EXIT_BAD_REQUEST
+    kind = "bad-request"
+
+
+class TryAgain(StageError):
+    """Something outside failed that may pass: a connection, a busy lease, an NBD server."""
+
+    exit_status = EXIT_TRY_AGAIN
+    kind = "try-again"
+
+
+class Job:
+    """What a stage is given besides its options: the log, progress, warnings and its books.
+
+    :param name: the stage's name
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.started = datetime.now(timezone.utc)
+        self._clock = time.monotonic()
+        self.warnings: list[str] = []
+        self.tools: dict[str, str] = {}
+        self.bytes_read = 0
+        self.bytes_written = 0
+
+    def log(self, message: str) -> None:
+        """Say something to the person who reads the task log: one line, at once."""
+        print(_one_line(message), flush=True)
+
+    def warn(self, message: str) -> None:
+        """Log a warning and keep it for the report."""
+        self.warnings.append(message)
+        self.log(f"warning: {message}")
+
+    def progress(self, what: str, total: int) -> Progress:
+        """Start a progress display of ``total`` bytes; see :class:`Progress`."""
+        return Progress(what, total, self.log)
+
+    def seconds(self) -> float:
+        """Seconds since the stage started."""
+        return round(time.monotonic() - self._clock, 3)
+
+    def result(self, observed: Mapping[str, Any], error: StageError | None) -> dict[str, Any]:
+        """Make the stage's result, the shape every ``result.json`` has."""
+        result: dict[str, Any] = {
+            "stage": self.name,
+            "succeeded": error is None,
+            "observed": dict(observed),
+            "warnings": self.warnings,
+            "host": platform.node(),
+            "started": self.started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "seconds": self.seconds(),
+            "bytes_read": self.bytes_read,
+            "bytes_written": self.bytes_written,
+            "tools": self.tools,
+        }
+        if error is not None:
+            result["error"] = {"kind": error.kind, "message": str(error)}
+        return result
+
+
+def run_stage(name: str, options_text: str, result_path: Path) -> int:
+    """Run stage ``name`` and write its result.
+
+    :param name: one of :data:`STAGES`
+    :param options_text: the JSON object of options
+    :param result_path: where ``result.json`` goes
+    :return: the exit status
+    """
+    job = Job(name)
+    observed: Mapping[str, Any] = {}
+    error: StageError | None = None
+    try:
+        if name not in STAGES:
+            raise BadRequest(f"stage: found {name!r}, expected one of {', '.join(STAGES)}")
+        module = importlib.import_module(f"hyperflow.kvmhost.stages.{name}")
+        observed = module.run(parse_options(module.Options, options_text), job)
+    except StageError as fault:
+        error = fault
+    except Exception as fault:  # noqa: BLE001 - the last resort: a result is owed whatever happened
+        traceback.print_exc(file=sys.stdout)
+        error = StageError(f"{type(fault).__name__}: {fault}")
+    if error is not None:
+        job.log(f"error: {error}")
+    write_atomically(result_path, json.dumps(job.result(observed, error), indent=2) + "\n")
+    return EXIT_DONE if error is None else error.exit_status
+
+
+def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a file so that a reader finds the old content, the new, or nothing, and never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def parse_options(options_type: type[OptionsType], text: str) -> OptionsType:
+    """Read a stage's options strictly: no unknown key, no missing key, no coerced type.
+
+    :raises BadRequest: with every fault as ``path: found X, expected Y``
+    """
+    if len(text) > OPTIONS_LIMIT:
+        raise BadRequest(f"options: found {len(text)} characters, expected at most {OPTIONS_LIMIT}")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as fault:
+        raise BadRequest(f"options: found no JSON document ({fault}), expected one object") from fault
+    faults: list[str] = []
+    options = _read(options_type, document, "options", faults)
+    if faults:
+        raise BadRequest("; ".join(faults))
+    return typing.cast(OptionsType, options)
+
+
+def _read(expected: Any, value: Any, path: str, faults: list[str]) -> Any:  # noqa: PLR0911 - one return per kind
+    """Read ``value`` as the type ``expected``: a dataclass, list[T], dict[str, T], Optional[T], or a plain type."""
+    origin = typing.get_origin(expected)
+    if dataclasses.is_dataclass(expected):
+        return _read_object(expected, value, path, faults)
+    if origin is Union or origin is getattr(types, "UnionType", None):
+        if value is None:
+            return None
+        (inner,) = (arm for arm in typing.get_args(expected) if arm is not type(None))
+        return _read(inner, value, path, faults)
+    if origin is list and isinstance(value, list):
+        (inner,) = typing.get_args(expected)
+        return [_read(inner, item, f"{path}[{index}]", faults) for index, item in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        inner = typing.get_args(expected)[1]
+        return {key: _read(inner, item, f"{path}.{key}", faults) for key, item in value.items()}
+    if expected is Any:
+        return value
+    plain = origin or expected
+    if expected is Path:
+        if isinstance(value, str) and value.startswith("/") and "\0" not in value:
+            return Path(value)
+        faults.append(f"{path}: found {value!r}, expected an absolute path")
+        return None
+    if expected is float and type(value) is int:
+        return float(value)
+    if type(value) is not plain:  # not isinstance: True is no integer here
+        faults.append(f"{path}: found {value!r}, expected {getattr(plain, '__name__', plain)}")
+    return value
+
+
+def _read_object(expected: Any, value: Any, path: str, faults: list[str]) -> Any:
+    if not isinstance(value, dict):
+        faults.append(f"{path}: found {value!r}, expected an object")
+        return None
+    hints = typing.get_type_hints(expected)
+    fields = {field.name: field for field in dataclasses.fields(expected)}
+    faults.extend(f"{path}.{key}: unknown key, expected one of {', '.join(fields)}" for key in value.keys() - fields)
+    arguments = {}
+    for name, field in fields.items():
+        if name in value:
+            arguments[name] = _read(hints[name], value[name], f"{path}.{name}", faults)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            faults.append(f"{path}.{name}: missing")
+    return None if faults else expected(**arguments)
+
+
+def _one_line(message: str) -> str:
+    """Keep text from outside to one line of the log, its control characters shown and not obeyed."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)

@@ -1,0 +1,193 @@
+"""convert: a staged disk becomes the target's image, with what fix has changed laid over it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from hyperflow.kvmhost import domains, manifest_file
+from hyperflow.kvmhost.images import codecs, conversion, files, qemu, sources
+from hyperflow.kvmhost.images.conversion import Compression
+from hyperflow.kvmhost.manifest_file import Disk, ManifestReference
+from hyperflow.kvmhost.stage import BadRequest, Job
+
+FORMATS = ("qcow2", "raw", "vdi")
+COMPRESSIONS = (codecs.ZSTD, codecs.ZLIB)
+MARGIN = 64 << 20  # bytes to leave on the file system
+NAME_LIMIT = 200  # bytes; .NAME.partial and its like must be names as well
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``convert`` is asked to do.
+
+    :param overlay: the qcow2 overlay that fix has made over the staged disk; None when nothing was changed
+    :param filename: a bare name in ``output_directory``
+    :param compress_level: 1 to 9; None for the library's default
+    :param uri: the libvirt whose domains may use an image that is there already
+    """
+
+    manifest: ManifestReference
+    disk_id: str
+    output_directory: Path
+    filename: str
+    format: str
+    overlay: Optional[Path] = None  # noqa: UP045 - read at run time, by Python 3.9 too
+    compress: bool = False
+    compress_level: Optional[int] = None  # noqa: UP045 - as above
+    compress_type: str = codecs.ZSTD
+    uri: str = "qemu:///system"
+
+
+def run(options: Options, job: Job) -> dict[str, Any]:
+    """Make the image under a name of its own, and rename it once everything about it is known.
+
+    :raises BadRequest: wrong options, a changed or hostile source, a file of somebody else's at the target
+    """
+    compression = _check_options(options)
+    qemu.note_version(job)
+    disk = manifest_file.load(options.manifest.path, options.manifest.sha256).disk(options.disk_id)
+    options.output_directory.mkdir(parents=True, exist_ok=True)
+    target = options.output_directory / options.filename
+    identity = _identity(options, compression)
+    replaced = os.path.lexists(target)
+    if replaced:
+        earlier = _require_ours(target)
+        if earlier.get("conversion") == identity:
+            return _reuse(target, earlier["observed"], job)
+        _require_no_domain(target, options.uri)
+        _require_unchanged(target, earlier["observed"], job)
+        job.log(f"{target}: is of another conversion and no domain uses it; replaced when this one is complete")
+    _require_room(disk, options)
+    # a VDI is made of a qcow2, which takes the overlay and whose tables are written by us
+    working = target.with_name(f"{target.name}.qcow2") if options.format == "vdi" else target
+    try:
+        observed = _make(options, disk, compression, working=working, target=target, job=job)
+        if replaced:
+            files.remove_earlier(target)
+        files.put_in_place(target, {"kind": "hyperflow-image", "conversion": identity, "observed": observed})
+    finally:
+        for path in (working, target):
+            files.remove_leftover(files.partial_path(path))
+    return observed
+
+
+def _make(
+    options: Options, disk: Disk, compression: Compression | None, *, working: Path, target: Path, job: Job
+) -> dict[str, Any]:
+    """Make the partial file of ``target``; tell what it holds."""
+    working_format = "raw" if options.format == "raw" else "qcow2"
+    made = conversion.make(disk, working, working_format, compression, job)
+    with made.content as content:
+        changed = 0
+        if options.overlay is not None:
+            conversion.check_overlay(options.overlay, disk, made.virtual_bytes)
+            partial = files.partial_path(working)
+            changed = conversion.lay_over(options.overlay, disk, (partial, working_format), content=content, job=job)
+        content_sha256, clusters = content.digest()
+    partial = files.partial_path(target)
+    if working != target:
+        files.remove_leftover(partial)
+        qemu.convert((files.partial_path(working), "qcow2"), (partial, "vdi"), [], lambda _: None)
+    progress = job.progress(f"hash {target.name}", partial.stat().st_size)
+    sha256, count = files.hash_file(partial, progress.advance)
+    progress.finish()
+    job.bytes_read = made.staged_bytes + count
+    job.bytes_written = made.bytes_written
+    return {
+        "disk_id": disk.id,
+        "path": str(target),
+        "format": options.format,
+        "bytes": count,
+        "virtual_bytes": made.virtual_bytes,
+        "sha256": sha256,
+        "content_sha256": content_sha256,
+        "staged_sha256": made.staged_sha256,
+        "clusters": clusters,
+        "changed_clusters": changed,
+        "compress": None if compression is None else {"type": compression.kind, "level": compression.level},
+    }
+
+
+def _check_options(options: Options) -> Compression | None:
+    """Check what the types do not say; every fault at once."""
+    faults = []
+    name = options.filename
+    if not name or "/" in name or "\0" in name or name.startswith(".") or len(os.fsencode(name)) > NAME_LIMIT:
+        faults.append(
+            f"filename: found {name!r}, expected a bare name of at most {NAME_LIMIT} bytes, without a leading dot"
+        )
+    if options.format not in FORMATS:
+        faults.append(f"format: found {options.format!r}, expected one of {', '.join(FORMATS)}")
+    if options.compress and options.format != "qcow2":
+        faults.append(f"compress: found true with format {options.format!r}, expected it with qcow2 only")
+    if options.compress_type not in COMPRESSIONS:
+        faults.append(f"compress_type: found {options.compress_type!r}, expected one of {', '.join(COMPRESSIONS)}")
+    if options.compress_level is not None and not 1 <= options.compress_level <= 9:
+        faults.append(f"compress_level: found {options.compress_level}, expected 1 to 9")
+    if faults:
+        raise BadRequest("; ".join(f"options.{fault}" for fault in faults))
+    return Compression(options.compress_type, options.compress_level) if options.compress else None
+
+
+def _identity(options: Options, compression: Compression | None) -> dict[str, Any]:
+    """Describe a conversion so that a later run can tell whether it is the same."""
+    return {
+        "manifest_sha256": options.manifest.sha256,
+        "disk_id": options.disk_id,
+        "overlay_sha256": None if options.overlay is None else files.hash_file(options.overlay)[0],
+        "format": options.format,
+        "compress": None if compression is None else [compression.kind, compression.level],
+    }
+
+
+def _require_ours(target: Path) -> dict[str, Any]:
+    """Read the note of the image at the target.
+
+    :raises BadRequest: when it is somebody else's
+    """
+    note = files.read_note(target) or {}
+    ours = note.get("kind") == "hyperflow-image" and isinstance(note.get("observed"), dict)
+    if not ours or target.is_symlink() or not target.is_file():
+        raise BadRequest(f"{target}: exists and is no image of ours; move it away or take another output directory")
+    return note
+
+
+def _reuse(target: Path, observed: dict[str, Any], job: Job) -> dict[str, Any]:
+    """Take over an image that an earlier run of this very conversion finished."""
+    _require_unchanged(target, observed, job)
+    files.remove_leftover(files.partial_path(target))
+    job.log(f"{target}: already converted, its SHA-256 holds")
+    return observed
+
+
+def _require_unchanged(target: Path, observed: dict[str, Any], job: Job) -> None:
+    progress = job.progress(f"verify the earlier {target.name}", target.stat().st_size)
+    sha256, count = files.hash_file(target, progress.advance)
+    job.bytes_read = count
+    if sha256 != observed.get("sha256"):
+        raise BadRequest(
+            f"{target}: found SHA-256 {sha256}, expected {observed.get('sha256')}; the image was changed since it "
+            "was converted (was the VM started?); move it away to convert again"
+        )
+
+
+def _require_no_domain(target: Path, uri: str) -> None:
+    """Refuse to replace an image that a domain uses: it may be all that is left of a guest's work.
+
+    :raises BadRequest: naming the domain
+    """
+    fault = domains.use_fault(target, domains.every_domain(uri))
+    if fault is not None:
+        raise BadRequest(fault)
+
+
+def _require_room(disk: Disk, options: Options) -> None:
+    """Refuse, before the work starts, what QEMU must not open and what will not fit."""
+    sources.require_self_contained(disk.path, disk.source_format)
+    needed = conversion.needed_bytes(disk, options.overlay)
+    if options.format == "vdi":
+        needed *= 2  # the image it is made of is there at the same time
+    files.require_space(options.output_directory, needed + MARGIN, f"the image of {disk.id}")

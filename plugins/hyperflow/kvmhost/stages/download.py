@@ -1,0 +1,261 @@
+"""download: one disk, from the ESXi host or vCenter that exports it, straight onto this host."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import socket
+import ssl
+import urllib.parse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from hyperflow.kvmhost.images import files, vmdk
+from hyperflow.kvmhost.images.receive import Receiver, Structure
+from hyperflow.kvmhost.progress import size
+from hyperflow.kvmhost.stage import BadRequest, Job, StageError, TryAgain
+from hyperflow.kvmhost.tls import PinnedConnection, read_thumbprints
+
+RETRY_STATUSES = (408, 429, 500, 502, 503, 504)
+MARGIN = 16 << 20  # bytes to leave on the file system
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``download`` is asked to do.
+
+    :param url: https; a ticket, so it is never logged
+    :param target: where the VMDK goes
+    :param thumbprints: fingerprints of which the server's certificate must have one; empty for the host's CAs
+    :param capacity_bytes: size of the guest's disk
+    :param source: what is exported, a disk at one moment, in one text. A staged file is taken over only when it is of
+        the same source; one of another source is stale and is replaced
+    :param expected_bytes: the file's size where somebody knows it, for the progress display only
+    :param timeout_seconds: how long the server may send nothing
+    """
+
+    url: str
+    target: Path
+    disk_id: str
+    thumbprints: list[str]
+    capacity_bytes: int
+    source: str
+    expected_bytes: Optional[int] = None  # noqa: UP045 - read at run time, by Python 3.9 too
+    timeout_seconds: float = 60.0
+
+
+def run(options: Options, job: Job) -> dict[str, Any]:
+    """Download the disk, or take over what an earlier run of ours downloaded.
+
+    :raises BadRequest: wrong certificate, redirect, a file of somebody else's at the target, another capacity
+    :raises TryAgain: the connection failed, stalled or ended early
+    """
+    host, port, path = _split(options.url)
+    options.target.parent.mkdir(parents=True, exist_ok=True)
+    replaced = os.path.lexists(options.target)
+    if replaced:
+        earlier = _require_ours(options)
+        if earlier.get("source") == options.source:
+            return _reuse(options, earlier, job)
+        job.log(f"{options.target}: is of an earlier export ({earlier.get('source')}); replaced when this one is here")
+    connection = PinnedConnection(host, port, read_thumbprints(options.thumbprints), options.timeout_seconds)
+    job.log(f"download {options.disk_id} from {host}:{port} to {options.target}")
+    received = 0
+    try:
+        with _transport_faults(f"{host}:{port}", lambda: received):
+            response = _request(connection, path)
+            descriptor = files.create_partial(options.target)
+            try:
+                length = _check_response(response, f"{host}:{port}", options)
+                structure = Structure(lambda header: _check_capacity(header, options))
+                receiver = Receiver(descriptor, [structure])
+                progress = job.progress(f"download {options.disk_id}", length or options.expected_bytes or 0)
+
+                def advance(count: int) -> None:
+                    nonlocal received
+                    received += count
+                    progress.advance(count)
+
+                sha256 = receiver.run(_reader(response, length), advance)
+                progress.finish()
+                job.bytes_read = job.bytes_written = received
+                _check_length(connection, response, length, received)
+                header = structure.finish()
+            finally:
+                os.close(descriptor)
+        note: dict[str, Any] = {"kind": "hyperflow-download", "disk_id": options.disk_id, "source": options.source}
+        note.update(sha256=sha256, bytes=received)
+        if replaced:
+            files.remove_earlier(options.target)
+        files.put_in_place(options.target, {**note, "virtual_bytes": header.capacity_bytes})
+    except BaseException:
+        files.remove_leftover(files.partial_path(options.target))
+        raise
+    finally:
+        connection.close()
+    http_facts = {
+        "status": response.status,
+        "content_length": length,
+        "endpoint": f"{host}:{port}",
+        "certificate_sha256": connection.peer_sha256,
+    }
+    return _observed(options, sha256, received, header.capacity_bytes, http_facts)
+
+
+def _split(url: str) -> tuple[str, int, str]:
+    """Take a URL apart; messages never have it whole.
+
+    :return: host, port, and path with query
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port or 443
+    except ValueError as fault:
+        raise BadRequest("url: found no URL, expected https://HOST[:PORT]/PATH") from fault
+    if parts.scheme != "https" or not parts.hostname or parts.username is not None:
+        raise BadRequest(f"url: found one of scheme {parts.scheme!r}, expected https://HOST[:PORT]/PATH without a user")
+    path = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+    if not path.isascii() or not path.isprintable() or " " in path:
+        raise BadRequest("url: found characters that a URL cannot have, expected them percent-encoded")
+    return parts.hostname, port, path
+
+
+def _require_ours(options: Options) -> dict[str, Any]:
+    """Read the note of the file at the target.
+
+    :raises BadRequest: when it is somebody else's
+    """
+    target = options.target
+    note = files.read_note(target)
+    foreign = BadRequest(f"{target}: exists and is no download of ours; move it away or take another staging directory")
+    if note is None or target.is_symlink() or not target.is_file():
+        raise foreign
+    if note.get("kind") != "hyperflow-download" or note.get("disk_id") != options.disk_id:
+        raise foreign
+    return note
+
+
+def _reuse(options: Options, note: dict[str, Any], job: Job) -> dict[str, Any]:
+    """Take over a finished download of the same source, when its bytes are what they were."""
+    target = options.target
+    progress = job.progress(f"verify the earlier download of {options.disk_id}", target.stat().st_size)
+    sha256, count = files.hash_file(target, progress.advance)
+    job.bytes_read = count
+    if sha256 != note.get("sha256") or count != note.get("bytes"):
+        raise BadRequest(
+            f"{target}: found SHA-256 {sha256}, expected {note.get('sha256')} of our earlier download; "
+            "the file was changed: remove it and its note, then start again"
+        )
+    virtual = note.get("virtual_bytes")
+    if virtual != options.capacity_bytes:
+        raise BadRequest(f"{target}: found a disk of {virtual} bytes, expected {options.capacity_bytes}")
+    files.remove_leftover(files.partial_path(target))
+    job.log(f"{target}: already downloaded, its SHA-256 holds")
+    return _observed(options, sha256, count, options.capacity_bytes, {"reused": True})
+
+
+def _observed(options: Options, sha256: str, count: int, virtual: int, facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "disk_id": options.disk_id,
+        "path": str(options.target),
+        "bytes": count,
+        "sha256": sha256,
+        "virtual_bytes": virtual,
+        "http": facts,
+    }
+
+
+@contextlib.contextmanager
+def _transport_faults(endpoint: str, received: Callable[[], int]) -> Iterator[None]:
+    """Turn faults of the connection and of the format into errors that say how far the download came."""
+    try:
+        yield
+    except vmdk.TruncatedVmdk as fault:
+        raise TryAgain(f"{endpoint}: the export is cut after {received()} bytes: {fault}") from fault
+    except vmdk.VmdkError as fault:
+        raise StageError(f"{endpoint}: what arrives is no streamOptimized VMDK: {fault}") from fault
+    except (socket.timeout, TimeoutError) as fault:  # two types in Python 3.9
+        raise TryAgain(f"{endpoint}: nothing came for too long; {received()} bytes so far") from fault
+    except (ssl.SSLError, ConnectionError, http.client.HTTPException) as fault:
+        what = type(fault).__name__ if isinstance(fault, http.client.HTTPException) else str(fault)
+        raise TryAgain(f"{endpoint}: the connection failed after {received()} bytes: {what}") from fault
+    except OSError as fault:
+        if fault.filename is not None or received() or fault.errno is None:
+            raise StageError(
+                f"{fault.filename or 'the file'}: writing failed after {received()} bytes: {fault.strerror or fault}"
+            ) from fault
+        raise TryAgain(f"{endpoint}: {fault.strerror or fault}") from fault
+
+
+def _request(connection: PinnedConnection, path: str) -> http.client.HTTPResponse:
+    headers = {"Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close", "User-Agent": "hyperflow"}
+    connection.request("GET", path, headers=headers)
+    return connection.getresponse()
+
+
+def _check_response(response: http.client.HTTPResponse, endpoint: str, options: Options) -> int | None:
+    """Hold the answer to what an export is.
+
+    :return: Content-Length; None where the server does not know
+    """
+    if 300 <= response.status < 400:
+        location = urllib.parse.urlsplit(response.getheader("Location", "")).hostname or "nowhere"
+        raise BadRequest(f"{endpoint}: redirects to {location}, which is not followed: its certificate is not known")
+    if response.status in RETRY_STATUSES:
+        raise TryAgain(f"{endpoint}: answers {response.status} {response.reason}")
+    if response.status != 200:
+        raise StageError(f"{endpoint}: answers {response.status} {response.reason}, expected 200; is the lease over?")
+    encoding = response.getheader("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise StageError(f"{endpoint}: sends Content-Encoding {encoding!r}, expected the bytes as they are")
+    if response.length is not None:
+        files.require_space(options.target.parent, response.length + MARGIN, f"the download of {size(response.length)}")
+    return response.length
+
+
+def _reader(response: http.client.HTTPResponse, length: int | None) -> Callable[[memoryview], int]:
+    """Make the function that reads the body, and not a byte more."""
+    left = length
+
+    def read(buffer: memoryview) -> int:
+        nonlocal left
+        try:
+            if left is None:
+                return response.readinto(buffer)
+            # not response.readinto(): it closes the connection with the last byte, before we see whether more comes
+            count = response.fp.readinto(buffer[:left]) if left else 0
+        except (socket.timeout, ssl.SSLError, ConnectionError):
+            raise
+        except OSError as fault:  # told from a fault of the file that is written
+            raise ConnectionError(fault.strerror) from fault
+        left -= count
+        return count
+
+    return read
+
+
+def _check_length(
+    connection: PinnedConnection, response: http.client.HTTPResponse, length: int | None, received: int
+) -> None:
+    """Compare what came with what was promised."""
+    if length is None:
+        return
+    endpoint = f"{connection.host}:{connection.port}"
+    if received < length:
+        raise TryAgain(f"{endpoint}: the connection ended after {received} of {length} bytes")
+    if connection.secure is not None:
+        connection.secure.settimeout(1.0)
+    with contextlib.suppress(OSError):  # a server that keeps the connection open has nothing more to say
+        if response.fp.read(1):
+            raise StageError(f"{endpoint}: sends more than the {length} bytes of its Content-Length")
+
+
+def _check_capacity(header: vmdk.Header, options: Options) -> None:
+    if header.capacity_bytes != options.capacity_bytes:
+        raise BadRequest(
+            f"disk {options.disk_id}: found a capacity of {header.capacity_bytes} bytes in the export, "
+            f"expected {options.capacity_bytes}"
+        )

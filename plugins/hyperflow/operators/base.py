@@ -1,0 +1,246 @@
+"""What the tasks of a migration share: the run's settings, stages on the host, and what is kept for the report."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+from hyperflow.hooks.kvmhost import KvmHostHook
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow.sdk import Context
+
+    from hyperflow.plans.migration import Migration
+    from hyperflow.vsphere.facts import VmFacts
+
+PREFLIGHT = "preflight"  # id of the task that resolves the run's settings
+RESULT_KEY = "result"  # XCom: the stage's whole result, for the report
+FAILURE_KEY = "failure"  # XCom: {"stage", "message"} of a task that failed, for the report
+TRY_AGAIN = "try-again"  # the kind of a stage's error that may pass
+JOB_FOLDER = ".hyperflow"  # below the staging directory of the host
+
+
+class MigrationOperator(BaseOperator):
+    """A task of one VM's migration.
+
+    A subclass implements :meth:`perform`, and :meth:`resume` where it defers. Whatever makes it fail is kept for
+    the report before Airflow sees it.
+
+    :param migration: the run's settings as preflight resolved them (``Migration`` as JSON); templated
+    """
+
+    template_fields: Sequence[str] = ("migration",)
+    ui_color = "#e8f1fa"
+
+    def __init__(self, *, migration: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.migration = migration
+
+    @cached_property
+    def settings(self) -> Migration:
+        """The run's settings."""
+        from hyperflow.plans.migration import Migration
+
+        return Migration.model_validate_json(json.dumps(self.migration))
+
+    @cached_property
+    def host(self) -> KvmHostHook:
+        """The KVM host that the run works on."""
+        return KvmHostHook(ssh_conn_id=self.settings.host_connection, directory=job_root(self.settings))
+
+    def execute(self, context: Context) -> Any:
+        """Do the task's work; a dry run ends here."""
+        if self.settings.dry_run:
+            raise AirflowSkipException("dry run: nothing is created, copied or changed")
+        return self._reporting_failure(context, self.perform, context)
+
+    def execute_complete(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
+        """Go on after the trigger has fired."""
+        return self._reporting_failure(context, self.resume, context, event, **kept)
+
+    def perform(self, context: Context) -> Any:
+        """Do the work, or start it and defer."""
+        raise NotImplementedError  # an abstract method: Airflow's metaclass does not go with ABC
+
+    def resume(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
+        """Take over what the trigger brought."""
+        return take_result(context, event)
+
+    def keep_result(self, context: Context, observed: dict[str, Any], started: datetime) -> dict[str, Any]:
+        """Keep, for the report, what a task observed that runs no stage on a host.
+
+        :param observed: its ``warnings`` are the report's
+        :param started: when the work began
+        """
+        result = {
+            "stage": self.task_id,
+            "succeeded": True,
+            "observed": observed,
+            "warnings": observed.get("warnings", []),
+            "started": started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "seconds": round((datetime.now(UTC) - started).total_seconds(), 3),
+        }
+        context["ti"].xcom_push(key=RESULT_KEY, value=result)
+        return observed
+
+    def _reporting_failure(self, context: Context, function: Any, *arguments: Any, **kept: Any) -> Any:
+        try:
+            return function(*arguments, **kept)
+        except AirflowSkipException:
+            raise
+        except Exception as fault:
+            failure = {"stage": self.task_id, "message": str(fault) or type(fault).__name__}
+            context["ti"].xcom_push(key=FAILURE_KEY, value=failure)
+            raise
+
+
+class VmOperator(MigrationOperator):
+    """A task that needs to know the VM.
+
+    :param vm: the VM's facts as preflight read them (``VmFacts`` as JSON), None when it did not; templated
+    """
+
+    template_fields: Sequence[str] = (*MigrationOperator.template_fields, "vm")
+
+    def __init__(self, *, vm: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.vm = vm
+
+    @property
+    def facts(self) -> VmFacts:
+        """The VM as preflight saw it."""
+        from hyperflow.vsphere.facts import VmFacts
+
+        return VmFacts.from_json(self.vm)
+
+
+class ClosingOperator(VmOperator):
+    """A task that runs whatever became of the others, so it takes what preflight has left, which may be nothing."""
+
+    template_fields: Sequence[str] = ()
+
+    def execute(self, context: Context) -> Any:
+        """Take settings and VM, and do the work; also of a dry run and of a run that failed early."""
+        ti = context["ti"]
+        self.migration = ti.xcom_pull(task_ids=PREFLIGHT, key="migration", map_indexes=-1)
+        self.vm = ti.xcom_pull(task_ids=PREFLIGHT, key="vm", map_indexes=-1)
+        return self._reporting_failure(context, self.perform, context)
+
+
+class HostStageOperator(MigrationOperator):
+    """Runs one stage as a detached job on the KVM host and defers until it ended.
+
+    :param stage: the stage's name
+    """
+
+    stage: ClassVar[str]
+
+    def options(self, context: Context) -> dict[str, Any]:
+        """Give the stage's options."""
+        raise NotImplementedError
+
+    def perform(self, context: Context) -> Any:
+        """Start the stage, or attach to a copy that still runs, and defer."""
+        from hyperflow.triggers.job import JobTrigger
+
+        options = json.dumps(self.options(context)).encode()
+        with self.host.connected() as client:
+            program = self.host.ensure_program(client)
+            started = self.host.job(
+                client,
+                *("start", "--directory", job_directory(self.settings, context), "--stage", self.stage),
+                *("--run", run_key(context)),
+                stdin=options,
+            )
+        verb = "attached to the running" if started["attached"] else "started the"
+        self.log.info("%s %s stage on %s: %s", verb, self.stage, self.host.remote_host, started["job"])
+        self.defer(
+            trigger=JobTrigger(ssh_conn_id=self.settings.host_connection, program=program, job=started["job"]),
+            method_name="execute_complete",
+        )
+
+
+def take_result(context: Context, event: dict[str, Any]) -> dict[str, Any]:
+    """Take what a job's trigger fired: the stage's observations, or the error that tells what to do.
+
+    :raises AirflowException: when another try may help
+    :raises AirflowFailException: when it cannot
+    """
+    state = event["state"]
+    if state == "FAILED":
+        raise (AirflowException if event["retry"] else AirflowFailException)(event["reason"])
+    if state != "DONE":
+        raise AirflowException(f"job {event.get('job')}: {state}: {event.get('reason', 'no trace of it')}")
+    result = event.get("result")
+    if not isinstance(result, dict):
+        raise AirflowException(
+            f"job {event['job']}: ended with exit status {event['exit_status']} and left no result that can be read"
+        )
+    if result.get("succeeded") and event["exit_status"] != 0:
+        raise AirflowException(f"job {event['job']}: was ended after it had its result ({event['exit_status']})")
+    return accept_result(context, result)
+
+
+def accept_result(context: Context, result: dict[str, Any], warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """Keep a stage's result for the report and return what it observed, or raise its error.
+
+    :param warnings: the task's own, for the report
+    """
+    result["warnings"] = [*warnings, *result.get("warnings", [])]
+    context["ti"].xcom_push(key=RESULT_KEY, value=result)
+    if result.get("succeeded"):
+        observed = result["observed"]
+        assert isinstance(observed, dict)  # noqa: S101 - the host program is ours, sent by its content hash
+        return observed
+    error = result.get("error") or {}
+    message = f"{result.get('stage')} on {result.get('host')}: {error.get('message', 'failed without a reason')}"
+    # A stage that failed for a reason of its own fails again: only what may pass is tried again.
+    raise (AirflowException if error.get("kind") == TRY_AGAIN else AirflowFailException)(message)
+
+
+def job_root(migration: Migration) -> str:
+    """Folder on the host for the program and the jobs, beside the VMs' staging folders."""
+    return f"{PurePosixPath(migration.staging_directory).parent}/{JOB_FOLDER}"
+
+
+def run_key(context: Context) -> str:
+    """The run as a name: ``DAG/RUN``, of characters that are safe in a path and on a command line."""
+    return f"{safe(context['dag'].dag_id)}/{safe(context['run_id'])}"
+
+
+def job_directory(migration: Migration, context: Context) -> str:
+    """The task's job directory on the host: the same for every try, another for every mapped task."""
+    ti = context["ti"]
+    task = safe(ti.task_id) if ti.map_index is None or ti.map_index < 0 else f"{safe(ti.task_id)}.{ti.map_index}"
+    return f"{job_root(migration)}/jobs/{run_key(context)}/{task}"
+
+
+def safe(text: str) -> str:
+    """Write a DAG's, run's or task's id (``+`` and ``:`` in run ids) so that it can be one part of a path."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip(".") or "_"
+
+
+def vm_key(facts: VmFacts) -> str:
+    """Name a VM for good: its instance UUID, which a vCenter gives once, or its MoRef where it has none."""
+    return facts.instance_uuid or facts.moref
+
+
+def domain_uuid(facts: VmFacts) -> str:
+    """UUID of the target's domain: the source's, or one made of its name for good where it has none."""
+    return facts.bios_uuid or str(uuid.uuid5(uuid.NAMESPACE_URL, f"hyperflow:{vm_key(facts)}"))
+
+
+def finished_tasks(context: Context) -> list[dict[str, Any]]:
+    """List the run's tasks that ended: ``{"task_id", "map_index", "state", "operator", "duration"}`` each."""
+    ti = cast("Any", context["ti"])  # the protocol that Context names leaves this method out
+    return list(ti.get_task_breadcrumbs(dag_id=context["dag"].dag_id, run_id=context["run_id"]))

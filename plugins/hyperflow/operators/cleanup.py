@@ -1,0 +1,98 @@
+"""What a run leaves behind, looked for, removed, and looked for again."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException
+
+from hyperflow.hooks.vsphere import VsphereHook
+from hyperflow.operators.base import (
+    PREFLIGHT,
+    ClosingOperator,
+    accept_result,
+    domain_uuid,
+    finished_tasks,
+    job_root,
+    run_key,
+    vm_key,
+)
+from hyperflow.operators.snapshot import remove_own_snapshots
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from hyperflow.vsphere.facts import VmFacts
+
+SOURCE_KEY = "source"  # XCom: what was read back at the vCenter
+FAILED_STATES = ("failed", "upstream_failed")
+
+
+class CleanUpOperator(ClosingOperator):
+    """Leaves nothing of the run at the source and on the host but its files, and reads that back.
+
+    Ends what still runs of it, and removes jobs, half-written files and the boot proof's overlays. A run that failed
+    keeps its staged disks and the fix's overlays, so that it can go on from there; its domain is undefined again.
+    """
+
+    def perform(self, context: Context) -> dict[str, Any]:
+        """Clean the source, then the host; each is tried whatever became of the other."""
+        if self.migration is None or self.settings.dry_run or not created_anything(context):
+            raise AirflowSkipException("the run has created nothing that could be left behind")
+        faults: list[str] = []
+        if self.vm:
+            try:
+                with VsphereHook(self.settings.vcenter_connection).session() as session:
+                    source = remove_own_snapshots(session, self.facts.moref, context)
+                context["ti"].xcom_push(key=SOURCE_KEY, value=source)
+            except Exception as fault:  # noqa: BLE001 - kept, and raised below: the host must be cleaned all the same
+                faults.append(f"the source could not be cleaned: {fault}")
+        observed = self.clean_host(context)
+        if faults:
+            raise AirflowException("; ".join(faults))
+        return observed
+
+    def clean_host(self, context: Context) -> dict[str, Any]:
+        """Have the host remove what the run left there."""
+        settings, failed = self.settings, run_failed(context)
+        options = {
+            "run": run_key(context),
+            "staging_directory": settings.staging_directory,
+            "output_directory": settings.output_directory,
+            "work_directory": f"{settings.work_directory}/boot" if failed else settings.work_directory,
+            "partials": self.partials(),
+            "domain": owner_of(self.facts) if failed and self.vm else None,
+        }
+        observed = accept_result(context, self.host.run_stage("cleanup", options))
+        with self.host.connected() as client:
+            jobs = f"{job_root(settings)}/jobs/{run_key(context)}"
+            observed["jobs_removed"] = self.host.job(client, "remove", "--directory", jobs)["removed"]
+        return observed
+
+    def partials(self) -> list[str]:
+        """Name what a download or a conversion writes before it is complete."""
+        settings = self.settings
+        complete = []
+        for index, disk in enumerate((self.vm or {}).get("disks", [])):
+            complete.append(PurePosixPath(settings.staged_disk(index)))
+            complete.append(PurePosixPath(settings.image(disk["id"])))
+        return [str(path.with_name(f".{path.name}.partial")) for path in complete]
+
+
+def owner_of(facts: VmFacts) -> dict[str, str]:
+    """Tell whose domain it is, as the define stage writes it into the domain's metadata."""
+    return {"uuid": domain_uuid(facts), "vm": vm_key(facts)}
+
+
+def created_anything(context: Context) -> bool:
+    """Tell whether a task ran that creates something: any after preflight."""
+    return any(
+        crumb["task_id"] != PREFLIGHT and crumb["state"] not in ("upstream_failed", "skipped")
+        for crumb in finished_tasks(context)
+    )
+
+
+def run_failed(context: Context) -> bool:
+    """Tell whether a task of the run has failed."""
+    return any(crumb["state"] in FAILED_STATES for crumb in finished_tasks(context))

@@ -1,0 +1,169 @@
+"""From the staged disks to final images: checksum, inspect, fix, convert, validate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowSkipException
+
+from hyperflow.operators.base import HostStageOperator, take_result
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow.sdk import Context
+
+    from hyperflow.plans.migration import Migration
+
+CHANGED_FILES_SHOWN = 40  # paths in the task log; the report has them all
+
+
+class ManifestStageOperator(HostStageOperator):
+    """A stage that works from the Artifact Manifest on the host.
+
+    :param manifest: ``{"host", "path", "sha256"}`` as :class:`WriteManifestOperator` returned it; templated
+    """
+
+    template_fields: Sequence[str] = (*HostStageOperator.template_fields, "manifest")
+
+    def __init__(self, *, manifest: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.manifest = manifest
+
+    @property
+    def manifest_reference(self) -> dict[str, str]:
+        """The manifest as a stage takes it: path, and the digest it must have."""
+        return {"path": self.manifest["path"], "sha256": self.manifest["sha256"]}
+
+
+class VerifyChecksumOperator(ManifestStageOperator):
+    """Reads one staged disk and compares its SHA-256 with the manifest's.
+
+    Returns ``{"disk_id", "path", "bytes", "sha256", "matches", ...}``.
+
+    :param disk: the disk's facts, one of preflight's ``disks``; templated
+    """
+
+    stage = "checksum"
+    template_fields: Sequence[str] = (*ManifestStageOperator.template_fields, "disk")
+
+    def __init__(self, *, disk: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.disk = disk
+
+    def options(self, context: Context) -> dict[str, Any]:
+        """Give the manifest and the disk's id."""
+        if not self.settings.verify_manifest:
+            raise AirflowSkipException(
+                "the profile has verify_manifest disabled; convert reads the digest all the same"
+            )
+        return {"manifest": self.manifest_reference, "disk_id": self.disk["id"]}
+
+
+class InspectGuestOperator(ManifestStageOperator):
+    """Looks at the guest, read-only; returns its facts."""
+
+    stage = "inspect"
+
+    def options(self, context: Context) -> dict[str, Any]:
+        """Give the manifest and what is to be collected."""
+        return {
+            "manifest": self.manifest_reference,
+            "work_directory": self.settings.work_directory,
+            "collect_guest_info": stage_of(self.settings, "inspect")["collect_guest_info"],
+        }
+
+
+class FixGuestOperator(ManifestStageOperator):
+    """Makes the guest fit for KVM, on overlays; returns what was changed and read back.
+
+    :param vm: the VM's facts, for the MAC addresses of its NICs; templated
+    """
+
+    stage = "fix"
+    template_fields: Sequence[str] = (*ManifestStageOperator.template_fields, "vm")
+
+    def __init__(self, *, vm: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.vm = vm
+
+    def options(self, context: Context) -> dict[str, Any]:
+        """Give the manifest and the pipeline's choices."""
+        choices = stage_of(self.settings, "fix")
+        if not choices.pop("enabled"):
+            raise AirflowSkipException("the profile's pipeline has fix disabled")
+        return {
+            "manifest": self.manifest_reference,
+            "work_directory": self.settings.work_directory,
+            **choices,
+            "nics": [{"mac": nic["mac"]} for nic in self.vm["nics"]],
+        }
+
+    def resume(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
+        """Show what was changed in the guest."""
+        observed = take_result(context, event)
+        for changed in observed["changed_files"][:CHANGED_FILES_SHOWN]:
+            self.log.info("changed in the guest: %s", changed["path"])
+        return observed
+
+
+class ConvertDiskOperator(ManifestStageOperator):
+    """Decodes one staged disk into its final image and lays the fix over it; returns path and digests.
+
+    :param disk: the disk's facts, one of preflight's ``disks``; templated
+    :param fix: what :class:`FixGuestOperator` returned, or None when it was skipped; templated
+    """
+
+    stage = "convert"
+    template_fields: Sequence[str] = (*ManifestStageOperator.template_fields, "disk", "fix")
+
+    def __init__(self, *, disk: Any, fix: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.disk = disk
+        self.fix = fix
+
+    def options(self, context: Context) -> dict[str, Any]:
+        """Give the manifest, the disk, its overlay and the output's form."""
+        choices, disk_id = stage_of(self.settings, "convert"), self.disk["id"]
+        return {
+            "manifest": self.manifest_reference,
+            "disk_id": disk_id,
+            "overlay": (self.fix or {}).get("overlays", {}).get(disk_id),
+            "output_directory": self.settings.output_directory,
+            "filename": self.settings.image_name(disk_id),
+            "format": self.settings.output.format,
+            "compress": choices["compress"],
+            "compress_level": choices.get("compress_level"),
+            "compress_type": choices.get("compress_type", "zstd"),
+        }
+
+
+class ValidateImagesOperator(ManifestStageOperator):
+    """Checks the final images and reads their content back; returns ``{"images": [...]}``.
+
+    :param images: what the :class:`ConvertDiskOperator` of each disk returned; templated
+    """
+
+    stage = "validate"
+    template_fields: Sequence[str] = (*ManifestStageOperator.template_fields, "images")
+
+    def __init__(self, *, images: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.images = images
+
+    def options(self, context: Context) -> dict[str, Any]:
+        """Give the images with the digests that convert observed."""
+        choices = stage_of(self.settings, "validate")
+        if not choices["enabled"]:
+            raise AirflowSkipException("the profile's pipeline has validate disabled")
+        keys = ("disk_id", "path", "format", "virtual_bytes", "sha256", "content_sha256")
+        return {
+            "images": [{key: image[key] for key in keys} for image in self.images or []],
+            "check_image_integrity": choices["check_image_integrity"],
+        }
+
+
+def stage_of(migration: Migration, name: str) -> dict[str, Any]:
+    """Give the choices of one pipeline stage, as the manifest writes them."""
+    pipeline: dict[str, dict[str, Any]] = migration.model_dump(mode="json", by_alias=True)["pipeline"]
+    return dict(pipeline[name])

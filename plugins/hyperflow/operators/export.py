@@ -1,0 +1,62 @@
+"""Downloads one disk of the source to the staging directory of the KVM host."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hyperflow.hooks.vsphere import VsphereHook
+from hyperflow.operators.base import HostStageOperator, job_directory, run_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow.sdk import Context
+
+
+class ExportDiskOperator(HostStageOperator):
+    """Has the host download one disk, straight from ESXi or vCenter, with an NFC lease of its own.
+
+    Returns the download's observations: ``{"disk_id", "path", "bytes", "sha256", "virtual_bytes", ...}``.
+
+    :param disk: the disk's facts (``DiskFacts`` as JSON), one of preflight's ``disks``; templated
+    :param snapshot: what :class:`CreateSnapshotOperator` returned; templated
+    """
+
+    stage = "download"
+    template_fields: Sequence[str] = (*HostStageOperator.template_fields, "disk", "snapshot")
+
+    def __init__(self, *, disk: Any, snapshot: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.disk = disk
+        self.snapshot = snapshot
+
+    def options(self, context: Context) -> dict[str, Any]:
+        """Give the download's options; the trigger adds what the lease tells, of which the URL is a secret."""
+        return {
+            "target": self.settings.staged_disk(int(self.disk["id"].removeprefix("disk-"))),
+            "disk_id": self.disk["id"],
+            "source": f"{self.disk['uuid'] or self.disk['key']} of {self.snapshot['entity']}, run {run_key(context)}",
+            "capacity_bytes": self.disk["capacity_bytes"],
+        }
+
+    def perform(self, context: Context) -> Any:
+        """Put the host program in place and defer to the trigger that holds the lease."""
+        from hyperflow.triggers.export import ExportTrigger
+
+        with self.host.connected() as client:
+            program = self.host.ensure_program(client)
+        self.log.info("exporting %s (%s) from %s", self.disk["id"], self.disk["label"], self.snapshot["entity"])
+        self.defer(
+            trigger=ExportTrigger(
+                ssh_conn_id=self.settings.host_connection,
+                program=program,
+                directory=job_directory(self.settings, context),
+                run_key=run_key(context),
+                vsphere_conn_id=self.settings.vcenter_connection,
+                entity=self.snapshot["entity"],
+                disk_key=self.disk["key"],
+                options=self.options(context),
+                thumbprint=VsphereHook(self.settings.vcenter_connection).thumbprint(),
+            ),
+            method_name="execute_complete",
+        )

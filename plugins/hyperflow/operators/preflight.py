@@ -1,0 +1,140 @@
+"""The first task: everything that can be known to go wrong is found before anything is created."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from airflow.sdk import ObjectStoragePath
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from hyperflow.hooks.vsphere import VsphereHook
+from hyperflow.operators.base import MigrationOperator, accept_result, domain_uuid, vm_key
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from hyperflow.plans.migration import Migration
+    from hyperflow.vsphere.concerns import Concern
+    from hyperflow.vsphere.facts import VmFacts
+
+WORKING_SPACE = 2 * 2**30  # bytes: overlays of the fix and the boot proof; the lab's guest needs 0.1 GiB
+
+
+def plan_location(text: str) -> Path:
+    """Take a folder or file of plans, on this machine or in an object store (``s3://bucket/plans``).
+
+    Object stores are Airflow's: the scheme needs its provider, credentials go by ``s3://CONNECTION@bucket/plans``.
+    """
+    return cast("Path", ObjectStoragePath(text)) if "://" in text else Path(text)
+
+
+class PreflightOperator(MigrationOperator):
+    """Resolves the run's settings, reads the VM, judges it, and checks the host.
+
+    Pushes the XComs that all later tasks work from, ``migration`` (settings) and ``vm`` (``VmFacts``), and returns the
+    VM's disks (``DiskFacts``), because Airflow maps tasks over a return value only.
+
+    :param plan_file: path of the plan
+    :param slug: the VM's slug in the plan
+    """
+
+    def __init__(self, *, plan_file: str, slug: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.plan_file = plan_file
+        self.slug = slug
+
+    def execute(self, context: Context) -> Any:
+        """Check everything; also in a dry run, of which this is the whole."""
+        return self._reporting_failure(context, self.perform, context)
+
+    def perform(self, context: Context) -> list[dict[str, Any]]:
+        """Find all faults that can be found before anything is created."""
+        migration = self.resolve(context)
+        ti = context["ti"]
+        ti.xcom_push(key="migration", value=migration.model_dump(mode="json", by_alias=True))
+        self.migration = migration.model_dump(mode="json", by_alias=True)
+        facts, found = self.read_source(migration)
+        vm = facts.to_json()
+        ti.xcom_push(key="vm", value=vm)
+        self.refuse_critical(facts, found)
+        warnings = [f"{each.message}. {each.what_to_do}" for each in found if each.level == "warning"]
+        self.check_host(context, migration, facts, warnings)
+        return list(vm["disks"])
+
+    def resolve(self, context: Context) -> Migration:
+        """Lay the run's conf over the plan.
+
+        :raises AirflowFailException: listing every fault of either
+        """
+        from hyperflow.plans.load import load_plan
+        from hyperflow.plans.migration import effective
+        from hyperflow.plans.overrides import parse_overrides
+        from hyperflow.plans.plan import PlanError
+
+        try:
+            plan = load_plan(plan_location(self.plan_file))
+            return effective(plan, plan.vm(self.slug), parse_overrides(context["dag_run"].conf or {}))
+        except (PlanError, KeyError) as fault:
+            raise AirflowFailException(str(fault)) from fault
+
+    def read_source(self, migration: Migration) -> tuple[VmFacts, list[Concern]]:
+        """Find the VM at its vCenter and judge it."""
+        from hyperflow.vsphere.concerns import concerns
+        from hyperflow.vsphere.errors import VsphereError
+        from hyperflow.vsphere.inventory import find_vm, read_vm
+
+        try:
+            with VsphereHook(migration.vcenter_connection).session() as session:
+                selector = migration.selector
+                moref = find_vm(session, selector.value, kind=selector.kind, datacenter=migration.datacenter)
+                facts = read_vm(session, moref)
+        except (VsphereError, ValueError) as fault:
+            temporary = isinstance(fault, VsphereError) and fault.temporary
+            raise (AirflowException if temporary else AirflowFailException)(str(fault)) from fault
+        self.log.info(
+            "%s (%s): %d CPU(s), %d MB, %d disk(s), %s, %s",
+            *(facts.inventory_path, facts.moref, facts.cpus, facts.memory_mb, len(facts.disks)),
+            *(facts.guest_full_name or facts.guest_id, facts.power_state),
+        )
+        return facts, concerns(facts, allow_snapshots=migration.snapshots == "allow")
+
+    def refuse_critical(self, facts: VmFacts, found: list[Concern]) -> None:
+        """Log every concern; stop at critical ones, all of them in one message."""
+        for each in found:
+            self.log.info("%s: %s. %s", each.level, each.message, each.what_to_do)
+        critical = [each for each in found if each.level == "critical"]
+        if critical:
+            reasons = "; ".join(f"{each.message}. {each.what_to_do}" for each in critical)
+            raise AirflowFailException(f"{facts.name} cannot be migrated as it is: {reasons}")
+
+    def check_host(self, context: Context, migration: Migration, facts: VmFacts, warnings: list[str]) -> None:
+        """Have the host check itself: tools, space for the worst case, the way to the vCenter, the domain's name."""
+        networks = sorted({str(migration.libvirt_network(nic.network or "")) for nic in facts.nics})
+        unmapped = [nic.network for nic in facts.nics if migration.libvirt_network(nic.network or "") is None]
+        if unmapped:
+            raise AirflowFailException(
+                f"plan {migration.plan}: networks: found no entry for {', '.join(map(repr, unmapped))}, "
+                "expected one for each network of the VM, or '*'"
+            )
+        capacity = sum(disk.capacity_bytes for disk in facts.disks)
+        options = {
+            "staging_directory": migration.staging_directory,
+            "output_directory": migration.output_directory,
+            "staging_bytes": capacity + WORKING_SPACE,
+            "output_bytes": capacity,
+            "images": [migration.image(disk.id) for disk in facts.disks],
+            "endpoints": [VsphereHook(migration.vcenter_connection).endpoint()],
+            "domain": {
+                "name": migration.domain_name,
+                "uuid": domain_uuid(facts),
+                "macs": [nic.mac for nic in facts.nics],
+                "networks": networks,
+                "firmware": migration.firmware or facts.firmware,
+                "secureboot": facts.secure_boot,
+                "vm": vm_key(facts),
+            },
+        }
+        observed = accept_result(context, self.host.run_stage("check", options), warnings)
+        acceleration = observed["acceleration"]
+        self.log.info("acceleration on the host: %s (%s)", acceleration["kind"], acceleration["reason"])

@@ -1,0 +1,215 @@
+"""The last task: what was observed, also of a run that failed."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.configuration import AIRFLOW_HOME
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from hyperflow.operators.base import FAILURE_KEY, RESULT_KEY, ClosingOperator, finished_tasks, safe
+from hyperflow.operators.cleanup import SOURCE_KEY
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from hyperflow.manifest.models import Manifest
+    from hyperflow.manifest.report import BootProof, Report, ReportedVm, SourceCleanup, Stage, StagePart
+
+REPORT_KEY = "report"  # XCom: {"host": connection or None, "path", "outcome"}
+ORDER = (
+    *("preflight", "snapshot", "export", "remove_snapshot", "manifest", "checksum", "inspect", "fix", "convert"),
+    *("validate", "boot", "define", "cleanup"),
+)
+FAILED, SKIPPED, NOT_REACHED = "failed", "skipped", "upstream_failed"  # task states of Airflow
+
+
+class WriteReportOperator(ClosingOperator):
+    """Writes ``report.json`` into the output directory and fails when the migration did.
+
+    Where the host cannot be reached, or the run ended before its settings were known, the report is written below
+    Airflow's home instead. Pushes the XCom ``report``; the log tells path and reasons.
+
+    :param plan: the plan's name
+    :param slug: the VM's slug
+    :param selector: how the plan names the VM
+    :param vcenter: connection of the vCenter
+    :param host_connection: connection of the host, as in the plan
+    """
+
+    def __init__(
+        self, *, plan: str, slug: str, selector: str, vcenter: str, host_connection: str, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.plan = plan
+        self.slug = slug
+        self.selector = selector
+        self.vcenter = vcenter
+        self.host_connection = host_connection
+
+    def perform(self, context: Context) -> dict[str, Any]:
+        """Write the report."""
+        report = self.build(context)
+        place = self.write(context, report)
+        outcome = report.summary.outcome
+        where = f"{place['host']}:{place['path']}" if place["host"] else place["path"]
+        summary = {**place, "outcome": outcome}
+        context["ti"].xcom_push(key=REPORT_KEY, value=summary)
+        for message in report.warnings:
+            self.log.warning("%s: %s", message.stage, message.message)
+        self.log.info("outcome: %s; report: %s", outcome, where)
+        if report.errors or (outcome == FAILED and not self.was_dry_run):
+            reasons = "; ".join(f"{error.stage}: {error.message}" for error in report.errors)
+            raise AirflowFailException(f"the migration of {self.selector} failed: {reasons}. Report: {where}")
+        return summary
+
+    @property
+    def was_dry_run(self) -> bool:
+        """Whether the run was a dry one."""
+        return bool(self.migration) and self.settings.dry_run
+
+    def build(self, context: Context) -> Report:
+        """Make the report of what the tasks left."""
+        from hyperflow.manifest.report import Hosts, Run
+        from hyperflow.manifest.report_builder import build_report
+
+        stages = self.stages(context)
+        manifest, reference = self.manifest(context)
+        dag_run = context["dag_run"]
+        return build_report(
+            run=Run(
+                dag_id=context["dag"].dag_id,
+                run_id=context["run_id"],
+                plan=self.plan,
+                overrides={key: value for key, value in (dag_run.conf or {}).items() if value is not None},
+            ),
+            vm=self.reported_vm(context),
+            hosts=Hosts(
+                vcenter=self.vcenter,
+                kvm=self.settings.host_connection if self.migration else self.host_connection,
+            ),
+            stages=stages,
+            started=dag_run.start_date or datetime.now(UTC),
+            ended=datetime.now(UTC),
+            manifest=manifest,
+            manifest_path=reference.get("path"),
+            manifest_sha256=reference.get("sha256"),
+            boot_proof=self.boot_proof(context),
+            source_cleanup=self.source_cleanup(context),
+        )
+
+    def stages(self, context: Context) -> dict[str, Stage | StagePart]:
+        """What each task left, in the order they ran; tasks per disk as parts of one stage."""
+        from hyperflow.manifest.report_builder import stage_of_parts
+
+        crumbs: dict[str, dict[int, dict[str, Any]]] = {}
+        for crumb in finished_tasks(context):
+            crumbs.setdefault(crumb["task_id"], {})[crumb["map_index"]] = crumb
+        disks = [disk["id"] for disk in (self.vm or {}).get("disks", [])]
+        stages: dict[str, Stage | StagePart] = {}
+        for name in ORDER:
+            instances = crumbs.get(name, {})
+            parts = {index: self.part(context, name, crumb) for index, crumb in sorted(instances.items())}
+            if -1 in parts:
+                stages[name] = parts[-1]
+            elif parts:
+                stages[name] = stage_of_parts(
+                    {disks[index] if index < len(disks) else str(index): part for index, part in parts.items()}
+                )
+        return stages
+
+    def part(self, context: Context, task_id: str, crumb: dict[str, Any]) -> Stage:
+        """What one task left: its result, or why it failed or did not run."""
+        from hyperflow.manifest.report import Stage
+        from hyperflow.manifest.report_builder import host_part
+
+        state, duration = crumb["state"], crumb["duration"] or 0.0
+        if state == NOT_REACHED:
+            return Stage(success=False, duration=0.0, skipped="not reached, because an earlier task failed")
+        if state == SKIPPED:
+            return Stage(success=False, duration=0.0, skipped=self.why_skipped(task_id))
+        pulled = {"task_ids": task_id, "map_indexes": crumb["map_index"]}
+        result = context["ti"].xcom_pull(**pulled, key=RESULT_KEY)
+        failure = context["ti"].xcom_pull(**pulled, key=FAILURE_KEY)
+        document = host_part(result).to_document() if isinstance(result, dict) else {"duration": duration}
+        document["success"] = state == "success"
+        if state == FAILED:
+            told = failure["message"] if isinstance(failure, dict) else "the task was ended from outside; see its log"
+            document["error"] = told
+        return Stage.model_validate(document)
+
+    def why_skipped(self, task_id: str) -> str:
+        """Tell why a task was skipped: somebody asked for it."""
+        if self.was_dry_run:
+            return "dry run"
+        if task_id == "cleanup":
+            return "the run had created nothing"
+        if task_id == "boot":
+            return "skip_boot: nothing proves that this guest boots"
+        return "disabled in the profile's pipeline"
+
+    def manifest(self, context: Context) -> tuple[Manifest | None, dict[str, Any]]:
+        """The manifest the run worked from, and where it lies."""
+        from hyperflow.manifest.load import manifest_of
+
+        reference = context["ti"].xcom_pull(task_ids="manifest", map_indexes=-1)
+        document = context["ti"].xcom_pull(task_ids="manifest", key="document", map_indexes=-1)
+        return (manifest_of(document), reference) if document and reference else (None, {})
+
+    def reported_vm(self, context: Context) -> ReportedVm:
+        """The VM: as the plan names it, and as vCenter and the guest's own disks describe it."""
+        from hyperflow.manifest.report import ReportedVm
+
+        document: dict[str, Any] = {"name": self.selector, "slug": self.slug, "selector": self.selector}
+        if self.vm:
+            document |= {"name": self.facts.name, "provider": "vsphere", "vm_id": self.facts.moref}
+            document |= {"datacenter": self.facts.datacenter} if self.facts.datacenter else {}
+        guest = context["ti"].xcom_pull(task_ids="inspect", map_indexes=-1)
+        domain = context["ti"].xcom_pull(task_ids="define", map_indexes=-1)
+        document |= {"guest": guest} if guest else {}
+        document |= {"domain": domain["name"], "domain_uuid": domain["uuid"]} if domain else {}
+        return ReportedVm.model_validate(document)
+
+    def boot_proof(self, context: Context) -> BootProof | None:
+        """The boot's proof, None where no boot was tried."""
+        from hyperflow.manifest.report import BootProof
+
+        result = context["ti"].xcom_pull(task_ids="boot", key=RESULT_KEY, map_indexes=-1)
+        if not isinstance(result, dict):
+            return None
+        observed = {key: value for key, value in result["observed"].items() if key in BootProof.model_fields}
+        known = {key: value for key, value in observed.items() if value is not None}
+        return BootProof.model_validate({"proven": False, **known})
+
+    def source_cleanup(self, context: Context) -> SourceCleanup | None:
+        """What was read back at the vCenter at the end."""
+        from hyperflow.manifest.report import SourceCleanup
+
+        observed = context["ti"].xcom_pull(task_ids="cleanup", key=SOURCE_KEY, map_indexes=-1)
+        if not isinstance(observed, dict):
+            return None
+        return SourceCleanup(
+            clean=not observed["left"], snapshots_left=observed["left"], leases_left=[], observed=observed
+        )
+
+    def write(self, context: Context, report: Report) -> dict[str, Any]:
+        """Write the report on the host, or here when that cannot be."""
+        document = report.to_document()
+        if self.migration and not self.was_dry_run:
+            options = {"path": self.settings.report_path, "report": document}
+            try:
+                result = self.host.run_stage("report", options)
+                if result.get("succeeded"):
+                    return {"host": self.settings.host_connection, "path": result["observed"]["path"]}
+                reason: Any = result.get("error")
+            except (AirflowException, OSError, ValueError) as fault:
+                reason = fault
+            self.log.warning("the report could not be written on the host, so it is kept here: %s", reason)
+        folder = Path(AIRFLOW_HOME) / "hyperflow-reports" / safe(context["dag"].dag_id) / safe(context["run_id"])
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "report.json"
+        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        return {"host": None, "path": str(path)}

@@ -1,0 +1,116 @@
+"""The one thing a migration creates at the source, and its removal."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from hyperflow.hooks.vsphere import VsphereHook
+from hyperflow.operators.base import VmOperator, safe
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from hyperflow.vsphere.session import Session
+    from hyperflow.vsphere.snapshot import Ownership
+
+
+class SourceOperator(VmOperator):
+    """A task that works at the vCenter."""
+
+    def perform(self, context: Context) -> Any:
+        """Log in and do the work; vCenter's errors decide whether it is tried again."""
+        from hyperflow.vsphere.errors import VsphereError
+
+        started = datetime.now(UTC)
+        try:
+            with VsphereHook(self.settings.vcenter_connection).session() as session:
+                return self.keep_result(context, self.work(session, context), started)
+        except VsphereError as fault:
+            raise (AirflowException if fault.temporary else AirflowFailException)(str(fault)) from fault
+
+    def work(self, session: Session, context: Context) -> dict[str, Any]:
+        """Do the task's work at the vCenter."""
+        raise NotImplementedError
+
+
+class CreateSnapshotOperator(SourceOperator):
+    """Takes the snapshot that the export reads from.
+
+    Returns ``{"entity": MoRef to export, "snapshot": name or None, "quiesced": bool, "warnings": [...]}``. A VM that
+    is off and of which no snapshot can be taken is exported itself.
+    """
+
+    def work(self, session: Session, context: Context) -> dict[str, Any]:
+        """Take the snapshot; one that an earlier try of this run left is used."""
+        from hyperflow.vsphere.errors import TaskFailed
+        from hyperflow.vsphere.snapshot import create_snapshot, find_snapshots
+
+        moref = self.facts.moref
+        name, ownership = snapshot_record(context)
+        # Said before it is done: whoever finds the snapshot can tell whose it is, also when this task dies now.
+        self.log.info("taking snapshot %s of %s (%s): %s", name, self.facts.name, moref, ownership.description())
+        for found in find_snapshots(session, moref, name):
+            if ownership.owns(found):
+                self.log.info("found it already there, from an earlier try: %s", found.moref)
+                return {"entity": found.moref, "snapshot": name, "quiesced": None, "warnings": []}
+        try:
+            created = create_snapshot(
+                session,
+                moref,
+                name=name,
+                description=ownership.description(),
+                on_progress=lambda percent: self.log.info("snapshot: %d %%", percent),
+            )
+        except TaskFailed as fault:
+            if self.facts.power_state != "poweredOff":
+                raise
+            warning = f"no snapshot could be taken ({fault}); the VM is off, so it is exported itself"
+            self.log.warning(warning)
+            return {"entity": moref, "snapshot": None, "quiesced": True, "warnings": [warning]}
+        for warning in created.warnings:
+            self.log.warning(warning)
+        return {
+            "entity": created.moref,
+            "snapshot": name,
+            "quiesced": created.quiesced,
+            "warnings": list(created.warnings),
+        }
+
+
+class RemoveSnapshotOperator(SourceOperator):
+    """Removes this run's snapshots and reads back that none is left; a teardown.
+
+    Returns ``{"removed": [MoRef], "left": [], "warnings": [...]}``.
+    """
+
+    def work(self, session: Session, context: Context) -> dict[str, Any]:
+        """Remove what this run created, whoever recorded it."""
+        return remove_own_snapshots(session, self.facts.moref, context)
+
+
+def remove_own_snapshots(session: Session, moref: str, context: Context) -> dict[str, Any]:
+    """Remove every snapshot that this run made of a VM and read back which are left."""
+    from hyperflow.vsphere.snapshot import find_snapshots, remove_owned_snapshots
+
+    name, ownership = snapshot_record(context)
+    removed = remove_owned_snapshots(session, moref, name=name, ownership=ownership)
+    left = [each.moref for each in find_snapshots(session, moref, name) if ownership.owns(each)]
+    if left:
+        raise AirflowException(f"snapshots {', '.join(left)} of {moref} are still there after their removal")
+    return {
+        "removed": [each.moref for each in removed if each.existed],
+        "left": left,
+        "warnings": [warning for each in removed for warning in each.warnings],
+    }
+
+
+def snapshot_record(context: Context) -> tuple[str, Ownership]:
+    """Name and ownership of this run's snapshot: the same whenever they are asked for, so that it is always found."""
+    from hyperflow.vsphere.snapshot import Ownership, snapshot_name
+
+    dag_id, run_id = context["dag"].dag_id, context["run_id"]
+    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return snapshot_name(safe(run_id)), Ownership(dag=dag_id, run=run_id, created=created)

@@ -1,0 +1,123 @@
+"""The target: the boot that proves the guest, and the domain that libvirt keeps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from hyperflow.operators.base import HostStageOperator, VmOperator, domain_uuid, run_key, take_result, vm_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow.sdk import Context
+
+
+class TargetOperator(HostStageOperator, VmOperator):
+    """A task that needs the final images and the VM's hardware.
+
+    :param images: what the :class:`ConvertDiskOperator` of each disk returned; templated
+    """
+
+    template_fields: Sequence[str] = (*VmOperator.template_fields, "images")
+
+    def __init__(self, *, images: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.images = images
+
+    def ordered_images(self) -> list[dict[str, Any]]:
+        """The images in the order of the VM's disks, the boot disk first, as a stage takes them."""
+        order = [disk["id"] for disk in self.vm["disks"]]
+        images = sorted(self.images or [], key=lambda image: order.index(image["disk_id"]))
+        if not images:
+            raise AirflowFailException("there are no converted images; the profile's pipeline has convert disabled")
+        return [{key: image[key] for key in ("disk_id", "path", "format")} for image in images]
+
+    def hardware(self) -> dict[str, Any]:
+        """CPU, memory and firmware of the target: the plan's, else the source's."""
+        return {
+            "firmware": self.settings.firmware or self.vm["firmware"],
+            "secureboot": self.vm["secure_boot"],
+            "cpus": self.settings.cpus or self.vm["cpus"],
+            "memory_mb": self.settings.memory_mb or self.vm["memory_mb"],
+        }
+
+
+class ProveBootOperator(TargetOperator):
+    """Boots the guest on throw-away overlays in an isolated network until it says itself that it is up.
+
+    Returns the proof: ``{"proven", "accelerator", "seconds_to_up", "evidence", "console_log", "screenshot"}``.
+
+    :param guest: what :class:`InspectGuestOperator` returned, for what must be found again; templated
+    """
+
+    stage = "boot"
+    template_fields: Sequence[str] = (*TargetOperator.template_fields, "guest")
+
+    def __init__(self, *, guest: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.guest = guest
+
+    def options(self, context: Context) -> dict[str, Any]:
+        """Give images, hardware, and what the guest must say of itself."""
+        if self.settings.skip_boot:
+            raise AirflowSkipException("the run was started with skip_boot: nothing proves that this guest boots")
+        hardware = {**self.hardware(), "nics": [{"mac": nic["mac"]} for nic in self.vm["nics"]]}
+        if self.settings.boot_memory_mb:
+            hardware["memory_mb"] = self.settings.boot_memory_mb
+        return {
+            "images": self.ordered_images(),
+            "work_directory": self.settings.work_directory,
+            "artifacts_directory": self.settings.boot_directory,
+            "hardware": hardware,
+            "timeout_seconds": self.settings.boot_timeout_seconds,
+            "expect": expectations(self.guest),
+        }
+
+    def resume(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
+        """Show the proof."""
+        observed = take_result(context, event)
+        self.log.info("the guest is up after %.0f s: %s", observed["seconds_to_up"], observed["evidence"])
+        return observed
+
+
+class DefineDomainOperator(TargetOperator):
+    """Defines the libvirt domain with virt-install; returns what libvirt then holds."""
+
+    stage = "define"
+
+    def options(self, context: Context) -> dict[str, Any]:
+        """Give images, hardware, name and networks."""
+        facts = self.facts
+        nics = [{"mac": nic.mac, "network": self.settings.libvirt_network(nic.network or "")} for nic in facts.nics]
+        return {
+            "name": self.settings.domain_name,
+            "uuid": domain_uuid(facts),
+            "description": f"{facts.name}, migrated from {facts.inventory_path}",
+            "images": self.ordered_images(),
+            "hardware": {**self.hardware(), "nics": nics},
+            "start": self.settings.start,
+            "metadata": {"vm": vm_key(facts), "run": run_key(context)},
+        }
+
+
+def expectations(guest: dict[str, Any] | None) -> dict[str, Any]:
+    """Tell what a booted guest must show: the root file system, addresses and mounts that it had before.
+
+    :param guest: facts of the inspect stage; nothing is expected where there are none
+    """
+    if not guest:
+        return {"root": None, "networks": [], "mounts": []}
+    networks = [
+        {"name": network["name"], "addresses": network["addresses"], "mac": network.get("mac")}
+        for network in guest["network"]
+        if network["addresses"]
+    ]
+    mounts = [
+        {"path": mount["path"], "uuid": mount["uuid"], "fstype": mount["fstype"]}
+        for mount in guest["mounts"]
+        if mount["path"].startswith("/") and mount["uuid"] and mount["fstype"] != "swap"
+    ]
+    root = {key: guest["root"][key] for key in ("uuid", "device", "fstype")}
+    return {"root": root, "networks": networks, "mounts": mounts}

@@ -1,0 +1,72 @@
+"""Checks plan files, each by itself and against the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hyperflow.manifest.faults import Fault
+from hyperflow.plans.load import load_plan
+from hyperflow.plans.migration import effective
+from hyperflow.plans.plan import Plan, PlanError
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What came of checking one plan file.
+
+    :param path: the file
+    :param plan: the plan, None when it cannot be read
+    :param faults: everything wrong with it
+    """
+
+    path: Path
+    plan: Plan | None
+    faults: tuple[Fault, ...]
+
+
+def check_plans(paths: Iterable[Path], profiles: Path | None = None) -> list[Checked]:
+    """Check plan files: each by itself, then that no two share a name or a VM's staging folder on a host.
+
+    :param profiles: as of :func:`hyperflow.plans.load.load_plan`
+    :return: one result a path, in the order given
+    """
+    results = [_check(path, profiles) for path in paths]
+    names: dict[str, Path] = {}
+    folders: dict[tuple[str, str], Path] = {}
+    return [_against(result, names, folders) for result in results]
+
+
+def _check(path: Path, profiles: Path | None) -> Checked:
+    try:
+        plan = load_plan(path, profiles)
+    except PlanError as error:
+        return Checked(path, None, tuple(error.faults))
+    faults: list[Fault] = []
+    for index, vm in enumerate(plan.vms):
+        try:
+            effective(plan, vm)
+        except PlanError as error:
+            faults.extend(replace(fault, path=f"vms[{index}].{fault.path}") for fault in error.faults)
+    return Checked(path, plan, tuple(faults))
+
+
+def _against(result: Checked, names: dict[str, Path], folders: dict[tuple[str, str], Path]) -> Checked:
+    plan = result.plan
+    if plan is None:
+        return result
+    faults = list(result.faults)
+    if plan.name in names:
+        faults.append(Fault("plan", f"the name of {names[plan.name]} again", "a name for each plan"))
+    names.setdefault(plan.name, result.path)
+    for index, vm in enumerate(plan.vms):
+        host = vm.settings.host
+        if host is None:
+            continue
+        folder = (str(host.connection), f"{host.staging_directory}/{vm.slug}")
+        if folders.get(folder, result.path) != result.path:
+            found = f"{folder[1]} of {folder[0]}, which {folders[folder]} uses"
+            faults.append(Fault(f"vms[{index}].host.staging_directory", found, "a folder for each VM"))
+        folders.setdefault(folder, result.path)
+    return replace(result, faults=tuple(faults))

@@ -1,0 +1,167 @@
+"""One VM's migration with everything decided: profile < plan < VM < run."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from hyperflow.manifest.faults import Fault, render
+from hyperflow.manifest.models import Output, Pipeline
+from hyperflow.plans.library import merged_profile
+from hyperflow.plans.overrides import Overrides
+from hyperflow.plans.plan import Plan, PlanError, PlannedVm
+from hyperflow.plans.profile import ProfileSettings
+from hyperflow.plans.settings import (
+    ANY_NETWORK,
+    BootProofSettings,
+    HostSettings,
+    Limits,
+    VmTargetSettings,
+)
+from hyperflow.plans.slug import Selector
+
+MANIFEST_NAME = "artifact-manifest.json"
+REPORT_NAME = "report.json"
+
+
+class Migration(BaseModel):
+    """All that the DAG of one VM needs; ``model_dump(mode="json")`` and ``model_validate`` are inverse.
+
+    Paths are on the KVM host. Directories already end in the VM's slug, so that VMs never meet.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    plan: str
+    dag_id: str
+    slug: str
+    selector: Selector
+    vcenter_connection: str
+    datacenter: str | None
+    host_connection: str
+    staging_directory: str
+    output_directory: str
+    profile: str
+    descriptor: bool  # an OVF descriptor is written
+    manifest_checksum: bool
+    verify_manifest: bool
+    pipeline: Pipeline
+    output: Output
+    networks: dict[str, str]
+    domain_name: str
+    cpus: int | None  # None: as at the source, so for the next two
+    memory_mb: int | None
+    firmware: Literal["bios", "uefi"] | None
+    start: bool
+    boot_timeout_seconds: int
+    boot_memory_mb: int | None
+    skip_boot: bool
+    dry_run: bool
+    snapshots: Literal["refuse", "allow"]
+    parallel_disks: int
+
+    @property
+    def manifest_path(self) -> str:
+        """The manifest's path."""
+        return f"{self.staging_directory}/{MANIFEST_NAME}"
+
+    @property
+    def ovf_path(self) -> str | None:
+        """The OVF descriptor's path; None when the profile wants none."""
+        return f"{self.staging_directory}/{self.slug}.ovf" if self.descriptor else None
+
+    @property
+    def work_directory(self) -> str:
+        """Where the stages keep overlays."""
+        return f"{self.staging_directory}/work"
+
+    @property
+    def boot_directory(self) -> str:
+        """Where the boot proof's console log and screenshot are kept."""
+        return f"{self.output_directory}/boot"
+
+    @property
+    def report_path(self) -> str:
+        """The report's path."""
+        return f"{self.output_directory}/{REPORT_NAME}"
+
+    def staged_disk(self, index: int) -> str:
+        """Path of the exported disk ``index``, which counts from 0; the file's name counts from 1."""
+        return f"{self.staging_directory}/{self.slug}-disk{index + 1}.vmdk"
+
+    def image(self, disk_id: str) -> str:
+        """Path of a disk's final image."""
+        return f"{self.output_directory}/{self.image_name(disk_id)}"
+
+    def image_name(self, disk_id: str) -> str:
+        """File name of a disk's final image."""
+        return f"{disk_id}.{self.output.format}"
+
+    def libvirt_network(self, source: str) -> str | None:
+        """Tell where a NIC in the vSphere network ``source`` goes; None when the plan does not say."""
+        return self.networks.get(source, self.networks.get(ANY_NETWORK))
+
+
+def effective(plan: Plan, vm: PlannedVm, overrides: Overrides | None = None) -> Migration:
+    """Decide everything about one VM's run.
+
+    :param overrides: what the run sets; nothing when None
+    :raises PlanError: the run's settings contradict the plan's
+    """
+    run = overrides or Overrides()
+    settings = vm.settings
+    host = settings.host or HostSettings()
+    profile = _run_profile(vm, run)
+    target = settings.target or VmTargetSettings()
+    proof = settings.boot_proof or BootProofSettings()
+    staging = f"{host.staging_directory}/{vm.slug}"
+    output = f"{run.output_directory or host.output_directory}/{vm.slug}"
+    _refuse_nested(vm, staging, output)
+    return Migration(
+        plan=plan.name,
+        dag_id=vm.dag_id,
+        slug=vm.slug,
+        selector=vm.selector,
+        vcenter_connection=plan.vcenter.connection,
+        datacenter=plan.vcenter.datacenter,
+        host_connection=run.host_connection or str(host.connection),
+        staging_directory=staging,
+        output_directory=output,
+        profile=vm.profile.name,
+        descriptor=profile.format == "ovf",
+        manifest_checksum=profile.manifest_checksum,
+        verify_manifest=profile.verify_manifest,
+        pipeline=profile.manifest_pipeline(),
+        output=Output(directory=output, format=profile.manifest_target_format),
+        networks=settings.networks or {},
+        domain_name=target.name or vm.slug,
+        cpus=target.cpus,
+        memory_mb=target.memory_mb,
+        firmware=target.firmware,
+        start=target.start,
+        boot_timeout_seconds=proof.timeout_seconds,
+        boot_memory_mb=proof.memory_mb,
+        skip_boot=run.skip_boot,
+        dry_run=run.dry_run,
+        snapshots=settings.snapshots,
+        parallel_disks=(settings.limits or Limits()).parallel_disks,
+    )
+
+
+def _run_profile(vm: PlannedVm, run: Overrides) -> ProfileSettings:
+    asked = {"manifest_target_format": run.output_format, "compress": run.compress}
+    layer = ProfileSettings.model_validate({key: value for key, value in asked.items() if value is not None})
+    profile = merged_profile(vm.profile, vm.settings.profile_overrides, layer)
+    broken = [Fault(render(location), found, expected) for location, found, expected in profile.broken_rules()]
+    if broken:
+        raise PlanError(f"run of {vm.dag_id}", broken)
+    return profile
+
+
+def _refuse_nested(vm: PlannedVm, staging: str, output: str) -> None:
+    one, other = PurePosixPath(staging), PurePosixPath(output)
+    if one == other or one in other.parents or other in one.parents:
+        found = f"{output}, which meets the staging folder {staging}"
+        raise PlanError(f"run of {vm.dag_id}", [Fault("output_directory", found, "a folder apart from it")])

@@ -1,0 +1,62 @@
+"""A plan that was read and found good: every VM with all that holds for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hyperflow.manifest.faults import DocumentError
+from hyperflow.plans.profile import Profile
+from hyperflow.plans.settings import VCenter, VmEntry
+from hyperflow.plans.slug import Selector
+
+
+class PlanError(DocumentError):
+    """A plan, a profile or a run's settings were refused; ``faults`` holds every reason."""
+
+
+@dataclass(frozen=True)
+class PlannedVm:
+    """One VM of a plan.
+
+    :param selector: which VM it is
+    :param slug: its safe name, a file name and part of the DAG id
+    :param dag_id: ``migrate.<plan>.<slug>``
+    :param settings: the plan's settings with the VM's laid over them
+    :param profile: the profile the two name, without their overrides
+    """
+
+    selector: Selector
+    slug: str
+    dag_id: str
+    settings: VmEntry
+    profile: Profile
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan file, read.
+
+    :param name: its name
+    :param path: its file
+    :param vcenter: where its VMs are
+    :param vms: its VMs, in the file's order
+    """
+
+    name: str
+    path: Path
+    vcenter: VCenter
+    vms: tuple[PlannedVm, ...]
+
+    def vm(self, word: str) -> PlannedVm:
+        """Find a VM by its slug, DAG id, or the name, path or MoRef in the plan.
+
+        :raises KeyError: no VM, or several, go by that word; the message lists what there is
+        """
+        # A slug is unique and counts first: another VM's name may be the same word.
+        found = [vm for vm in self.vms if word in (vm.slug, vm.dag_id)]
+        found = found or [vm for vm in self.vms if word == vm.selector.value]
+        if len(found) != 1:
+            known = ", ".join(vm.slug for vm in self.vms)
+            raise KeyError(f"vm: found {len(found)} called {word!r} in plan {self.name}, expected one of {known}")
+        return found[0]

@@ -1,0 +1,112 @@
+"""A plan's rules that join several fields.
+
+They work on plain data that may have any other fault as well, so that one run lists every fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from hyperflow.manifest.faults import Location
+from hyperflow.plans.library import Library, merged_profile
+from hyperflow.plans.profile import ProfileSettings
+from hyperflow.plans.reading import PlacedFault, fault
+from hyperflow.plans.settings import HostSettings
+
+KINDS = ("name", "inventory_path", "moref")
+
+
+def faults(plan: Any, library: Library) -> list[PlacedFault]:
+    """Find broken rules in a plan file's plain data.
+
+    :param library: where the profiles are; those the plan names are read into it
+    """
+    if not isinstance(plan, dict):
+        return []
+    vms = plan.get("vms")
+    entries = [vm if isinstance(vm, dict) else {} for vm in vms] if isinstance(vms, list) else []
+    return [
+        *_selectors(entries),
+        *_domain_names(entries),
+        *_host(plan, entries),
+        *_profiles(plan, entries, library),
+    ]
+
+
+def _selectors(entries: list[dict[str, Any]]) -> Iterator[PlacedFault]:
+    first: dict[tuple[str, Any], int] = {}
+    for index, vm in enumerate(entries):
+        kinds = [kind for kind in KINDS if kind in vm]
+        if len(kinds) != 1:
+            found = " and ".join(kinds) or "none of them"
+            yield fault(("vms", index), found, f"exactly one of {', '.join(KINDS)}")
+            continue
+        value = vm[kinds[0]]
+        if not isinstance(value, str):
+            continue
+        key = (kinds[0], value)
+        if key in first:
+            yield fault(("vms", index, kinds[0]), f"the VM of vms[{first[key]}] again", "each VM once")
+        first.setdefault(key, index)
+
+
+def _domain_names(entries: list[dict[str, Any]]) -> Iterator[PlacedFault]:
+    first: dict[str, int] = {}
+    for index, vm in enumerate(entries):
+        name = _inner(vm, "target").get("name")
+        if not isinstance(name, str):
+            continue
+        if name in first:
+            location = ("vms", index, "target", "name")
+            yield fault(location, f"the domain name of vms[{first[name]}] again", "a name for each domain")
+        first.setdefault(name, index)
+
+
+def _host(plan: dict[str, Any], entries: list[dict[str, Any]]) -> Iterator[PlacedFault]:
+    for key in HostSettings.model_fields:
+        if key in _inner(plan, "host"):
+            continue
+        without = [index for index, vm in enumerate(entries) if key not in _inner(vm, "host")]
+        if len(without) == len(entries):
+            yield fault(("host", key), "nothing", "a value, here or at each VM")
+            continue
+        for index in without:
+            yield fault(("vms", index, "host", key), "nothing", "a value, here or at the plan's top")
+
+
+def _profiles(plan: dict[str, Any], entries: list[dict[str, Any]], library: Library) -> Iterator[PlacedFault]:
+    if "profile" not in plan and not any("profile" in vm for vm in entries):
+        yield fault(("profile",), "nothing", library.known())
+        return
+    if isinstance(plan.get("profile"), str):
+        yield from library.faults(("profile",), plan["profile"])
+    for index, vm in enumerate(entries):
+        here: Location = ("vms", index)
+        if "profile" not in vm and "profile" not in plan:
+            yield fault((*here, "profile"), "nothing here and at the plan's top", library.known())
+        elif isinstance(vm.get("profile"), str):
+            yield from library.faults((*here, "profile"), vm["profile"])
+    yield from _contradictions(plan, entries, library)
+
+
+def _contradictions(plan: dict[str, Any], entries: list[dict[str, Any]], library: Library) -> Iterator[PlacedFault]:
+    """Find overrides that contradict the profile or each other, each once, where they stand."""
+    for index, vm in enumerate(entries):
+        profile = library.profiles.get(str(vm.get("profile", plan.get("profile"))))
+        own = "profile" in vm or "profile_overrides" in vm
+        at: Location = ("vms", index, "profile_overrides") if own else ("profile_overrides",)
+        try:
+            layers = [ProfileSettings.model_validate(layer.get("profile_overrides", {})) for layer in (plan, vm)]
+        except ValidationError:
+            continue  # the models list what is wrong with them
+        if profile is not None:
+            for inner, found, expected in merged_profile(profile, *layers).broken_rules():
+                yield fault((*at, *inner), found, expected)
+
+
+def _inner(mapping: dict[str, Any], key: str) -> dict[str, Any]:
+    value = mapping.get(key)
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,118 @@
+"""A plan file as models: what may stand where. Merging and checking across fields is in load.py."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hyperflow.manifest.section import WHOLE, ClosedSection, Matching, Maybe
+from hyperflow.plans.profile import Name, ProfileSettings
+
+ConnectionId = Annotated[str, Matching(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "the id of an Airflow connection", 200)]
+# vSphere shows a '/' in a name as %2f; a name has 80 characters at most.
+VmName = Annotated[str, Matching(r"[^/\u0000-\u001f\u007f]+", "a VM's name, where vSphere writes '/' as %2f", 80)]
+InventoryPath = Annotated[
+    str,
+    Matching(
+        r"/(?!\.{1,2}/)[^/\u0000-\u001f\u007f]+(?:/(?!\.{1,2}(?:/|$))[^/\u0000-\u001f\u007f]+)+",
+        "a path as /Datacenter/vm/folder/name",
+        2000,
+    ),
+]
+MoRef = Annotated[str, Matching(r"(?:vm-)?[0-9]+", "a MoRef as vm-42", 60)]
+HostFolder = Annotated[
+    str,
+    Matching(
+        r"(?:/(?!\.{1,2}(?:/|$))[^/\u0000-\u001f\u007f]+)+",
+        "an absolute path without '..', '.' or a last '/'",
+        1000,
+    ),
+]
+LibvirtName = Annotated[
+    str, Matching(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "a libvirt name of letters, digits and _ . + -", 80)
+]
+Megabytes = Annotated[int, Field(ge=64, le=16 * 1024 * 1024), WHOLE]
+
+ANY_NETWORK = "*"
+
+
+class VCenter(ClosedSection):
+    """Where the VMs are."""
+
+    connection: ConnectionId = Field(description="Airflow connection to the vCenter")
+    datacenter: Maybe[VmName] = Field(default=None, description="Look for VM names in this datacenter only")
+
+
+class HostSettings(ClosedSection):
+    """Where the VMs go. All three are needed, at the plan's top or at the VM."""
+
+    connection: Maybe[ConnectionId] = Field(default=None, description="Airflow SSH connection to the KVM host")
+    staging_directory: Maybe[HostFolder] = Field(
+        default=None, description="Exported disks; a folder per VM is made here"
+    )
+    output_directory: Maybe[HostFolder] = Field(
+        default=None, description="Converted images; a folder per VM is made here"
+    )
+
+
+class TargetSettings(ClosedSection):
+    """The libvirt domain; what is absent is as at the source."""
+
+    cpus: Maybe[Annotated[int, Field(ge=1, le=1024), WHOLE]] = None
+    memory_mb: Maybe[Megabytes] = Field(default=None, description="MiB")
+    firmware: Maybe[Literal["bios", "uefi"]] = None
+    start: bool = Field(default=False, description="Start the domain once it is defined")
+
+
+class VmTargetSettings(TargetSettings):
+    """The libvirt domain of one VM."""
+
+    name: Maybe[LibvirtName] = Field(default=None, description="Domain name; the VM's slug when absent")
+
+
+class BootProofSettings(ClosedSection):
+    """The boot that proves the conversion."""
+
+    timeout_seconds: Annotated[int, Field(ge=30, le=14400), WHOLE] = 900
+    memory_mb: Maybe[Megabytes] = Field(default=None, description="MiB for the proof; as the domain's when absent")
+
+
+class Limits(ClosedSection):
+    """How much at once."""
+
+    parallel_disks: Annotated[int, Field(ge=1, le=64), WHOLE] = Field(default=2, description="Disks of one VM at once")
+
+
+class Settings(ClosedSection):
+    """What may stand at the plan's top, for every VM, and at a VM, for that one."""
+
+    profile: Maybe[Name] = Field(default=None, description="Name of a file in the profiles folder, without its ending")
+    profile_overrides: Maybe[ProfileSettings] = Field(default=None, description="Fields of the profile, set otherwise")
+    host: Maybe[HostSettings] = None
+    networks: Maybe[dict[str, LibvirtName]] = Field(
+        default=None, description="vSphere network -> libvirt network; the key * is for every other one"
+    )
+    target: Maybe[TargetSettings] = None
+    boot_proof: Maybe[BootProofSettings] = None
+    snapshots: Literal["refuse", "allow"] = Field(
+        default="refuse", description="What to do with a VM that has snapshots already; none is ever removed"
+    )
+    limits: Maybe[Limits] = None
+
+
+class VmEntry(Settings):
+    """One VM: exactly one of name, inventory_path and moref, and what differs from the plan's top."""
+
+    name: Maybe[VmName] = None
+    inventory_path: Maybe[InventoryPath] = None
+    moref: Maybe[MoRef] = None
+    target: Maybe[VmTargetSettings] = None
+
+
+class PlanFile(Settings):
+    """A plan file."""
+
+    plan: Name = Field(description="Name of the plan; part of its DAG ids")
+    vcenter: VCenter
+    vms: list[VmEntry] = Field(min_length=1, max_length=2000)

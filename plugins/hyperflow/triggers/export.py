@@ -1,0 +1,169 @@
+"""Exports one disk: holds its NFC lease while the host downloads it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.connection import get_async_connection
+from airflow.triggers.base import TriggerEvent
+
+from hyperflow.hooks.vsphere import open_session
+from hyperflow.triggers.job import JobTrigger
+from hyperflow.vsphere.errors import LeaseBusy, VsphereError
+from hyperflow.vsphere.lease import Lease, open_lease
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from hyperflow.vsphere.session import Session
+
+KEEP_ALIVE = 20.0  # seconds between two reports of progress; vSphere ends a lease after 300 s without one
+BUSY_DELAY = 15.0  # seconds between two tries while another lease holds the VM
+BUSY_LIMIT = 3600.0  # seconds; the other disks of the VM may be exported one after the other
+PERCENT = re.compile(rb"^progress: .*\((\d{1,3}) %\)", re.MULTILINE)
+
+
+class ExportTrigger(JobTrigger):
+    """Opens a lease for one disk, starts the download on the host and keeps the lease alive until it ended.
+
+    Lease and vCenter session live in this trigger, because both belong to one login. When the triggerer is
+    restarted they are gone; the download is then started over with a new lease.
+
+    :param ssh_conn_id: connection of the host
+    :param program: path of the host program on the host
+    :param directory: the task's job directory on the host
+    :param run_key: the run, ``DAG/RUN``, as the host program records it
+    :param vsphere_conn_id: connection of the vCenter
+    :param entity: MoRef of the snapshot, or of the powered-off VM, to export
+    :param disk_key: the disk's device key in vSphere
+    :param options: options of the download stage, but for url and thumbprints
+    :param thumbprint: the connection's own pin, for a lease that names no certificate
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: str,
+        run_key: str,
+        vsphere_conn_id: str,
+        entity: str,
+        disk_key: int,
+        options: dict[str, Any],
+        thumbprint: str | None,
+        job: str = "",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(job=job, **kwargs)
+        self.directory = directory
+        self.run_key = run_key
+        self.vsphere_conn_id = vsphere_conn_id
+        self.entity = entity
+        self.disk_key = disk_key
+        self.options = options
+        self.thumbprint = thumbprint
+        self._percent = 0
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Give what is needed to make this trigger again in another process; nothing of it is a secret."""
+        path, arguments = super().serialize()
+        return path, arguments | {
+            "directory": self.directory,
+            "run_key": self.run_key,
+            "vsphere_conn_id": self.vsphere_conn_id,
+            "entity": self.entity,
+            "disk_key": self.disk_key,
+            "options": self.options,
+            "thumbprint": self.thumbprint,
+        }
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Export the disk and fire."""
+        try:
+            event = await self._export()
+        except VsphereError as fault:
+            event = {"state": "FAILED", "reason": str(fault), "retry": fault.temporary}
+        finally:
+            await self._host.close()
+        yield TriggerEvent(event)
+
+    async def on_kill(self) -> None:
+        """End the download; the lease is given back by the end of :meth:`run`."""
+        await self.end_job(self.directory)
+
+    async def on_poll(self, answer: dict[str, Any], log: bytes) -> None:
+        """Note the progress that the lease is told next."""
+        for match in PERCENT.finditer(log):
+            self._percent = min(int(match[1]), 99)  # 100 is said by completing the lease
+
+    async def _export(self) -> dict[str, Any]:
+        connection = await get_async_connection(self.vsphere_conn_id)
+        session = await asyncio.to_thread(open_session, connection)
+        lease: Lease | None = None
+        succeeded = False
+        try:
+            lease = await self._open_lease(session)
+            keeper = asyncio.create_task(self._keep_alive(lease))
+            try:
+                event = await self.follow(await self._start(lease))
+            finally:
+                keeper.cancel()
+            succeeded = event.get("exit_status") == 0
+            return event
+        finally:
+            # Shielded: a triggerer that shuts down cancels this, and the lease must be given back all the same.
+            await asyncio.shield(asyncio.to_thread(self._give_back, session, lease, succeeded))
+
+    async def _open_lease(self, session: Session) -> Lease:
+        waited = 0.0
+        while True:
+            try:
+                lease = await asyncio.to_thread(open_lease, session, self.entity)
+            except LeaseBusy as fault:
+                if waited >= BUSY_LIMIT:
+                    raise
+                self.log.info("another lease holds the VM (%s); asking again in %.0f s", fault, BUSY_DELAY)
+                await asyncio.sleep(BUSY_DELAY)
+                waited += BUSY_DELAY
+            else:
+                self.log.info("lease %s opened on %s", lease.moref, self.entity)
+                return lease
+
+    async def _start(self, lease: Lease) -> str:
+        """Start the download; the URL, which is a ticket, goes to the host's standard input and nowhere else."""
+        disk = lease.disk(self.disk_key)
+        pins = [pin for pin in (disk.thumbprint, None if disk.thumbprint else self.thumbprint) if pin]
+        options = {**self.options, "url": disk.url, "thumbprints": pins, "expected_bytes": disk.file_size}
+        started = await self._host.ask(
+            *("job", "start", "--directory", self.directory, "--stage", "download", "--run", self.run_key, "--restart"),
+            stdin=json.dumps(options).encode(),
+        )
+        self.job = started["job"]
+        return self.job
+
+    async def _keep_alive(self, lease: Lease) -> None:
+        """Report progress for as long as the download takes.
+
+        A fault is said and not raised: vCenter may be away for less than the lease lives, and when the lease is
+        really gone the download ends with an error of its own.
+        """
+        while True:
+            await asyncio.sleep(KEEP_ALIVE)
+            try:
+                await asyncio.to_thread(lease.keep_alive, self._percent)
+            except VsphereError as fault:
+                self.log.warning("the lease could not be kept alive: %s", fault)
+
+    def _give_back(self, session: Session, lease: Lease | None, succeeded: bool) -> None:
+        """End the lease and the session; a lease that cannot be ended ends by itself, for want of progress."""
+        try:
+            if lease is not None and succeeded:
+                lease.complete()
+            elif lease is not None:
+                lease.abort("the download did not succeed")
+        except VsphereError as fault:
+            self.log.warning("the lease could not be given back: %s", fault)
+        finally:
+            session.logout()

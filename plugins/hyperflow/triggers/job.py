@@ -1,0 +1,197 @@
+"""Follows a detached job on a KVM host until it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shlex
+import time
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, cast
+
+import asyncssh
+from airflow.providers.ssh.hooks.ssh import SSHHookAsync
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+COMMAND_TIMEOUT = 60.0  # seconds for one round trip; a command on the host takes some 0.1 s
+KEEPALIVE = 15  # seconds between SSH keep-alives: a connection that hangs is noticed after three of them
+RECONNECT_DELAYS = (1.0, 2.0, 5.0, 10.0)  # seconds; the last one again and again
+CONNECTION_FAULTS = (OSError, asyncssh.Error, TimeoutError)
+UNREACHABLE = "UNREACHABLE"
+
+logging.getLogger("asyncssh").setLevel(logging.WARNING)  # it logs twelve lines a poll into the task log otherwise
+
+
+class HostUnreachable(Exception):
+    """The host could not be asked for longer than the trigger's limit."""
+
+
+class JobTrigger(BaseTrigger):
+    """Polls a job with one round trip each time, and puts the stage's log into the task log.
+
+    Fires once, with ``{"state": DONE|LOST|ABSENT|UNREACHABLE, "exit_status"?, "reason"?, "result"?, "job"}``.
+    A connection that breaks is made anew, for as long as ``unreachable_limit`` allows: the job on the host goes on
+    meanwhile, and a later try attaches to it.
+
+    :param ssh_conn_id: connection of the host
+    :param program: path of the host program on the host
+    :param job: the job's directory on the host (one generation)
+    :param poll_interval: seconds between two polls while there is nothing new
+    :param unreachable_limit: seconds without an answer after which the trigger gives up
+    """
+
+    def __init__(
+        self,
+        *,
+        ssh_conn_id: str,
+        program: str,
+        job: str,
+        poll_interval: float = 2.0,
+        unreachable_limit: float = 1800.0,
+    ) -> None:
+        super().__init__()
+        self.ssh_conn_id = ssh_conn_id
+        self.program = program
+        self.job = job
+        self.poll_interval = poll_interval
+        self.unreachable_limit = unreachable_limit
+        self._host = HostChannel(ssh_conn_id, program)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Give what is needed to make this trigger again in another process."""
+        return f"{type(self).__module__}.{type(self).__qualname__}", {
+            "ssh_conn_id": self.ssh_conn_id,
+            "program": self.program,
+            "job": self.job,
+            "poll_interval": self.poll_interval,
+            "unreachable_limit": self.unreachable_limit,
+        }
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Follow the job to its end and fire."""
+        try:
+            yield TriggerEvent(await self.follow(self.job))
+        finally:
+            await self._host.close()
+
+    async def follow(self, job: str) -> dict[str, Any]:
+        """Follow ``job`` until it ended, its log is read to the end and its result is here."""
+        offset = -1  # where the last reader stopped: the host knows
+        while True:
+            try:
+                answer, log = await self._poll(job, offset)
+            except HostUnreachable as fault:
+                return {"state": UNREACHABLE, "reason": str(fault), "job": job}
+            for line in log.decode(errors="replace").splitlines():
+                self.log.info("%s", line)
+            offset = answer["offset"] + len(log)
+            await self.on_poll(answer, log)
+            if answer["state"] != "RUNNING" and not answer["more"]:
+                if answer["state"] != "ABSENT":
+                    await self._acknowledge(job, offset)
+                return {**answer, "job": job}
+            if not answer["more"]:
+                await asyncio.sleep(self.poll_interval)
+
+    async def on_poll(self, answer: dict[str, Any], log: bytes) -> None:
+        """Do what else has to be done from time to time; here nothing."""
+
+    async def on_kill(self) -> None:
+        """End the job when a person marks its task failed or clears it."""
+        await self.end_job(str(PurePosixPath(self.job).parent))
+
+    async def end_job(self, directory: str) -> None:
+        """End whatever runs for the task of that directory on the host."""
+        answer = await self._host.ask("job", "kill", "--directory", directory)
+        self.log.info("ended on the host: %d running job(s) of %s", answer["killed"], directory)
+        await self._host.close()
+
+    async def _poll(self, job: str, offset: int) -> tuple[dict[str, Any], bytes]:
+        output = await self._patiently("job", "poll", "--job", job, "--offset", str(offset))
+        header, _, log = output.partition(b"\n")
+        return json.loads(header), log
+
+    async def _acknowledge(self, job: str, offset: int) -> None:
+        await self._patiently("job", "poll", "--job", job, "--offset", str(offset))
+        await self._patiently("job", "collect", "--job", job)
+
+    async def _patiently(self, *arguments: str) -> bytes:
+        """Run a command on the host, through as many lost connections as the limit allows.
+
+        :raises HostUnreachable: when the limit is over
+        """
+        first_fault: float | None = None
+        attempt = 0
+        while True:
+            try:
+                return await self._host.run(*arguments)
+            except CONNECTION_FAULTS as fault:
+                now = time.monotonic()
+                if first_fault is None:
+                    first_fault = now
+                    self.log.warning("connection %s: %s; the job goes on, trying again", self.ssh_conn_id, fault)
+                if now - first_fault > self.unreachable_limit:
+                    raise HostUnreachable(
+                        f"connection {self.ssh_conn_id}: no answer for {now - first_fault:.0f} s ({fault})"
+                    ) from fault
+            await asyncio.sleep(RECONNECT_DELAYS[min(attempt, len(RECONNECT_DELAYS) - 1)])
+            attempt += 1
+
+
+class HostChannel:
+    """One SSH connection to a host, opened when it is needed and kept for the next command.
+
+    :param ssh_conn_id: connection of the host
+    :param program: path of the host program on the host
+    """
+
+    def __init__(self, ssh_conn_id: str, program: str) -> None:
+        self.ssh_conn_id = ssh_conn_id
+        self.program = program
+        self._connection: asyncssh.SSHClientConnection | None = None
+
+    async def run(self, *arguments: str, stdin: bytes = b"") -> bytes:
+        """Run the host program once and return its standard output.
+
+        :raises OSError, asyncssh.Error, TimeoutError: when the connection is to blame
+        :raises RuntimeError: when the program is
+        """
+        try:
+            connection = await self._connect()
+            command = shlex.join(["/usr/bin/python3", self.program, *arguments])
+            done = await connection.run(command, input=stdin, encoding=None, check=False, timeout=COMMAND_TIMEOUT)
+        except CONNECTION_FAULTS:
+            await self.close()
+            raise
+        if done.exit_status is None or done.exit_status < 0:
+            await self.close()
+            raise ConnectionError(f"lost while the host program ran ({done.exit_signal})")
+        output, errors = cast("bytes", done.stdout), cast("bytes", done.stderr)  # bytes, for want of an encoding
+        if done.exit_status != 0:
+            told = (output + errors).decode(errors="replace").strip()
+            raise RuntimeError(f"{self.program} {shlex.join(arguments)}: exit status {done.exit_status}: {told}")
+        return output
+
+    async def _connect(self) -> asyncssh.SSHClientConnection:
+        if self._connection is not None:
+            return self._connection
+        hook = SSHHookAsync(ssh_conn_id=self.ssh_conn_id, keepalive_interval=KEEPALIVE)
+        connection: asyncssh.SSHClientConnection = await asyncio.wait_for(hook.get_conn(), COMMAND_TIMEOUT)
+        self._connection = connection
+        return connection
+
+    async def ask(self, *arguments: str, stdin: bytes = b"") -> dict[str, Any]:
+        """Run the host program once and return the JSON object that it prints first."""
+        answer = json.loads((await self.run(*arguments, stdin=stdin)).split(b"\n", 1)[0])
+        assert isinstance(answer, dict)  # noqa: S101 - the host program is ours, sent by its content hash
+        return answer
+
+    async def close(self) -> None:
+        """Close the connection, if it is open."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()

@@ -1,0 +1,1 @@
+"""DAGs made from plans: first the plan as data, then the operators."""

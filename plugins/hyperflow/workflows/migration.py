@@ -1,0 +1,154 @@
+"""The DAG of one VM's migration."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, get_args
+
+from airflow.sdk import DAG, Param, TriggerRule, chain
+
+from hyperflow.manifest.models import OutputFormat
+from hyperflow.operators.base import PREFLIGHT
+from hyperflow.operators.cleanup import CleanUpOperator
+from hyperflow.operators.conversion import (
+    ConvertDiskOperator,
+    FixGuestOperator,
+    InspectGuestOperator,
+    ValidateImagesOperator,
+    VerifyChecksumOperator,
+)
+from hyperflow.operators.export import ExportDiskOperator
+from hyperflow.operators.manifest import WriteManifestOperator
+from hyperflow.operators.preflight import PreflightOperator
+from hyperflow.operators.report import WriteReportOperator
+from hyperflow.operators.snapshot import CreateSnapshotOperator, RemoveSnapshotOperator
+from hyperflow.operators.target import DefineDomainOperator, ProveBootOperator
+from hyperflow.plans.overrides import Overrides
+from hyperflow.plans.settings import Limits
+
+if TYPE_CHECKING:
+    from hyperflow.plans.plan import Plan, PlannedVm
+
+RETRIES = 3  # only of what may pass: operators fail at once for the rest
+RETRY_DELAY = timedelta(seconds=20)
+DISK_LABEL = "{{ task.disk['id'] }}"  # mapped tasks are shown by the disk's id
+
+
+def build_dag(plan: Plan, vm: PlannedVm) -> DAG:
+    """Build the DAG that migrates one VM of a plan.
+
+    Nothing here asks a vCenter or a host: a DAG is built from the plan alone, and equal plans give equal DAGs.
+    """
+    dag = DAG(
+        vm.dag_id,
+        dag_display_name=f"{plan.name}: {vm.selector.value}",
+        description=f"Move {vm.selector.value} from {plan.vcenter.connection} to KVM",
+        doc_md=describe(plan, vm),
+        schedule=None,
+        catchup=False,
+        max_active_runs=1,  # two runs of one VM would fight for its folders
+        is_paused_upon_creation=False,  # it has no schedule: only a person or a wave starts it
+        default_args={"retries": RETRIES, "retry_delay": RETRY_DELAY},
+        params=form(vm),
+        tags=["hyperflow", f"plan:{plan.name}"],
+        render_template_as_native_obj=True,
+    )
+    with dag:
+        add_tasks(plan, vm)
+    return dag
+
+
+def add_tasks(plan: Plan, vm: PlannedVm) -> None:
+    """Put the tasks of a migration into the DAG that is being built.
+
+    What a task takes from an earlier one is a template and no XComArg where nothing is mapped over it: an XComArg is an
+    edge too, and the graph that a person looks at would be full of them.
+    """
+    preflight = PreflightOperator(task_id=PREFLIGHT, plan_file=str(plan.path), slug=vm.slug)
+    run = {"migration": left_by(PREFLIGHT, "migration")}
+    source = {**run, "vm": left_by(PREFLIGHT, "vm")}
+    taken = left_by("snapshot")
+    staged = {**run, "manifest": left_by("manifest")}
+    images = left_by_all("convert")
+    # What a profile can switch off is skipped; what follows it runs all the same, unless something failed.
+    onward = {"trigger_rule": TriggerRule.NONE_FAILED}
+    per_disk = {
+        "map_index_template": DISK_LABEL,
+        "max_active_tis_per_dagrun": (vm.settings.limits or Limits()).parallel_disks,
+    }
+    disks = preflight.output
+
+    snapshot = CreateSnapshotOperator(task_id="snapshot", **source)
+    export = ExportDiskOperator.partial(task_id="export", **run, snapshot=taken, **per_disk).expand(disk=disks)
+    remove_snapshot = RemoveSnapshotOperator(task_id="remove_snapshot", **source).as_teardown(
+        setups=snapshot, on_failure_fail_dagrun=True
+    )
+    manifest = WriteManifestOperator(task_id="manifest", **source, exports=left_by_all("export"), snapshot=taken)
+    checksum = VerifyChecksumOperator.partial(task_id="checksum", **staged, **per_disk).expand(disk=disks)
+    inspect = InspectGuestOperator(task_id="inspect", **staged, **onward)
+    fix = FixGuestOperator(task_id="fix", **staged, vm=source["vm"])
+    convert = ConvertDiskOperator.partial(task_id="convert", **staged, fix=left_by("fix"), **onward, **per_disk).expand(
+        disk=disks
+    )
+    validate = ValidateImagesOperator(task_id="validate", **staged, images=images)
+    boot = ProveBootOperator(task_id="boot", **source, images=images, guest=left_by("inspect"), **onward)
+    define = DefineDomainOperator(task_id="define", **source, images=images, **onward)
+    cleanup = CleanUpOperator(task_id="cleanup", trigger_rule=TriggerRule.ALL_DONE)
+    report = WriteReportOperator(
+        task_id="report",
+        plan=plan.name,
+        slug=vm.slug,
+        selector=vm.selector.value,
+        vcenter=plan.vcenter.connection,
+        host_connection=str(vm.settings.host.connection) if vm.settings.host else "",
+        trigger_rule=TriggerRule.ALL_DONE,
+    )
+
+    chain(preflight, snapshot, export, manifest, checksum, inspect, fix, convert, validate, boot, define)
+    chain(define, cleanup, report)
+    export >> remove_snapshot >> cleanup
+
+
+def left_by(task_id: str, key: str = "return_value") -> str:
+    """Write the template of what a task has left; None where it was skipped."""
+    return f"{{{{ ti.xcom_pull(task_ids='{task_id}', key='{key}') }}}}"
+
+
+def left_by_all(task_id: str) -> str:
+    """Write the template of what all mapped copies of a task have left, as a list."""
+    return f"{{{{ ti.xcom_pull(task_ids=['{task_id}']) }}}}"
+
+
+def form(vm: PlannedVm) -> dict[str, Param]:
+    """Make the trigger form: what a person may set for one run, filled in with what the plan says."""
+    host, profile = vm.settings.host, vm.profile
+    planned = {
+        "host_connection": str(host.connection) if host else "",
+        "output_directory": str(host.output_directory) if host else "",
+        "output_format": profile.manifest_target_format,
+        "compress": profile.compress,
+    }
+    params = {}
+    for name, field in Overrides.model_fields.items():
+        value = planned.get(name, field.default)
+        schema: dict[str, Any] = {"type": "boolean" if isinstance(value, bool) else "string"}
+        if name == "output_format":
+            schema["enum"] = list(get_args(OutputFormat))
+        params[name] = Param(value, title=field.title, description=field.description, **schema)
+    return params
+
+
+def describe(plan: Plan, vm: PlannedVm) -> str:
+    """Write the DAG's page from the plan."""
+    host = vm.settings.host
+    where = (
+        f"`{host.connection}`, staged in `{host.staging_directory}`, images in `{host.output_directory}`"
+        if host
+        else "-"
+    )
+    return (
+        f"Moves **{vm.selector.value}** from vCenter `{plan.vcenter.connection}` to KVM host {where}, "
+        f"with profile `{vm.profile.name}`. Plan: `{plan.path}`.\n\n"
+        "The source VM gets one snapshot for the time of the export and is not changed otherwise. "
+        "The run succeeds only when the converted guest was booted and said itself that it is up."
+    )

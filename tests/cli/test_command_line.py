@@ -1,0 +1,117 @@
+"""``./hyperflow`` as a person types it: what it says and how it exits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAN = (ROOT / "include/plans/example.yaml").read_text()
+
+
+def hyperflow(*arguments: str) -> tuple[int, str]:
+    """Run the command line; exit status, and all it printed."""
+    done = subprocess.run(
+        [str(ROOT / "hyperflow"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+        timeout=120,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    disk = tmp_path / "web01-disk1.vmdk"
+    disk.write_bytes(b"KDMV" + bytes(1000))
+    document = {
+        "manifest_version": "1.0",
+        "disks": [
+            {
+                "id": "disk-0",
+                "source_format": "vmdk",
+                "bytes": 1004,
+                "local_path": str(disk),
+                "checksum": f"sha256:{hashlib.sha256(disk.read_bytes()).hexdigest()}",
+            }
+        ],
+    }
+    path = tmp_path / "artifact-manifest.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_a_good_plan_passes() -> None:
+    status, said = hyperflow("plan", "check", str(ROOT / "include/plans/example.yaml"))
+    assert status == 0
+    assert "plan example, 2 VM(s)" in said
+
+
+def test_every_fault_of_every_plan_is_listed_and_the_status_is_2(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(PLAN.replace("connection: kvm01", "conection: kvm01").replace("name: web01", "nmae: web01"))
+    second.write_text("plan: [")
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles/kvm-migration.yaml").write_text((ROOT / "include/profiles/kvm-migration.yaml").read_text())
+    status, said = hyperflow("plan", "check", str(first), str(second))
+    assert status == 2
+    for word in ("did you mean connection", "did you mean name", "second.yaml", "line"):
+        assert word in said
+
+
+def test_a_manifest_is_validated_and_its_disks_verified(manifest: Path) -> None:
+    assert hyperflow("manifest", "validate", str(manifest))[0] == 0
+    status, said = hyperflow("manifest", "verify", str(manifest))
+    assert status == 0
+    assert "disk-0: matches" in said
+
+
+def test_a_changed_disk_fails_the_verification_only(manifest: Path) -> None:
+    (manifest.parent / "web01-disk1.vmdk").write_bytes(b"KDMV" + bytes(999) + b"x")
+    assert hyperflow("manifest", "validate", str(manifest))[0] == 0
+    status, said = hyperflow("manifest", "verify", str(manifest))
+    assert status == 1
+    assert "digest differs" in said
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"manifest_version": "1.0"}', "\x00\x01", "[" * 100_000])
+def test_what_is_no_manifest_is_refused_in_words(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "artifact-manifest.json"
+    path.write_text(content)
+    status, said = hyperflow("manifest", "validate", str(path))
+    assert status == 1
+    assert "found" in said
+    assert "Traceback" not in said
+
+
+def test_without_an_airflow_a_migration_says_how_to_name_one(tmp_path: Path) -> None:
+    status, said = hyperflow("migrate", "example", "web01", "--airflow", str(tmp_path / "none.json"))
+    assert status == 69
+    assert "--airflow" in said
+
+
+def test_an_airflow_that_does_not_answer_is_told_from_one_that_is_not_named(tmp_path: Path) -> None:
+    endpoint = tmp_path / "airflow.json"
+    endpoint.write_text(json.dumps({"url": "http://127.0.0.1:9", "user": "a", "password": "b"}))
+    status, said = hyperflow("migrate", "example", "web01", "--airflow", str(endpoint))
+    assert status == 69
+    assert "no answer" in said
+
+
+def test_a_vm_that_the_plan_does_not_have_is_named_with_those_it_has() -> None:
+    status, said = hyperflow("migrate", str(ROOT / "include/plans/example.yaml"), "web02")
+    assert status == 2
+    assert "web02" in said
+    assert "web01" in said
+
+
+def test_wrong_usage_exits_2() -> None:
+    assert hyperflow("plan")[0] == 2
+    assert hyperflow("migrate", "example", "web01", "--set", "compress")[0] == 2

@@ -1,0 +1,102 @@
+"""Boot entries: read from GRUB's, BLS', extlinux' files, and freed of device names."""
+
+from __future__ import annotations
+
+from hyperflow.kvmhost.guest import bootloader
+from hyperflow.kvmhost.guest.devices import Devices, FileSystem
+
+UUID = "abf13a4d-d772-4338-92ec-c50b12fb5102"
+GUEST = Devices(
+    [FileSystem("/dev/sda1", "ext4", UUID, "", "disk-0"), FileSystem("/dev/sda2", "swap", "5a5a", "", "disk-0")],
+    ["disk-0"],
+)
+
+GRUB_CFG = """
+set default="0"
+menuentry 'Debian GNU/Linux' --class debian $menuentry_id_option 'gnulinux-simple' {
+\tsearch --no-floppy --fs-uuid --set=root abf13a4d
+\tlinux\t/boot/vmlinuz-6.1.0-56-amd64 root=/dev/sda1 ro console=ttyS0 quiet
+\tinitrd\t/boot/initrd.img-6.1.0-56-amd64
+}
+submenu 'Advanced options for Debian GNU/Linux' {
+\tmenuentry "Debian, with Linux 6.1 (recovery mode)" {
+\t\tlinuxefi /vmlinuz-6.1 "root=UUID=abf13a4d-d772-4338-92ec-c50b12fb5102" ro single
+\t}
+\tmenuentry 'memtest' {
+\t\tlinux16 /boot/memtest86+.bin
+\t}
+}
+"""
+
+# As RHEL 8 writes it with kernelopts in grubenv, and RHEL 9 with the options spelled out.
+BLS_8 = "title Red Hat Enterprise Linux (4.18.0) 8.9\nlinux /vmlinuz-4.18.0\noptions $kernelopts $tuned_params\n"
+BLS_9 = """title RHEL 9
+# no comment counts
+linux /vmlinuz-5.14.0
+options root=/dev/sda1 ro
+options resume=/dev/sda2 quiet
+"""
+
+
+def test_each_kernel_line_of_grub_is_an_entry_with_its_root() -> None:
+    found = [(one.title, one.kernel, one.root) for one in bootloader.grub_entries("/boot/grub/grub.cfg", GRUB_CFG)]
+    assert found == [
+        ("Debian GNU/Linux", "/boot/vmlinuz-6.1.0-56-amd64", "/dev/sda1"),
+        ("Debian, with Linux 6.1 (recovery mode)", "/vmlinuz-6.1", f"UUID={UUID}"),
+        ("memtest", "/boot/memtest86+.bin", ""),
+    ]
+
+
+def test_an_entry_that_names_a_device_or_another_file_system_is_a_fault() -> None:
+    entries = bootloader.grub_entries("/boot/grub/grub.cfg", GRUB_CFG)
+    (fault,) = bootloader.faults(entries, GUEST, UUID)
+    assert "found root=/dev/sda1, expected UUID=" in fault
+    swap = bootloader.BootEntry("f", "t", "k", "UUID=5a5a")
+    assert len(bootloader.faults([swap], GUEST, UUID)) == 1
+    assert bootloader.faults([bootloader.BootEntry("f", "t", "k", "/dev/mapper/vg-root")], GUEST, UUID) == []
+
+
+def test_root_and_resume_become_uuids_and_other_arguments_stay() -> None:
+    before = 'linux /vmlinuz root=/dev/sda1 ro resume=/dev/sda2 myroot=/dev/sda1 x=root=/dev/sdz9 "root=/dev/sda1"'
+    after = bootloader.stabilize_arguments(before, GUEST.uuid_name)
+    assert (
+        after
+        == f'linux /vmlinuz root=UUID={UUID} ro resume=UUID=5a5a myroot=/dev/sda1 x=root=/dev/sdz9 "root=UUID={UUID}"'
+    )
+
+
+def test_settings_of_grub_that_forbid_uuids_become_comments() -> None:
+    before = (
+        "GRUB_DEFAULT=0\nGRUB_DISABLE_LINUX_UUID=true\n  export GRUB_DISABLE_UUID=true\n#GRUB_DISABLE_UUID=true\n"
+        'GRUB_CMDLINE_LINUX="root=/dev/sda1 console=ttyS0"\n'
+    )
+    after = bootloader.stabilize_defaults(before, GUEST.uuid_name)
+    assert after == (
+        "GRUB_DEFAULT=0\n# by hyperflow: GRUB_DISABLE_LINUX_UUID=true\n# by hyperflow: export GRUB_DISABLE_UUID=true\n"
+        f'#GRUB_DISABLE_UUID=true\nGRUB_CMDLINE_LINUX="root=UUID={UUID} console=ttyS0"\n'
+    )
+    assert bootloader.stabilize_defaults(after, GUEST.uuid_name) == after
+
+
+def test_entries_of_red_hat_are_read_with_the_variable_they_refer_to() -> None:
+    entry = bootloader.bls_entry("/boot/loader/entries/a.conf", BLS_8, "root=/dev/mapper/rhel-root ro")
+    assert (entry.title, entry.root) == ("Red Hat Enterprise Linux (4.18.0) 8.9", "/dev/mapper/rhel-root")
+    assert bootloader.bls_entry("/x.conf", BLS_9, "").root == "/dev/sda1"
+    assert "options root=UUID=" + UUID in bootloader.stabilize_arguments(BLS_9, GUEST.uuid_name)
+    assert "options resume=UUID=5a5a quiet" in bootloader.stabilize_arguments(BLS_9, GUEST.uuid_name)
+
+
+def test_grubs_environment_stays_one_block() -> None:
+    block = "# GRUB Environment Block\nsaved_entry=x\nkernelopts=root=/dev/sda1 ro \n".ljust(1024, "#")
+    after = bootloader.stabilize_environment(block, GUEST.uuid_name)
+    assert len(after) == 1024
+    assert f"kernelopts=root=UUID={UUID} ro \n#" in after
+
+
+def test_entries_of_extlinux_and_grub_1_are_read() -> None:
+    extlinux = "default l0\nlabel l0\n  linux /vmlinuz\n  append root=/dev/sda1 ro\n"
+    assert [(one.title, one.root) for one in bootloader.plain_entries("/e", extlinux)] == [("l0", "/dev/sda1")]
+    grub1 = "title CentOS (2.6.32)\n\troot (hd0,0)\n\tkernel /vmlinuz-2.6.32 ro root=/dev/sda1\n"
+    assert [(one.title, one.root) for one in bootloader.plain_entries("/m", grub1)] == [
+        ("CentOS (2.6.32)", "/dev/sda1")
+    ]

@@ -1,0 +1,157 @@
+"""fstab and crypttab: only the name of the device changes."""
+
+from __future__ import annotations
+
+import pytest
+from hyperflow.kvmhost.guest import fstab
+from hyperflow.kvmhost.guest.devices import Devices, FileSystem, disk_name, hangs_on_hardware
+from hyperflow.kvmhost.guest.files import decode, encode
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROOT = FileSystem("/dev/sda1", "ext4", "11111111-aaaa", "", "disk-0")
+SWAP = FileSystem("/dev/sda2", "swap", "22222222-bbbb", "", "disk-0")
+DATA = FileSystem("/dev/sdb1", "xfs", "33333333-cccc", "my data", "disk-1")
+VOLUME = FileSystem("/dev/my-group/home", "ext4", "44444444-dddd", "", "disk-1")
+GUEST = Devices(
+    [ROOT, SWAP, DATA, VOLUME], ["disk-0", "disk-1"], {"/dev/sdb1": "0abc-01"}, {"6000c29f0a" + "0" * 22: 1}
+)
+ONE_DISK = Devices([ROOT], ["disk-0"])
+
+TABLE = """# /etc/fstab
+/dev/sda1\t/               ext4    errors=remount-ro 0       1
+
+UUID=22222222-bbbb none swap sw 0 0
+   /dev/sdb1   /srv/my\\040data  xfs defaults 0 2 # the data
+/dev/mapper/my--group-home /home ext4 defaults 0 2
+/dev/sr0 /media/cdrom0 udf,iso9660 user,noauto 0 0
+nas:/export /mnt nfs defaults 0 0
+"""
+
+
+def test_only_the_device_names_change_and_not_a_byte_else() -> None:
+    done = fstab.stabilize_fstab(TABLE, fstab.STABILIZE_ALL, GUEST)
+    expected = TABLE.replace("/dev/sda1\t", "UUID=11111111-aaaa\t").replace("/dev/sdb1 ", "UUID=33333333-cccc ")
+    assert done.text == expected
+    assert done.left == ()
+    assert done.changed == ("line 2: /dev/sda1 is UUID=11111111-aaaa", "line 5: /dev/sdb1 is UUID=33333333-cccc")
+
+
+def test_a_stable_table_is_left_as_it_is() -> None:
+    once = fstab.stabilize_fstab(TABLE, fstab.STABILIZE_ALL, GUEST).text
+    assert fstab.stabilize_fstab(once, fstab.STABILIZE_ALL, GUEST).changed == ()
+
+
+def test_bytes_that_are_no_utf8_survive() -> None:
+    table = b"# gr\xfc\xdfe\r\n/dev/sda1 / ext4 defaults 0 1\r\n"
+    done = fstab.stabilize_fstab(decode(table), fstab.STABILIZE_ALL, GUEST)
+    assert encode(done.text) == table.replace(b"/dev/sda1", b"UUID=11111111-aaaa")
+
+
+@given(st.binary(max_size=300))
+def test_no_table_is_too_strange_to_be_kept(content: bytes) -> None:
+    done = fstab.stabilize_fstab(decode(content), fstab.STABILIZE_ALL, ONE_DISK)
+    if not done.changed:
+        assert encode(done.text) == content
+
+
+def test_mode_noop_changes_nothing_and_tells_what_stays() -> None:
+    done = fstab.stabilize_fstab(TABLE, fstab.NOOP, GUEST)
+    assert done.text == TABLE
+    assert [entry.field(0) for entry, _ in done.left] == ["/dev/sda1", "/dev/sdb1"]
+
+
+def test_mode_bypath_only_changes_only_names_by_path() -> None:
+    table = "/dev/sda1 / ext4 defaults 0 1\n/dev/disk/by-path/pci-0000:03:00.0-scsi-0:0:1:0-part1 /d xfs defaults 0 2\n"
+    done = fstab.stabilize_fstab(table, fstab.BYPATH_ONLY, GUEST)
+    assert done.text == "/dev/sda1 / ext4 defaults 0 1\nUUID=33333333-cccc /d xfs defaults 0 2\n"
+
+
+@pytest.mark.parametrize(
+    ("spec", "device"),
+    [
+        ("/dev/sdb1", "/dev/sdb1"),
+        ("UUID=33333333-CCCC", "/dev/sdb1"),
+        ('LABEL="my data"', "/dev/sdb1"),
+        ("PARTUUID=0ABC-01", "/dev/sdb1"),
+        ("/dev/disk/by-uuid/33333333-cccc", "/dev/sdb1"),
+        ("/dev/disk/by-label/my\\x20data", "/dev/sdb1"),
+        ("/dev/disk/by-path/pci-0000:0b:00.0-scsi-0:0:1:0-part1", "/dev/sdb1"),
+        ("/dev/disk/by-path/pci-0000:02:01.0-sas-phy1-lun-0-part1", "/dev/sdb1"),
+        ("/dev/disk/by-path/pci-0000:02:03.0-ata-1-part1", "/dev/sdb1"),
+        ("/dev/disk/by-id/scsi-36000c29f0a" + "0" * 22 + "-part1", "/dev/sdb1"),
+        ("/dev/disk/by-id/wwn-0x6000c29f0a" + "0" * 22 + "-part1", "/dev/sdb1"),
+        ("/dev/nvme0n2p1", "/dev/sdb1"),
+        ("/dev/hda2", "/dev/sda2"),
+        ("/dev/mapper/my--group-home", "/dev/my-group/home"),
+        ("/dev/my-group/home", "/dev/my-group/home"),
+    ],
+)
+def test_every_way_to_name_a_device_is_understood(spec: str, device: str) -> None:
+    found = GUEST.find(spec)
+    assert found is not None
+    assert found.device == device
+
+
+@pytest.mark.parametrize(
+    "spec", ["/dev/sdc1", "/dev/sda9", "UUID=none", "tmpfs", "/dev/sr0", "", "/dev/disk/by-id/scsi-x"]
+)
+def test_what_is_not_there_is_not_guessed(spec: str) -> None:
+    assert GUEST.find(spec) is None
+
+
+def test_the_only_disk_is_meant_whatever_its_path_says() -> None:
+    found = ONE_DISK.find("/dev/disk/by-path/pci-0000:13:00.0-scsi-2:0:5:0-part1")
+    assert found == ROOT
+    assert ONE_DISK.find("/dev/disk/by-id/scsi-36000c2911111111111111111-part1") == ROOT
+
+
+def test_the_unit_of_the_controller_itself_is_skipped() -> None:
+    disks = [
+        FileSystem(f"/dev/{disk_name(index)}1", "ext4", f"uuid-{index}", "", f"disk-{index}") for index in range(9)
+    ]
+    guest = Devices(disks, [f"disk-{index}" for index in range(9)])
+    found = guest.find("/dev/disk/by-path/pci-0000:03:00.0-scsi-0:0:8:0-part1")
+    assert found == disks[7]
+
+
+def test_an_entry_whose_type_does_not_fit_the_disk_is_left_with_the_reason() -> None:
+    done = fstab.stabilize_fstab("/dev/sdb1 /srv ext4 defaults 0 2\n", fstab.STABILIZE_ALL, GUEST)
+    ((entry, reason),) = done.left
+    assert entry.needed
+    assert "type xfs" in reason
+
+
+def test_a_uuid_that_two_file_systems_share_is_not_used() -> None:
+    clone = FileSystem("/dev/sdb1", "ext4", ROOT.uuid, "", "disk-1")
+    done = fstab.stabilize_fstab(
+        "/dev/sda1 / ext4 defaults 0 1\n", fstab.STABILIZE_ALL, Devices([ROOT, clone], ["a", "b"])
+    )
+    assert done.changed == ()
+    assert "shares" in done.left[0][1]
+
+
+def test_entries_that_a_boot_does_not_wait_for_are_told_apart() -> None:
+    needed, later = fstab.entries(
+        "/dev/sdc1 /a ext4 defaults 0 0\n/dev/sdc2 /b ext4 nofail,x-systemd.device-timeout=5 0 0\n"
+    )
+    assert needed.needed
+    assert not later.needed
+
+
+def test_a_bind_mount_is_no_file_system_of_a_disk() -> None:
+    (entry,) = fstab.entries("/dev/sda1 /x none bind 0 0")
+    assert fstab.filesystem_of(entry, GUEST) is None
+
+
+def test_crypttab_changes_in_its_second_field() -> None:
+    luks = Devices([FileSystem("/dev/sdb2", "crypto_LUKS", "5555-eeee", "", "disk-1")], ["a", "b"])
+    done = fstab.stabilize_crypttab("# name device\nsecret\t/dev/sdb2 none luks\n", fstab.STABILIZE_ALL, luks)
+    assert done.text == "# name device\nsecret\tUUID=5555-eeee none luks\n"
+
+
+def test_names_that_follow_the_controller_are_known() -> None:
+    assert all(
+        map(hangs_on_hardware, ["/dev/sda", "/dev/sdaa12", "/dev/hdb1", "/dev/nvme0n1p1", "/dev/disk/by-path/x"])
+    )
+    assert not any(map(hangs_on_hardware, ["/dev/sr0", "/dev/mapper/a-b", "UUID=1", "/dev/md0", "/dev/disk/by-uuid/1"]))

@@ -1,0 +1,166 @@
+"""The boot proof, with QEMU and libguestfs for real.
+
+The guests here are a root file system whose first sector is a program: it writes a text to the serial port and
+halts. That is enough to see every way in which a guest does not come up; one that does is in tests/lab.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hyperflow.kvmhost import acceleration
+
+from tests.kvmhost.stages import running
+
+UUID = "6f1a0b52-57c1-4e0e-9d0c-6f6a2f1b7c11"
+TEXT_AT = 0x86  # where the text of the boot sector starts
+
+
+def image(folder: Path, console: bytes | None, systemd: bool = True) -> Path:
+    """Make a root file system that writes ``console`` when it is booted; that cannot be booted when it is None."""
+    tree = folder / "tree"
+    (tree / "etc").mkdir(parents=True)
+    (tree / "usr/lib/systemd").mkdir(parents=True)
+    if systemd:
+        (tree / "usr/lib/systemd/systemd").write_text("")
+    path = folder / "disk.raw"
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-U", UUID, "-d", str(tree), str(path), "64M"], check=True)
+    if console is not None:
+        sector = acceleration.boot_sector()[:TEXT_AT] + console + b"\0"
+        assert len(sector) <= 510
+        with path.open("r+b") as file:
+            file.write(sector.ljust(510, b"\0") + b"\x55\xaa")  # ext4 leaves its first 1024 bytes to boot loaders
+    return path
+
+
+def options(disk: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "images": [{"path": str(disk), "format": "raw", "disk_id": "disk-0"}],
+        "work_directory": str(disk.parent / "work"),
+        "artifacts_directory": str(disk.parent / "boot"),
+        "hardware": {"firmware": "bios", "cpus": 1, "memory_mb": 256, "nics": [{"mac": "00:50:56:9a:10:01"}]},
+        "expect": {"root": {"uuid": UUID, "device": "/dev/sda1", "fstype": "ext4"}},
+        "timeout_seconds": 120,
+        **changes,
+    }
+
+
+def emulators(work: Path) -> list[int]:
+    """List the QEMU processes that have a file below ``work`` on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes()
+        except OSError:
+            continue
+        if command.startswith(b"/usr/bin/qemu-system") and str(work).encode() in command:
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("console", "reason"),
+    [
+        (b"Begin: Mounting root\r\nALERT! /dev/sda1 does not exist.\r\n(initramfs) ", "stopped in its initramfs"),
+        (b"[ 1.0] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n", "kernel panicked"),
+        (b"error: no such device: 1234.\r\nEntering rescue mode...\r\ngrub rescue> ", "did not find its files"),
+        (b"You are in emergency mode. After logging in, type\r\n", "emergency mode"),
+        (None, "the firmware found nothing to boot"),
+    ],
+    ids=["initramfs", "panic", "grub", "emergency", "no-boot-loader"],
+)
+def test_a_guest_at_a_dead_end_fails_at_once_with_the_reason(
+    tmp_path: Path, console: bytes | None, reason: str
+) -> None:
+    disk = image(tmp_path, console)
+    before = hashlib.sha256(disk.read_bytes()).hexdigest()
+
+    result = running.run("boot", options(disk))
+
+    assert result["exit_status"] == 1
+    assert reason in result["error"]["message"]
+    assert (tmp_path / "boot/screenshot.png").read_bytes().startswith(b"\x89PNG")
+    if console is not None:
+        last = console.decode().split("\r\n")[-1].strip() or console.decode().split("\r\n")[-2]
+        assert last in result["error"]["message"]
+        assert console in (tmp_path / "boot/console.log").read_bytes()
+    assert hashlib.sha256(disk.read_bytes()).hexdigest() == before
+    assert not (tmp_path / "work/boot").exists()
+
+
+def test_a_guest_that_says_nothing_is_given_up_after_the_silence_that_is_allowed(tmp_path: Path) -> None:
+    result = running.run("boot", options(image(tmp_path, b""), silence_seconds=5))
+
+    assert result["exit_status"] == 1
+    assert "gave no sign of life" in result["error"]["message"]
+
+
+def test_a_guest_with_systemd_that_shows_a_login_prompt_is_not_up_until_the_probe_says_so(tmp_path: Path) -> None:
+    result = running.run("boot", options(image(tmp_path, b"\r\nweb01 login: "), timeout_seconds=15))
+
+    assert result["exit_status"] == 1
+    assert "was not up after" in result["error"]["message"]
+    assert "web01 login:" in result["error"]["message"]
+
+
+def test_a_guest_without_systemd_is_believed_by_its_login_prompt_with_a_warning(tmp_path: Path) -> None:
+    result = running.run("boot", options(image(tmp_path, b"\r\nweb01 login: ", systemd=False)))
+
+    assert result["exit_status"] == 0, result["log"]
+    assert result["observed"]["evidence"]["state"] == "login prompt"
+    assert result["observed"]["accelerator"] in ("kvm", "tcg")
+    assert any("no systemd" in warning for warning in result["warnings"])
+
+
+def test_an_answer_with_another_nonce_proves_nothing(tmp_path: Path) -> None:
+    said = b"hyperflow-probe 00ff begin \nhyperflow-probe 00ff state 72756e6e696e67\nhyperflow-probe 00ff end \n"
+
+    result = running.run("boot", options(image(tmp_path, said), timeout_seconds=10))
+
+    assert result["exit_status"] == 1
+    assert "was not up after" in result["error"]["message"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_the_guest_ends_with_the_stage(tmp_path: Path, number: signal.Signals) -> None:
+    disk = image(tmp_path, b"still here")
+    process = running.start("boot", options(disk), tmp_path / "result.json")
+    console = tmp_path / "boot/console.log"
+    while not (console.exists() and b"still here" in console.read_bytes()):
+        assert process.poll() is None
+        time.sleep(0.1)
+    assert emulators(tmp_path)
+
+    process.send_signal(number)
+    process.communicate()
+
+    while emulators(tmp_path):
+        time.sleep(0.1)
+    if number == signal.SIGTERM:
+        assert not (tmp_path / "work/boot").exists()
+    again = running.run("boot", options(disk, timeout_seconds=5))
+    assert "was not up after" in again["error"]["message"], "a rerun starts over the leftovers"
+
+
+def test_a_root_file_system_that_no_image_has_is_named(tmp_path: Path) -> None:
+    other = {"root": {"uuid": "00000000-0000-4000-8000-000000000000"}}
+
+    result = running.run("boot", options(image(tmp_path, b""), expect=other))
+
+    assert "none of the images has the root file system with UUID 00000000" in result["error"]["message"]
+
+
+def test_hardware_that_cannot_be_is_a_bad_request_with_every_fault(tmp_path: Path) -> None:
+    hardware = {"firmware": "efi", "cpus": 0, "memory_mb": 256, "nics": [{"mac": "00:50"}]}
+
+    result = running.run("boot", options(tmp_path / "no-such-disk", hardware=hardware))
+
+    assert result["exit_status"] == 64
+    for fault in ("firmware", "cpus", "MAC '00:50'", "no-such-disk: found no regular file"):
+        assert fault in result["error"]["message"]

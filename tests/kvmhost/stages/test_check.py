@@ -1,0 +1,131 @@
+"""The check of a host, on this one."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import kvmhost
+from tests.kvmhost.stages import running
+
+
+def options(folder: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "staging_directory": str(folder / "staging/not/made"),
+        "output_directory": str(folder / "output"),
+        "staging_bytes": 1 << 20,
+        "output_bytes": 2 << 20,
+        "endpoints": [],
+        "domain": None,
+        **changes,
+    }
+
+
+def test_a_host_that_is_ready_is_described(tmp_path: Path) -> None:
+    result = running.run("check", options(tmp_path))
+
+    assert result["exit_status"] == 0, result["log"]
+    observed = result["observed"]
+    for tool in ("qemu-img", "qemu-nbd", "qemu-system", "python guestfs", "python nbd", "virsh", "virt-install"):
+        assert observed["tools"][tool][0].isdigit(), tool
+    assert observed["acceleration"]["kind"] in ("kvm", "tcg")
+    assert observed["acceleration"]["reason"]
+    assert observed["cpus"] >= 1
+    assert observed["memory_mb"] > 0
+    assert observed["space"][str(tmp_path / "output")]["needed_bytes"] == 2 << 20
+    assert list(tmp_path.iterdir()) == [], "nothing is left where it tried to write"
+
+
+def test_every_fault_is_told_at_once_with_what_to_do(tmp_path: Path) -> None:
+    wrong = options(tmp_path, staging_directory="/proc/nowhere", endpoints=["127.0.0.1:1", "no-such-host.invalid:443"])
+
+    result = running.run("check", wrong)
+
+    assert result["exit_status"] == 1
+    message = result["error"]["message"]
+    assert "/proc/nowhere: cannot be written" in message
+    assert "127.0.0.1:1: " in message
+    assert "no-such-host.invalid:443: " in message
+    assert "open the way from this host" in message
+    assert result["log"].count("not ready: ") == 4, "three, and no space on /proc"
+
+
+def test_staging_and_output_on_one_file_system_are_added_up(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    each = free * 2 // 3
+
+    result = running.run("check", options(tmp_path, staging_bytes=each, output_bytes=each))
+
+    assert result["exit_status"] == 1
+    assert f"{tmp_path}/output and {tmp_path}/staging/not/made: found" in result["error"]["message"]
+    assert running.run("check", options(tmp_path, staging_bytes=each))["exit_status"] == 0
+
+
+def test_an_endpoint_counts_as_reached_when_tls_is_spoken(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-keyout", str(key), "-out", str(certificate), "-days", "1", "-subj", "/CN=esxi"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    server = subprocess.Popen(
+        ["openssl", "s_server", "-accept", "127.0.0.1:0", "-cert", str(certificate), "-key", str(key)],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        port = next(line for line in server.stdout if line.startswith("ACCEPT")).rpartition(":")[2].strip()
+        endpoint = f"127.0.0.1:{port}"
+        result = running.run("check", options(tmp_path, endpoints=[endpoint]))
+    finally:
+        server.kill()
+        server.communicate()
+
+    assert result["exit_status"] == 0, result["log"]
+    assert result["observed"]["endpoints"][endpoint]["tls"].startswith("TLS")
+    assert len(result["observed"]["endpoints"][endpoint]["sha256"]) == 64
+
+
+def test_a_program_that_is_missing_is_named_with_its_packages(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as empty:
+        result = running.run("check", options(tmp_path), {"PATH": empty})
+
+    assert (
+        "qemu-img: found none; install qemu-utils (Debian, Ubuntu) or qemu-img (RHEL, Fedora)"
+        in result["error"]["message"]
+    )
+    assert "qemu-system-x86_64: found none" in result["error"]["message"]
+
+
+@pytest.mark.lab
+def test_a_domain_whose_name_and_network_are_free_passes_and_another_does_not(
+    tmp_path: Path, host: kvmhost.KvmHost
+) -> None:
+    domain = {
+        "name": "no-such-domain",
+        "uuid": "6f1a0b52-57c1-4e0e-9d0c-6f6a2f1b7c11",
+        "macs": ["00:50:56:00:00:01"],
+        "networks": [host.network],
+        "firmware": "uefi",
+    }
+
+    good = running.run("check", options(tmp_path, domain=domain))
+    bad = running.run("check", options(tmp_path, domain={**domain, "networks": ["no-such-network"]}))
+
+    assert good["exit_status"] == 0, good["log"]
+    assert good["observed"]["domain"]["networks"][host.network] is True
+    assert "network no-such-network: found none" in bad["error"]["message"]
+
+
+def test_an_endpoint_that_is_none_is_a_bad_request(tmp_path: Path) -> None:
+    assert running.run("check", options(tmp_path, endpoints=["esxi01"]))["exit_status"] == 64

@@ -1,0 +1,190 @@
+"""A job outlives the connection that started it, runs once, and tells the truth about its end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = 12 * 2**30  # bytes of a sparse disk: its checksum takes some ten seconds
+LIMIT = 120.0  # seconds a test waits before it gives up
+
+
+def job(*arguments: str, stdin: str = "") -> tuple[dict[str, Any], bytes]:
+    """Run ``job ...`` as the control plane does; its answer, and the log that follows it."""
+    done = subprocess.run(
+        ["/usr/bin/python3", "-m", "hyperflow.kvmhost", "job", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "plugins")},
+        input=stdin.encode(),
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    header, _, rest = done.stdout.partition(b"\n")
+    return json.loads(header), rest
+
+
+def start(directory: Path, options: str, *more: str) -> dict[str, Any]:
+    arguments = ("start", "--directory", str(directory), "--stage", "checksum", "--run", "dag/run", *more)
+    return job(*arguments, stdin=options)[0]
+
+
+def wait(path: str) -> dict[str, Any]:
+    limit = time.monotonic() + LIMIT
+    while time.monotonic() < limit:
+        answer, _ = job("poll", "--job", path)
+        if answer["state"] != "RUNNING" and not answer["more"]:
+            return answer
+        time.sleep(0.2)
+    raise AssertionError(f"{path} did not end")
+
+
+def options_for(folder: Path, size: int) -> str:
+    """Make a manifest of one disk of zeros and the options of its checksum."""
+    disk = folder / "disk.raw"
+    with disk.open("wb") as file:
+        file.truncate(size)
+    digest = hashlib.sha256()
+    if size < LONG:
+        digest.update(bytes(size))
+    document = {
+        "manifest_version": "1.0",
+        "disks": [
+            {
+                "id": "disk-0",
+                "source_format": "raw",
+                "bytes": size,
+                "local_path": str(disk),
+                "checksum": f"sha256:{digest.hexdigest()}",
+            }
+        ],
+    }
+    manifest = folder / "artifact-manifest.json"
+    manifest.write_text(json.dumps(document))
+    sha256 = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    return json.dumps({"manifest": {"path": str(manifest), "sha256": sha256}, "disk_id": "disk-0"})
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Any:
+    """A task's directory; whatever runs in it at the end is ended."""
+    directory = tmp_path / "jobs" / "dag" / "run" / "task"
+    yield directory
+    job("remove", "--directory", str(directory.parent))
+
+
+def processes_of(path: str) -> list[int]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"HYPERFLOW_JOB={path}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_finished_job_gives_its_result_and_its_whole_log(tmp_path: Path, task: Path) -> None:
+    started = start(task, options_for(tmp_path, 1000))
+    answer = wait(started["job"])
+    assert (answer["state"], answer["exit_status"]) == ("DONE", 0)
+    assert answer["result"]["succeeded"] is True
+    assert answer["result"]["observed"]["matches"] is True
+    _, log = job("poll", "--job", started["job"], "--offset", "0")
+    assert log == (Path(started["job"]) / "log").read_bytes()
+
+
+def test_a_second_start_attaches_to_the_copy_that_runs(tmp_path: Path, task: Path) -> None:
+    options = options_for(tmp_path, LONG)
+    first, second = start(task, options), start(task, options)
+    assert second == {"job": first["job"], "attached": True}
+    assert len(processes_of(first["job"])) == 1
+
+
+def test_a_restart_ends_the_copy_that_runs_before_another_begins(tmp_path: Path, task: Path) -> None:
+    options = options_for(tmp_path, LONG)
+    first, second = start(task, options), start(task, options, "--restart")
+    assert second["attached"] is False
+    assert second["job"] != first["job"]
+    assert processes_of(first["job"]) == []
+
+
+def test_a_success_that_nobody_has_seen_is_handed_over_once(tmp_path: Path, task: Path) -> None:
+    options = options_for(tmp_path, 1000)
+    first = start(task, options)
+    wait(first["job"])
+    assert start(task, options) == {"job": first["job"], "attached": True}
+    job("collect", "--job", first["job"])
+    assert start(task, options)["attached"] is False
+
+
+def test_a_killed_stage_is_done_with_the_signal_as_its_status(tmp_path: Path, task: Path) -> None:
+    started = start(task, options_for(tmp_path, LONG))
+    os.kill(processes_of(started["job"])[0], signal.SIGKILL)
+    answer = wait(started["job"])
+    assert (answer["state"], answer["exit_status"], answer["result"]) == ("DONE", -signal.SIGKILL, None)
+
+
+def test_a_job_whose_processes_are_all_gone_is_lost(tmp_path: Path, task: Path) -> None:
+    started = start(task, options_for(tmp_path, LONG))
+    (stage,) = processes_of(started["job"])
+    supervisor = int((Path(f"/proc/{stage}/stat")).read_text().rpartition(")")[2].split()[1])
+    os.kill(supervisor, signal.SIGKILL)
+    assert wait(started["job"])["state"] == "LOST"
+    assert processes_of(started["job"]) == []
+
+
+def test_a_restart_of_the_host_is_told_from_other_losses(tmp_path: Path, task: Path) -> None:
+    started = start(task, options_for(tmp_path, LONG))
+    job("kill", "--directory", str(task))
+    record = Path(started["job"]) / "job.json"
+    (record.parent / "exit.json").unlink(missing_ok=True)
+    record.write_text(json.dumps({**json.loads(record.read_text()), "boot_id": "another"}))
+    answer, _ = job("poll", "--job", started["job"])
+    assert answer["state"] == "LOST"
+    assert "restarted" in answer["reason"]
+
+
+def test_a_kill_ends_the_job_within_seconds(tmp_path: Path, task: Path) -> None:
+    started = start(task, options_for(tmp_path, LONG))
+    assert job("kill", "--directory", str(task))[0] == {"killed": 1}
+    assert processes_of(started["job"]) == []
+
+
+def test_a_reader_that_comes_back_goes_on_where_the_last_one_stopped(tmp_path: Path, task: Path) -> None:
+    started = start(task, options_for(tmp_path, 1000))
+    wait(started["job"])
+    whole = (Path(started["job"]) / "log").read_bytes()
+    first_line = whole.index(b"\n") + 1
+    job("poll", "--job", started["job"], "--offset", str(first_line))
+    answer, log = job("poll", "--job", started["job"])
+    assert (answer["offset"], log) == (first_line, whole[first_line:])
+
+
+def test_options_are_never_written_to_the_disk(tmp_path: Path, task: Path) -> None:
+    secret = "ticket-4711"
+    started = start(task, json.dumps({"url": secret}))
+    assert wait(started["job"])["exit_status"] == 64
+    written = [path for path in task.rglob("*") if path.is_file() and path.name not in ("log", "result.json")]
+    assert written
+    assert all(secret not in path.read_text() for path in written)
+
+
+def test_a_result_that_is_no_object_or_too_large_is_none(tmp_path: Path, task: Path) -> None:
+    started = start(task, options_for(tmp_path, 1000))
+    wait(started["job"])
+    for content in ("[1, 2]", "{", '"' + "x" * 2_000_000 + '"'):
+        (Path(started["job"]) / "result.json").write_text(content)
+        assert job("poll", "--job", started["job"])[0]["result"] is None
+
+
+def test_there_is_no_job_where_nobody_started_one(tmp_path: Path) -> None:
+    assert job("poll", "--job", str(tmp_path / "1"))[0]["state"] == "ABSENT"

@@ -1,0 +1,118 @@
+"""What the probe says is read as it was said, and every difference to what was expected is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hyperflow.kvmhost.probe import evidence
+
+SCRIPT = Path(evidence.__file__).with_name("hyperflow-probe.sh")
+NONCE = "0123456789abcdef"
+MAC = "00:50:56:9a:10:01"
+
+
+def lines(facts: dict[str, str], nonce: str = NONCE) -> bytes:
+    """Say facts as the probe does."""
+    said = {"begin": "", **facts, "end": ""}
+    return "".join(f"hyperflow-probe {nonce} {key} {value.encode().hex()}\n" for key, value in said.items()).encode()
+
+
+def observed(**changes: str) -> dict[str, Any]:
+    facts = {
+        "state": "running",
+        "root": 'SOURCE="/dev/vda1" UUID="aaaa-bbbb" FSTYPE="ext4"',
+        "mounts": 'TARGET="/srv/my\\x20data" SOURCE="/dev/vdb1" FSTYPE="ext4" UUID="cccc"\n'
+        'TARGET="/proc" SOURCE="proc" FSTYPE="proc" UUID=""',
+        "nic": f"ens192\n{MAC}\nvirtio_net\nup",
+        "addresses": "1: lo    inet 127.0.0.1/8 scope host lo\n"
+        "2: ens192    inet 192.0.2.10/24 brd 192.0.2.255 scope global",
+        **changes,
+    }
+    (report,) = evidence.Reader(NONCE).feed(lines(facts))
+    return evidence.read(report)
+
+
+def expectation(**changes: Any) -> dict[str, Any]:
+    return {
+        "root": {"uuid": "AAAA-BBBB", "device": "/dev/sda1"},
+        "networks": [{"name": "ens192", "mac": MAC.upper(), "addresses": ["192.0.2.10/24"]}],
+        "mounts": [{"path": "/srv/my data", "uuid": "cccc", "fstype": "ext4"}],
+        **changes,
+    }
+
+
+def test_a_guest_as_expected_has_no_differences() -> None:
+    assert evidence.differences(observed(), expectation(), [MAC]) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected", "difference"),
+    [
+        ({"root": 'SOURCE="/dev/vdb1" UUID="dddd" FSTYPE="ext4"'}, {}, "/: found /dev/vdb1 with UUID dddd"),
+        ({"nic": f"enp1s0\n{MAC}\nvirtio_net\nup"}, {}, "found it named enp1s0, expected ens192"),
+        ({"addresses": ""}, {}, "found no address, expected 192.0.2.10/24"),
+        ({"nic": f"ens192\n{MAC}\ne1000\nup"}, {}, "found e1000, expected the driver virtio_net"),
+        ({"nic": "ens224\n00:00:00:00:00:01\nvirtio_net\nup"}, {}, "found none, expected it with 192.0.2.10/24"),
+        ({"mounts": ""}, {}, "/srv/my data: found nothing mounted"),
+        ({}, {"mounts": [{"path": "/srv/my data", "uuid": "eeee"}]}, "found uuid cccc, expected eeee"),
+    ],
+)
+def test_every_difference_is_told(facts: dict[str, str], expected: dict[str, Any], difference: str) -> None:
+    found = evidence.differences(observed(**facts), expectation(**expected), [MAC])
+
+    assert any(difference in one for one in found), found
+
+
+def test_an_address_on_a_bond_is_found_by_its_name_though_the_device_has_the_mac_too() -> None:
+    nics = lines({"state": "running"}).splitlines(keepends=True)[:2]
+    for nic in (f"ens192\n{MAC}\nvirtio_net\nup", f"bond0\n{MAC}\n\nup"):
+        nics.append(f"hyperflow-probe {NONCE} nic {nic.encode().hex()}\n".encode())
+    nics += lines({"addresses": "3: bond0    inet 192.0.2.10/24 scope global"}).splitlines(keepends=True)[1:]
+    (report,) = evidence.Reader(NONCE).feed(b"".join(nics))
+    wanted = {"networks": [{"name": "bond0", "mac": None, "addresses": ["192.0.2.10/24"]}]}
+
+    assert evidence.differences(evidence.read(report), wanted, [MAC]) == []
+
+
+def test_a_report_arrives_in_any_pieces_and_between_other_lines() -> None:
+    data = b"[   12.3] kernel says\n" + lines({"state": "degraded", "kernel": "6.1.0\n"}) + b"web01 login: "
+    reader = evidence.Reader(NONCE)
+    reports = [report for index in range(len(data)) for report in reader.feed(data[index : index + 1])]
+
+    assert [evidence.read(report)["state"] for report in reports] == ["degraded"]
+    assert evidence.read(reports[0])["kernel"] == "6.1.0"
+
+
+def test_another_nonce_and_a_torn_report_are_no_reports() -> None:
+    reader = evidence.Reader(NONCE)
+
+    assert reader.feed(lines({"state": "running"}, nonce="ff")) == []
+    assert reader.feed(lines({"state": "running"}).partition(b" end ")[0]) == []
+
+
+def test_a_guest_that_never_stops_talking_does_not_fill_the_memory() -> None:
+    reader = evidence.Reader(NONCE)
+    for _ in range(8):
+        reader.feed(b"x" * evidence.STREAM_LIMIT)
+
+    assert reader.feed(b"\n" + lines({"state": "running"})) != []
+
+
+def test_the_probe_says_what_this_very_machine_is(tmp_path: Path) -> None:
+    # The functions of the script itself, with this machine's own programs, without its endless loop.
+    script = SCRIPT.read_text().partition("\nwhile :")[0] + "\nreport running\n"
+    (tmp_path / "probe").write_text(script)
+    said = subprocess.run(["sh", str(tmp_path / "probe"), NONCE], capture_output=True, check=True).stdout
+
+    (report,) = evidence.Reader(NONCE).feed(said)
+    found = evidence.read(report)
+
+    assert found["kernel"] == os.uname().release
+    assert found["hostname"] == os.uname().nodename
+    assert found["uptime_seconds"] > 0
+    assert found["root_device"]["device"]
+    assert {nic["name"] for nic in found["nics"]} == set(os.listdir("/sys/class/net")) - {"lo"}  # noqa: PTH208

@@ -1,0 +1,71 @@
+"""docker-compose.yaml is what a production is started from: whole, and without a secret in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+FILE = Path(__file__).resolve().parents[1] / "docker-compose.yaml"
+COMPONENTS = {
+    "airflow-apiserver": "api-server",
+    "airflow-scheduler": "scheduler",
+    "airflow-dag-processor": "dag-processor",
+    "airflow-triggerer": "triggerer",
+    "airflow-worker": "celery worker",
+}
+SECRETS = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET", "AIRFLOW_ADMIN_PASSWORD")
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    document = yaml.safe_load(FILE.read_text())
+    assert isinstance(document, dict)
+    return document
+
+
+def test_docker_compose_accepts_the_file_once_the_secrets_are_set() -> None:
+    command = ["docker-compose", "--file", str(FILE), "config", "--quiet"]
+    secrets = dict.fromkeys(SECRETS, "a-secret")
+    done = subprocess.run(command, env={**os.environ, **secrets}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("missing", SECRETS)
+def test_docker_compose_names_a_secret_that_is_not_set(missing: str) -> None:
+    command = ["docker-compose", "--file", str(FILE), "config", "--quiet"]
+    secrets = {name: "a-secret" for name in SECRETS if name != missing}
+    done = subprocess.run(command, env={**os.environ, **secrets}, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert missing in done.stderr
+
+
+def test_every_component_of_airflow_runs_with_a_health_check(compose: dict[str, Any]) -> None:
+    for service, command in COMPONENTS.items():
+        assert compose["services"][service]["command"] == command
+        assert compose["services"][service]["healthcheck"]["test"]
+
+
+def test_every_secret_is_required_from_the_environment_and_has_no_default() -> None:
+    text = FILE.read_text()
+    for name in SECRETS:
+        assert f"${{{name}:?" in text, f"{name} is not required"
+        assert f"${{{name}:-" not in text, f"{name} has a default"
+
+
+def test_nothing_listens_beyond_loopback(compose: dict[str, Any]) -> None:
+    published = [port for service in compose["services"].values() for port in service.get("ports", [])]
+    assert published
+    assert all(re.match(r"127\.0\.0\.1:", port) for port in published)
+
+
+def test_what_is_mounted_is_in_the_project(compose: dict[str, Any]) -> None:
+    sources = {volume.split(":")[0] for volume in compose["services"]["airflow-worker"]["volumes"]}
+    for source in sources:
+        if source.startswith("./"):
+            assert (FILE.parent / source).is_dir(), source
