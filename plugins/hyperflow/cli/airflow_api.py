@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 LAB_ENDPOINT = Path(__file__).resolve().parents[3] / ".lab" / "airflow.json"
-TIMEOUT = 30.0  # seconds
+TIMEOUT = 90.0  # seconds; on SQLite a writer may wait long for its turn
+WAITS = (1.0, 3.0, 10.0)  # seconds before asking again after a fault of Airflow's own
 
 
 class AirflowUnavailable(Exception):
     """Airflow cannot be reached or does not let us in; the message says what to do."""
+
+
+class ServerFault(AirflowUnavailable):
+    """Airflow failed at a good request (5xx), such as on a locked SQLite; what was asked may be done or not."""
 
 
 class Refused(Exception):
@@ -67,10 +74,31 @@ class AirflowApi:
     def trigger(self, dag_id: str, conf: dict[str, Any]) -> str:
         """Start a run.
 
+        The run's id is chosen here, so that asking again after a fault of Airflow's own starts no second run.
+
         :return: the run's id
         """
-        body = {"logical_date": None, "conf": conf}
-        return str(self.request("POST", f"/api/v2/dags/{dag_id}/dagRuns", json=body)["dag_run_id"])
+        run_id = f"manual__{datetime.now(UTC).isoformat()}"
+        body = {"logical_date": None, "conf": conf, "dag_run_id": run_id}
+        for wait in (*WAITS, None):
+            try:
+                self._send("POST", f"/api/v2/dags/{dag_id}/dagRuns", json=body)
+            except ServerFault:
+                if wait is None:
+                    raise
+                time.sleep(wait)
+                if self._has_run(dag_id, run_id):
+                    break
+            else:
+                break
+        return run_id
+
+    def _has_run(self, dag_id: str, run_id: str) -> bool:
+        try:
+            self.run_state(dag_id, run_id)
+        except Refused:
+            return False
+        return True
 
     def run_state(self, dag_id: str, run_id: str) -> str:
         """State of a run: queued, running, success, failed."""
@@ -124,11 +152,20 @@ class AirflowApi:
         return [str(item["stack_trace"]) for item in self.request("GET", "/api/v2/importErrors")["import_errors"]]
 
     def request(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
-        """Send a request and return the object that Airflow answers with.
+        """Send a request and return the object that Airflow answers with; a question (GET) is asked again after a 5xx.
 
         :raises AirflowUnavailable: no answer, or no admission
+        :raises ServerFault: Airflow failed at it
         :raises Refused: with Airflow's own words
         """
+        for wait in WAITS if method == "GET" else ():
+            try:
+                return self._send(method, path, **arguments)
+            except ServerFault:
+                time.sleep(wait)
+        return self._send(method, path, **arguments)
+
+    def _send(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         try:
             response = self._client.request(method, path, **arguments)
         except httpx.HTTPError as fault:
@@ -140,6 +177,8 @@ class AirflowApi:
                 detail = response.json().get("detail", response.text)
             except ValueError:
                 detail = response.text
+            if response.is_server_error:
+                raise ServerFault(f"{self.url}: {response.status_code}: {detail}")
             raise Refused(f"{detail}")
         answer = response.json()
         assert isinstance(answer, dict)  # noqa: S101 - every call of the API used here answers with an object

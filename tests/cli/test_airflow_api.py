@@ -1,0 +1,115 @@
+"""The client of Airflow's REST API, against an HTTP server that fails as Airflow on a busy SQLite does."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hyperflow.cli import airflow_api
+from hyperflow.cli.airflow_api import AirflowApi, Refused, ServerFault
+
+LOCKED = {"detail": {"reason": "Database error", "message": "database is locked"}}
+
+
+class Airflow(ThreadingHTTPServer):
+    """Keeps runs; ``faults`` of the next requests fail, before or after the work is done."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.runs: list[str] = []
+        self.faults = 0
+        self.done_despite_fault = False
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Airflow
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/auth/token":
+            self.answer(201, {"access_token": "t"})
+        elif self.server.faults:
+            self.server.faults -= 1
+            if self.server.done_despite_fault:
+                self.server.runs.append(body["dag_run_id"])
+            self.answer(500, LOCKED)
+        elif body["dag_run_id"] in self.server.runs:
+            self.answer(409, {"detail": "exists"})
+        else:
+            self.server.runs.append(body["dag_run_id"])
+            self.answer(200, {"dag_run_id": body["dag_run_id"]})
+
+    def do_GET(self) -> None:
+        if self.server.faults and "xcom" in self.path:
+            self.server.faults -= 1
+            self.answer(500, LOCKED)
+        elif "xcom" in self.path:
+            self.answer(200, {"value": 7})
+        elif self.path.rpartition("/")[2] in [run.replace("+", "%2B") for run in self.server.runs] + self.server.runs:
+            self.answer(200, {"state": "queued"})
+        else:
+            self.answer(404, {"detail": "not found"})
+
+    def answer(self, status: int, body: dict[str, Any]) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep the test's output clean."""
+
+
+@pytest.fixture
+def airflow() -> Iterator[Airflow]:
+    server = Airflow()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def api(airflow: Airflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AirflowApi:
+    monkeypatch.setattr(airflow_api, "WAITS", (0.01, 0.01))
+    endpoint = tmp_path / "airflow.json"
+    port = airflow.server_address[1]
+    endpoint.write_text(json.dumps({"url": f"http://127.0.0.1:{port}", "user": "u", "password": "p"}))
+    return AirflowApi(endpoint)
+
+
+def test_a_run_is_asked_for_again_after_a_fault_of_airflows_own(airflow: Airflow, api: AirflowApi) -> None:
+    airflow.faults = 2
+    assert [api.trigger("d", {})] == airflow.runs
+
+
+def test_a_run_that_began_despite_the_fault_is_not_started_twice(airflow: Airflow, api: AirflowApi) -> None:
+    airflow.faults, airflow.done_despite_fault = 1, True
+    assert [api.trigger("d", {})] == airflow.runs
+
+
+def test_a_fault_that_stays_is_told(airflow: Airflow, api: AirflowApi) -> None:
+    airflow.faults = 99
+    with pytest.raises(ServerFault, match=r"500.*database is locked"):
+        api.trigger("d", {})
+    assert airflow.runs == []
+
+
+def test_a_question_is_asked_again_and_a_fault_is_no_missing_value(airflow: Airflow, api: AirflowApi) -> None:
+    airflow.faults = 1
+    assert api.xcom("d", "r", "t") == 7
+    airflow.faults = 99
+    with pytest.raises(ServerFault):
+        api.xcom("d", "r", "t")
+
+
+def test_a_refusal_is_not_asked_again(api: AirflowApi) -> None:
+    with pytest.raises(Refused, match="not found"):
+        api.run_state("d", "no-such-run")
