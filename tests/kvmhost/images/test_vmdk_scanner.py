@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hyperflow.kvmhost.images import vmdk_scanner
 from hyperflow.kvmhost.images.vmdk import TruncatedVmdk, UnsupportedVmdk, VmdkError
 from hyperflow.kvmhost.images.vmdk_scanner import Scanner
 
@@ -146,6 +148,7 @@ def test_bytes_behind_the_end_are_refused() -> None:
         ("grain", 127, "grain size"),
         ("grain", 4096, "grain size"),
         ("grain", 2**63, "grain size"),
+        ("capacity", 2**63, "capacity"),
         ("entries", 0, "entries"),
         ("entries", 511, "entries"),
         ("entries", 2**32 - 1, "entries"),
@@ -194,6 +197,8 @@ def test_another_kind_of_vmdk_is_left_to_others(field: str, value: int) -> None:
         (b"", "createtype"),
         (b"\xff" * 5000, "createtype"),
         (b'createType="streamOptimized"\n', "0 extents"),
+        (descriptor(CAPACITY, extra='RW\t1\tFLAT\t"/etc/shadow"\t0'), "2 extents"),
+        (descriptor(CAPACITY).replace(str(CAPACITY).encode(), b"9" * 5000), "extent"),
     ],
 )
 def test_a_descriptor_that_points_elsewhere_is_refused(text: bytes, word: str) -> None:
@@ -304,6 +309,26 @@ def test_a_footer_that_is_not_the_headers_is_refused(field: str, value: object) 
     refused(stream.finish())
 
 
+def test_a_footer_with_another_reading_of_table_entries_is_refused() -> None:
+    """QEMU takes the footer for the header: an entry of 1 would be a grain to it and zeros to us, or the reverse."""
+    stream = sound()
+    stream.edit_footer = lambda header: Header(**{**vars(header), "flags": header.flags | 4})
+
+    assert "flags" in refused(stream.finish())
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_every_version_is_taken(version: int) -> None:
+    stream = Stream(CAPACITY, header=Header(CAPACITY, version=version))
+    stream.add(0, images.text(0))
+
+    assert scan(stream.finish()).grains == 1
+
+
+def test_small_grains_of_a_huge_disk_are_refused_for_what_their_tables_cost() -> None:
+    assert "grains of the disk" in refused(Stream(1 << 36, header=Header(1 << 36, grain=8)).finish())
+
+
 def test_a_missing_footer_is_refused() -> None:
     assert "footer" in refused(sound().finish(footer=False))
 
@@ -334,12 +359,57 @@ def test_a_grain_behind_the_directory_is_refused() -> None:
     assert "behind the grain directory" in refused(bytes(stream.data))
 
 
-def test_endless_markers_of_empty_tables_end_with_the_file() -> None:
+def test_markers_of_empty_tables_without_an_end_are_refused_for_what_they_cost() -> None:
     stream = sound()
     for _ in range(1000):
         stream.data += vmdk_writer.marker(vmdk_writer.GRAIN_TABLE, 4) + bytes(2048)
 
-    assert scan(stream.finish()).grains == 3
+    assert "more empty grain tables than the disk has" in refused(stream.finish())
+
+
+def test_grains_of_ever_new_tables_are_refused_for_what_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vmdk_scanner, "PENDING_LIMIT", 3)
+    stream = Stream(CAPACITY)
+    for number in (0, 512, 1024, 1536):
+        stream.current.clear()
+        stream.add(number, images.text(number))
+
+    assert "without a table" in refused(bytes(stream.data))
+
+
+def in_front(directory: list[int], capacity: int = CAPACITY, **fields: int) -> bytes:
+    """A file with its tables in front, as qemu-img writes it: the directory at sector 32, tables from sector 48 on."""
+    header = Header(capacity, directory=32, **fields)
+    data = bytearray(Stream(capacity, header=header).data)
+    data[32 * 512 : 32 * 512 + 4 * len(directory)] = struct.pack(f"<{len(directory)}I", *directory)
+    data[48 * 512 : 48 * 512 + 4] = struct.pack("<I", 128)  # the first grain of the table at sector 48
+    return bytes(data) + vmdk_writer.grain(0, zlib.compress(images.text(1)))
+
+
+def test_tables_in_front_are_taken_and_empty_ones_may_be_one_and_the_same() -> None:
+    assert scan(in_front([48, 0, 64, 64])).grains == 1
+
+
+@pytest.mark.parametrize("directory", [[48, 48, 0, 0], [48, 45, 0, 0], [48, 51, 0, 0]])
+def test_tables_in_front_that_list_a_grain_twice_are_refused(directory: list[int]) -> None:
+    data = bytearray(in_front(directory))
+    data[51 * 512 : 51 * 512 + 4] = data[45 * 512 : 45 * 512 + 4] = struct.pack("<I", 128)
+
+    assert "where another one lies" in refused(bytes(data))
+
+
+def test_a_disk_of_64_tebibytes_without_grains_takes_no_memory_for_its_tables() -> None:
+    """A directory of 8 MiB would stand for tables of 4 GiB."""
+    capacity = (64 << 40) // 512
+    front = bytearray(Header(capacity, directory=128, overhead=128 + (8 << 20) // 512).pack())
+    text = descriptor(capacity)
+    front += text.ljust(127 * 512, b"\0") + bytes(8 << 20)
+    tracemalloc.start()
+    try:
+        assert scan(bytes(front) + bytes(512)).grains == 0
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def of_qemu_img(folder: Path, disk: bytes) -> bytes:

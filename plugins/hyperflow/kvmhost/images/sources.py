@@ -17,8 +17,10 @@ from hyperflow.kvmhost.stage import BadRequest
 _QCOW2 = struct.Struct(">4sIQIIQ")
 _DATA_FILE_BIT = 1 << 2  # incompatible feature: the clusters are in another file
 _DESCRIPTOR_LIMIT = 1 << 20  # bytes
-_EXTENT = re.compile(r'(?:RW|RDONLY|NOACCESS)\s+\d+\s+(\w+)(?:\s+"([^"]*)")?.*')
+_EXTENT = re.compile(r'(?:RW|RDONLY|NOACCESS)[ \t]+\d+[ \t]+(\w+)(?:[ \t]+"([^"]*)"(?:[ \t]+\d+)?)?[ \t]*')
+_ACCESS = ("RW", "RDONLY", "NOACCESS")
 _EXTENT_KINDS = ("FLAT", "SPARSE", "ZERO", "VMFS", "VMFSSPARSE", "SESPARSE")
+_SPARSE_KINDS = ("SPARSE", "VMFSSPARSE")  # QEMU reads the extent's own header, and a descriptor in it
 
 
 def is_stream_optimized(path: Path) -> bool:
@@ -70,10 +72,12 @@ def _check_qcow2(path: Path) -> None:
 def _check_vmdk(path: Path) -> None:
     start = _start(path, vmdk.SECTOR)
     if start[:4] == vmdk.MAGIC:
-        capacity, offset, length = struct.unpack_from("<Q8xQQ", start, 12)
-        if capacity == 0:  # QEMU then takes the descriptor for one of other files
-            raise BadRequest(f"{path}: the sparse header has a capacity of 0")
+        offset, length = _check_sparse(path)
         if offset and length:
+            if offset * vmdk.SECTOR >= path.stat().st_size:
+                raise BadRequest(
+                    f"{path}: the sparse header has its descriptor at sector {offset}, behind the file's end"
+                )
             _check_descriptor(path, offset * vmdk.SECTOR, min(length * vmdk.SECTOR, _DESCRIPTOR_LIMIT))
     elif start.lstrip().startswith(b"#"):
         _check_descriptor(path, 0, _DESCRIPTOR_LIMIT)
@@ -81,16 +85,39 @@ def _check_vmdk(path: Path) -> None:
         raise BadRequest(f"{path}: found no VMDK header or descriptor, but the manifest says vmdk")
 
 
+def _check_sparse(path: Path) -> tuple[int, int]:
+    """Refuse a sparse file that QEMU would take for a descriptor of other files: one with a capacity of 0.
+
+    :return: sector and length of the embedded descriptor; zeros where it has none
+    """
+    start = _start(path, vmdk.SECTOR)
+    if start[:4] == b"COWD":
+        return 0, 0
+    if len(start) < vmdk.SECTOR or start[:4] != vmdk.MAGIC:
+        raise BadRequest(f"{path}: found no sparse header, expected that of a sparse VMDK")
+    capacity, offset, length = struct.unpack_from("<Q8xQQ", start, 12)
+    if capacity == 0:
+        raise BadRequest(f"{path}: the sparse header has a capacity of 0")
+    return offset, length
+
+
 def _check_descriptor(path: Path, offset: int, length: int) -> None:
-    """Refuse a parent, and extents that are no regular files beside the descriptor."""
-    text = _read(path, offset, length).split(b"\0", 1)[0].decode("utf-8", "replace")
-    for line in (line.strip() for line in text.splitlines()):
-        key, _, value = (part.strip().strip('"') for part in line.partition("="))
+    """Refuse a parent, extents that are no regular files beside the descriptor, and what is no line of a descriptor.
+
+    QEMU takes its extents by ``sscanf``, to which a tab, a vertical tab and the end of a line are all the same blank:
+    so a line that is not understood here is refused and not passed over.
+    """
+    text = _read(path, offset, length).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    for line in re.split("[\r\n]", text):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        key, equals, value = (part.strip().strip('"') for part in line.partition("="))
         if key.lower() == "parentfilenamehint" or (key.lower() == "parentcid" and value.lower() != "ffffffff"):
             raise BadRequest(f"{path}: has the parent {value!r}, expected a disk of its own")
-        if line.split(" ", 1)[0] not in ("RW", "RDONLY", "NOACCESS"):
+        if equals and words[0] not in _ACCESS:
             continue
-        match = _EXTENT.fullmatch(line)
+        match = _EXTENT.fullmatch(line.strip(" \t"))
         if match is None or match[1] not in _EXTENT_KINDS:
             raise BadRequest(f"{path}: found the extent {line!r}, expected a kind out of {', '.join(_EXTENT_KINDS)}")
         name = match[2]
@@ -101,6 +128,8 @@ def _check_descriptor(path: Path, offset: int, length: int) -> None:
         extent = path.parent / name
         if offset == 0 and (extent.is_symlink() or not extent.is_file()):
             raise BadRequest(f"{path}: found an extent in {name!r}, which is no regular file in the disk's own folder")
+        if offset == 0 and match[1] in _SPARSE_KINDS:
+            _check_sparse(extent)
 
 
 def _start(path: Path, length: int) -> bytes:

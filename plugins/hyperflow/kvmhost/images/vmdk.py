@@ -25,6 +25,7 @@ DEFLATE = 1
 
 CAPACITY_LIMIT = 64 << 40  # bytes; vSphere's largest disk has 62 TiB
 GRAIN_LIMIT = 1 << 20  # bytes; vSphere and qemu-img write 64 KiB
+GRAINS_LIMIT = CAPACITY_LIMIT >> 16  # of a disk: the largest in grains of 64 KiB; their tables are held to it
 DESCRIPTOR_LIMIT = 1 << 20  # bytes; vSphere writes 10 KiB
 FRONT_LIMIT = 64 << 20  # bytes in front of the first grain: both copies of the tables of a 256 GiB disk
 
@@ -132,6 +133,8 @@ def read_header(data: bytes, offset: int = 0) -> Header:
         "a power of two of at least 8",
     )
     check("grain size", grain <= GRAIN_LIMIT // SECTOR, f"{grain} sectors", f"at most {GRAIN_LIMIT // SECTOR}")
+    grains = -(-capacity // grain)
+    check("grains of the disk", grains <= GRAINS_LIMIT, grains, f"at most {GRAINS_LIMIT}")
     check("grain table entries", entries == TABLE_ENTRIES, entries, str(TABLE_ENTRIES))
     check(
         "descriptor size",
@@ -161,7 +164,7 @@ def read_header(data: bytes, offset: int = 0) -> Header:
     return Header(version, flags, capacity * SECTOR, grain * SECTOR, place, directory, overhead * SECTOR)
 
 
-_EXTENT = re.compile(r'(RW|RDONLY|NOACCESS)\s+(\d+)\s+(\w+)(?:\s+"([^"]*)")?(?:\s+\d+)?')
+_EXTENT = re.compile(r'(RW|RDONLY|NOACCESS)\s+(\d{1,20})\s+(\w+)(?:\s+"([^"]*)")?(?:\s+\d+)?')
 
 
 def check_descriptor(data: bytes, header: Header) -> None:
@@ -174,7 +177,7 @@ def check_descriptor(data: bytes, header: Header) -> None:
     values: dict[str, str] = {}
     extents = []
     for line in (line.strip() for line in text.splitlines()):
-        if line.split(" ", 1)[0] in ("RW", "RDONLY", "NOACCESS"):
+        if line.split(maxsplit=1)[:1] in (["RW"], ["RDONLY"], ["NOACCESS"]):
             extents.append(line)
         elif "=" in line and not line.startswith("#"):
             key, value = (part.strip() for part in line.split("=", 1))

@@ -25,6 +25,8 @@ from hyperflow.kvmhost.images.vmdk import (
 
 MARKER_SIZE = 12  # bytes of a grain marker in front of the compressed data
 TABLE_BYTES = TABLE_ENTRIES * 4
+TABLE_SECTORS = TABLE_BYTES // SECTOR
+PENDING_LIMIT = 1 << 15  # tables not yet confirmed, 64 MiB in memory: a disk of 1 TiB with all tables at its end
 DIRECTORY_SLACK = 2048  # sectors of zeros that a writer may leave behind the directory's last entry
 PADDING_LIMIT = 1 << 16  # bytes: qemu-img fills its files up to a whole grain
 
@@ -62,7 +64,7 @@ class Scanner:
         self.ended = False  # the end-of-stream marker was there
         self._padding = 0  # bytes behind the end-of-stream marker
         self._front = bytearray()
-        self._tables: array[int] | None = None  # of the front, one entry a grain
+        self._tables: dict[int, array[int]] | None = None  # of the front: table -> sectors; none without grains
         self._listed = 0  # grains that the tables of the front list
         self._block: tuple[int, int, int] | None = None  # kind, offset, end of the metadata being taken
         self._block_data = bytearray()
@@ -151,24 +153,28 @@ class Scanner:
         end = start + header.tables * 4
         if end > header.first_byte:
             raise VmdkError(f"offset {start}: the grain directory reaches into the grains")
-        tables = array("I")
+        tables: dict[int, array[int]] = {}
+        taken = bytearray(header.first_byte // SECTOR)
+        empty: set[int] = set()
         for index, sector in enumerate(_entries(self._front[start:end])):
-            place = sector * SECTOR
-            if sector == 0:
-                tables.extend([0] * TABLE_ENTRIES)
+            if sector == 0 or sector in empty:
                 continue
+            place, where = sector * SECTOR, f"offset {start + 4 * index}: grain table at sector {sector}"
             if place + TABLE_BYTES > header.first_byte:
-                raise VmdkError(
-                    f"offset {start + 4 * index}: grain table at sector {sector}, expected it before the first grain"
-                )
-            tables.extend(_entries(self._front[place : place + TABLE_BYTES]))
-        if any(tables[header.grains :]):
+                raise VmdkError(f"{where}, expected it before the first grain")
+            entries = self._grain_sectors(self._front[place : place + TABLE_BYTES])
+            if not any(entries):
+                empty.add(sector)
+                continue
+            if any(taken[sector : sector + TABLE_SECTORS]):
+                raise VmdkError(f"{where}, where another one lies: each grain is listed once")
+            taken[sector : sector + TABLE_SECTORS] = b"\1" * TABLE_SECTORS
+            tables[index] = entries
+        last = header.tables - 1
+        if any(tables.get(last, array("I"))[header.grains - last * TABLE_ENTRIES :]):
             raise VmdkError(f"offset {start}: the grain tables list grains behind the end of the disk")
         self._tables = tables
-        empty = tables.count(0)
-        if header.flags & FLAG_ZERO_GRAINS:
-            empty += tables.count(1)
-        self._listed = len(tables) - empty
+        self._listed = sum(TABLE_ENTRIES - entries.count(0) for entries in tables.values())
 
     def _take_marker(self, window: memoryview, taken: int, grains: list[Grain]) -> int:
         header = self._layout
@@ -208,20 +214,22 @@ class Scanner:
         sector = offset // SECTOR
         if sector > 0xFFFFFFFF:
             raise VmdkError(f"offset {offset}: found a grain where no grain table can point (2 TiB)")
+        table, slot = divmod(index, TABLE_ENTRIES)
         if self._tables is not None:
-            if self._tables[index] != sector:
+            listed = self._tables[table][slot] if table in self._tables else 0
+            if listed != sector:
                 raise VmdkError(
-                    f"offset {offset}: found a grain for sector {lba}, "
-                    f"but the grain table points to sector {self._tables[index]}"
+                    f"offset {offset}: found a grain for sector {lba}, but the grain table points to sector {listed}"
                 )
             return
-        table, slot = divmod(index, TABLE_ENTRIES)
         if table in self._confirmed:
             raise VmdkError(
                 f"offset {offset}: found a grain for sector {lba} behind the grain table that should list it"
             )
         sectors = self._pending.get(table)
         if sectors is None:
+            if len(self._pending) == PENDING_LIMIT:
+                raise VmdkError(f"offset {offset}: found grains of more than {PENDING_LIMIT} tables without a table")
             sectors = self._pending[table] = array("I", bytes(TABLE_BYTES))
             self._first[sector] = table
         if sectors[slot]:
@@ -276,12 +284,12 @@ class Scanner:
         return count
 
     def _check_table(self, data: bytes, offset: int) -> None:
-        entries = _entries(data)
-        if self._zero_grains():
-            entries = array("I", [0 if entry == 1 else entry for entry in entries])
+        entries = self._grain_sectors(data)
         first = min(filter(None, entries), default=None)
         if first is None:
             self._empty_tables.add(offset // SECTOR)
+            if len(self._empty_tables) > self._layout.tables:
+                raise VmdkError(f"offset {offset}: found more empty grain tables than the disk has tables")
             return
         table = self._first.pop(first, None)
         if table is None or entries != self._pending[table]:
@@ -307,6 +315,8 @@ class Scanner:
         header = self._layout
         if (footer.capacity_bytes, footer.grain_bytes) != (header.capacity_bytes, header.grain_bytes):
             raise VmdkError(f"offset {offset}: the footer's capacity or grain size is not the header's")
+        if (footer.flags ^ header.flags) & FLAG_ZERO_GRAINS:
+            raise VmdkError(f"offset {offset}: the footer's flags are not the header's: {footer.flags:#x}")
         if footer.directory_sector != self._directory:
             raise VmdkError(
                 f"offset {offset}: the footer points to a directory at sector {footer.directory_sector}, "
@@ -314,8 +324,12 @@ class Scanner:
             )
         self._footer = True
 
-    def _zero_grains(self) -> bool:
-        return bool(self._layout.flags & FLAG_ZERO_GRAINS)
+    def _grain_sectors(self, data: bytes | bytearray) -> array[int]:
+        """Read a grain table; 0 for a grain that is not in the file."""
+        entries = _entries(data)
+        if self._layout.flags & FLAG_ZERO_GRAINS and 1 in entries:
+            return array("I", [0 if entry == 1 else entry for entry in entries])
+        return entries
 
 
 def _entries(data: bytes | bytearray) -> array[int]:
