@@ -6,16 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lab.small_guest import CAPACITY, ensure_small_guest
+
 USER = "administrator@vsphere.local"
 NETWORK = "VM Network"
 PRODUCTION = "Production"  # a distributed port group
 HOSTILE_NAME = 'hostile ../"na\'me" é'
+SMALL_FOLDER = "/DC0/vm/Small"
 SMALL_DISK = 64 * 1024 * 1024
 
 
-def write_inventory(path: Path, guest_json: Path) -> None:
+def write_inventory(path: Path, guest_json: Path, small: int = 0) -> None:
     """Write the inventory file for `lab.vcenter.start`.
 
+    :param small: how many VMs ``small01``, ``small02``, ... with the small guest's disk there are besides
     :param guest_json: the guest cache's facts, `{"disks": [{"file", "capacity_bytes", "sha256"}, ...]}`; the
         files are relative to its folder.
     :raises ValueError: the guest has not two disks.
@@ -28,11 +32,21 @@ def write_inventory(path: Path, guest_json: Path) -> None:
             {**_off01(), "disks": [disks[1]]},
             *_refused(),
             *_ordinary(),
+            *_small(small),
         ],
     }
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(inventory, indent=2, ensure_ascii=False) + "\n")
     partial.rename(path)
+
+
+def _small(count: int) -> list[dict[str, Any]]:
+    if not count:
+        return []
+    disk = {"file": str(ensure_small_guest()), "capacity_bytes": CAPACITY, "thin": True}
+    return [
+        _vm(f"small{number:02d}", 0x40 + number, folder=SMALL_FOLDER, disks=[disk]) for number in range(1, count + 1)
+    ]
 
 
 def _guest_disks(guest_json: Path) -> list[dict[str, Any]]:

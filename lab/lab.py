@@ -87,10 +87,11 @@ def command(action: str) -> int:
     return 0 if all(parts.values()) else 1
 
 
-def up(say: Say) -> None:
+def up(say: Say, small_vms: int = 0) -> None:
     """Start every part that does not run yet.
 
     :param say: takes a line that tells what is being done
+    :param small_vms: how many small VMs for tests a vCenter that is started holds besides
     """
     where = folders()
     where.state.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,7 @@ def up(say: Say) -> None:
     if running_vcenter is None:
         say("vCenter: starting")
         where.vcenter.mkdir(parents=True, exist_ok=True, mode=0o700)
-        inventory.write_inventory(where.vcenter / "inventory.json", image / "guest.json")
+        inventory.write_inventory(where.vcenter / "inventory.json", image / "guest.json", small_vms)
         running_vcenter = vcenter.start(
             where.vcenter,
             where.vcenter / "inventory.json",
