@@ -1,4 +1,4 @@
-"""``python3 hyperflow-kvmhost.pyz STAGE < options.json``: run one stage, or handle a detached job."""
+"""``python3 hyperflow-kvmhost.pyz STAGE < options.json``: run one stage, or handle a detached job or the ledger."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hyperflow.kvmhost import jobs
+from hyperflow.kvmhost import jobs, ledger
 from hyperflow.kvmhost.stage import STAGES, run_stage
 
 
 def main(arguments: list[str]) -> int:
     """Run the command line.
 
-    :return: the exit status: of the stage, or of :mod:`hyperflow.kvmhost.jobs`
+    :return: the exit status: of the stage, or of :mod:`hyperflow.kvmhost.jobs` or :mod:`hyperflow.kvmhost.ledger`
     """
     parser = argparse.ArgumentParser(prog="hyperflow-kvmhost", description=__doc__)
-    parser.add_argument("what", choices=[*STAGES, "job"], metavar="STAGE|job", help=", ".join(STAGES))
+    parser.add_argument("what", choices=[*STAGES, "job", "ledger"], metavar="STAGE|job|ledger", help=", ".join(STAGES))
     if arguments[:1] == ["job"]:
         return jobs.main(arguments[1:])
+    if arguments[:1] == ["ledger"]:
+        return ledger.main(arguments[1:])
     parser.add_argument("--result", default="result.json", help="where the result goes; - for standard output")
     parsed = parser.parse_args(arguments)
     if parsed.result == "-":

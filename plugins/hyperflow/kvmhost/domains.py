@@ -78,6 +78,32 @@ def read_domain(text: str) -> Domain:
     )
 
 
+def why_left(uri: str, domain: Domain, vm: str, run: str | None) -> str | None:
+    """Say why a domain that is to go is left: it is another's, an earlier run's, or people may already use it.
+
+    :param vm: whose it must be
+    :param run: the run that must have defined it; None for any
+    :return: None when it may be undefined
+    """
+    if domain.vm != vm or not vm:
+        return f"found it defined for {domain.vm or 'nobody known'}, expected {vm}"
+    if run and domain.run != run:
+        return f"found it defined by the run {domain.run}, expected {run}"
+    if virsh(uri, "domstate", domain.uuid).strip() != "shut off":
+        return "it runs, and may already be used"
+    return None
+
+
+def undefine(uri: str, domain: Domain) -> None:
+    """Undefine a domain and see that it is gone; its images are left.
+
+    :raises StageError: when it is still there
+    """
+    virsh(uri, "undefine", "--managed-save", "--snapshots-metadata", "--nvram", domain.uuid)
+    if any(one.uuid == domain.uuid for one in every_domain(uri)):
+        raise StageError(f"the domain {domain.name} is still defined")
+
+
 def networks(uri: str) -> dict[str, bool]:
     """Name the networks, and whether each is active."""
     active = virsh(uri, "net-list", "--name").splitlines()

@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hyperflow.kvmhost import ledger
 from hyperflow.kvmhost.stage import EXIT_BAD_REQUEST, EXIT_TRY_AGAIN, OPTIONS_LIMIT, STAGES, write_atomically
 
 RUNNING = "RUNNING"
@@ -90,6 +91,9 @@ def _start_command(parsed: argparse.Namespace) -> int:
     except TimeoutError as fault:
         print(json.dumps({"error": str(fault)}))
         return EXIT_TRY_AGAIN
+    except ledger.LedgerError as fault:
+        print(json.dumps({"error": str(fault)}))
+        return EXIT_TRY_AGAIN
     except OSError as fault:
         print(json.dumps({"error": f"{parsed.directory}: {fault.strerror}; is the staging directory writable?"}))
         return EXIT_BAD_REQUEST
@@ -106,6 +110,9 @@ def start(directory: Path, stage: str, run: str, options: str, *, restart: bool 
     :param restart: end a running copy: what it works with (a lease) is gone
     :return: ``{"job": generation directory, "attached": bool}``
     """
+    book = ledger.of_task(directory, run)
+    if book is not None and not directory.is_dir():
+        book.add(run, [ledger.Entry("job", str(directory))])
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(directory / "lock"):
         generations = _generations(directory)
@@ -208,6 +215,10 @@ def remove(directory: Path) -> int:
         _end_processes(job)
     if directory.is_dir():
         shutil.rmtree(directory)
+    run = f"{directory.parent.name}/{directory.name}"
+    book = ledger.of_task(directory / "any", run)
+    if book is not None:
+        book.done(run, [entry for entry in book.read(run).open if entry.kind == "job"], "removed with its run")
     return len(jobs)
 
 

@@ -26,6 +26,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
+from hyperflow.kvmhost import ledger
 from hyperflow.kvmhost.progress import Progress
 
 STAGES = (
@@ -41,6 +42,7 @@ STAGES = (
     "define",
     "report",
     "cleanup",
+    "janitor",
 )
 
 EXIT_DONE = 0
@@ -97,6 +99,16 @@ class Job:
         """Log a warning and keep it for the report."""
         self.warnings.append(message)
         self.log(f"warning: {message}")
+
+    def creating(self, kind: str, *things: Path | str, **facts: str) -> None:
+        """Note in the run's ledger what is about to be created; see :mod:`hyperflow.kvmhost.ledger`.
+
+        :raises StageError: when it cannot be noted; it must not be created then
+        """
+        try:
+            ledger.note([ledger.Entry(kind, str(thing), facts) for thing in things])
+        except ledger.LedgerError as fault:
+            raise StageError(str(fault)) from fault
 
     def progress(self, what: str, total: int) -> Progress:
         """Start a progress display of ``total`` bytes; see :class:`Progress`."""

@@ -65,6 +65,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     before = _state(options.images)
     folder = options.work_directory / "boot"
     shutil.rmtree(folder, ignore_errors=True)  # an earlier try's
+    job.creating("overlay", folder)
     folder.mkdir(parents=True, mode=0o700)
     options.artifacts_directory.mkdir(parents=True, exist_ok=True)
     try:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-from hyperflow.kvmhost import domains
+from hyperflow.kvmhost import domains, processes
+from hyperflow.kvmhost.ledger import ON_DISK, Entry, Ledger, LedgerError, paths_of
 from hyperflow.kvmhost.stage import BadRequest, Job, StageError
 
 PARTIAL = re.compile(r"\..+\.partial")
@@ -35,6 +36,8 @@ class Options:
     :param partials: files that a stage did not finish, named ``.NAME.partial``
     :param run: end every process that carries ``HYPERFLOW_RUN=run`` in its environment; None to end none
     :param domain: None to leave libvirt alone
+    :param ledger_directory: where the run's ledger is, to strike off what is gone; None where there is none
+    :param settled: kinds that are struck off besides: what the caller saw gone, or keeps as a result
     """
 
     staging_directory: Path
@@ -43,6 +46,8 @@ class Options:
     partials: list[Path] = field(default_factory=list)
     run: Optional[str] = None  # noqa: UP045 - as above
     domain: Optional[OwnedDomain] = None  # noqa: UP045 - as above
+    ledger_directory: Optional[Path] = None  # noqa: UP045 - as above
+    settled: list[str] = field(default_factory=list)
     uri: str = field(default="qemu:///system")
 
 
@@ -65,6 +70,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     left += [f"process {pid}" for pid in (_marked(options.run) if options.run else [])]
     if left:
         raise StageError(f"still there after the cleanup: {', '.join(left)}")
+    _settle(options, job)
     return {"removed": removed, "processes_ended": ended, "domain_removed": domain, "gone": True}
 
 
@@ -118,18 +124,8 @@ def _end_processes(run: str, job: Job) -> list[int]:
 
 def _marked(run: str) -> list[int]:
     """Find the processes of a run, without this stage's own job."""
-    mark, own = f"HYPERFLOW_RUN={run}".encode(), os.environ.get("HYPERFLOW_JOB")
-    found = []
-    for path in Path("/proc").iterdir():
-        if not path.name.isdigit() or int(path.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):  # it ended, or is another user's
-            environment = (path / "environ").read_bytes().split(b"\0")
-            zombie = (path / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-            ours = own is not None and f"HYPERFLOW_JOB={own}".encode() in environment
-            if mark in environment and not ours and not zombie:
-                found.append(int(path.name))
-    return found
+    found = processes.of_runs(without_job=os.environ.get("HYPERFLOW_JOB")).get(run, [])
+    return [pid for pid in found if pid != os.getpid()]
 
 
 def _remove_domain(wanted: OwnedDomain, options: Options, job: Job) -> bool:
@@ -141,18 +137,34 @@ def _remove_domain(wanted: OwnedDomain, options: Options, job: Job) -> bool:
     there = next((one for one in domains.every_domain(options.uri) if one.uuid == uuid), None)
     if there is None:
         return False
-    reason = ""
-    if there.vm != wanted.vm or not wanted.vm:
-        reason = f"found it defined for {there.vm or 'nobody known'}, expected {wanted.vm}"
-    elif options.run and there.run != options.run:
-        reason = f"found it defined by the run {there.run}, expected {options.run}"
-    elif domains.virsh(options.uri, "domstate", uuid).strip() != "shut off":
-        reason = "it runs, and may already be used"
-    if reason:
+    reason = domains.why_left(options.uri, there, wanted.vm, options.run)
+    if reason is not None:
         job.warn(f"the domain {there.name} ({uuid}) is left: {reason}")
         return False
-    domains.virsh(options.uri, "undefine", "--managed-save", "--snapshots-metadata", "--nvram", uuid)
-    if any(one.uuid == uuid for one in domains.every_domain(options.uri)):
-        raise StageError(f"the domain {there.name} is still defined")
+    domains.undefine(options.uri, there)
     job.log(f"cleanup: undefined {there.name}; its images are left")
     return True
+
+
+def _settle(options: Options, job: Job) -> None:
+    """Strike off in the run's ledger what is gone, and what is settled elsewhere."""
+    if options.ledger_directory is None or options.run is None:
+        return
+    book = Ledger(options.ledger_directory)
+    try:
+        entries = book.read(options.run).open
+        settled = [entry for entry in entries if entry.kind in options.settled]
+        others = [entry for entry in entries if entry.kind not in options.settled]
+        book.done(options.run, settled, "settled: gone, or a result of the run that is kept")
+        book.done(options.run, [entry for entry in others if _is_gone(entry, options)], "gone, as the cleanup saw")
+    except LedgerError as fault:
+        job.warn(f"the ledger is not up to date: {fault}")
+
+
+def _is_gone(entry: Entry, options: Options) -> bool:
+    """Tell whether something that this run noted is no longer there as its own."""
+    if entry.kind == "domain":
+        return not any(
+            domain.uuid == entry.thing and domain.run == options.run for domain in domains.every_domain(options.uri)
+        )
+    return entry.kind in ON_DISK and not any(os.path.lexists(path) for path in paths_of(entry))

@@ -71,6 +71,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="hyperflow-define-") as folder:
         path = Path(folder, "domain.xml")
         path.write_text(xml, encoding="utf-8")
+        job.creating("domain", uuid, name=options.name, vm=options.metadata["vm"])
         domains.virsh(options.uri, "define", "--validate", str(path))
     defined = domains.virsh(options.uri, "dumpxml", "--inactive", uuid)
     there = _require_devices(options, defined, "libvirt")

@@ -67,6 +67,8 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     try:
         with _transport_faults(f"{host}:{port}", lambda: received):
             response = _request(connection, path)
+            job.creating("partial", files.partial_path(options.target))
+            job.creating("staged-disk", options.target)
             descriptor = files.create_partial(options.target)
             try:
                 length = _check_response(response, f"{host}:{port}", options)

@@ -65,6 +65,8 @@ def run(options: Options, job: Job) -> dict[str, Any]:
         if leftover.exists():
             job.log(f"fix: removing what an earlier try left in {leftover}")
             shutil.rmtree(leftover)
+    job.creating("overlay", partial)
+    job.creating("fix-overlay", complete)
     partial.mkdir(parents=True, mode=0o700)
     staged = overlay.state(manifest.disks)
     overlays = overlay.create(manifest.disks, partial, job)

@@ -40,6 +40,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     manifest = manifest_file.load(options.manifest.path, options.manifest.sha256)
     folder = options.work_directory / ".inspect.partial"
     shutil.rmtree(folder, ignore_errors=True)  # an earlier try's
+    job.creating("overlay", folder)
     folder.mkdir(parents=True, mode=0o700)
     try:
         overlays = overlay.create(manifest.disks, folder, job)
