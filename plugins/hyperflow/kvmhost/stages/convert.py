@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Optional
 
 from hyperflow.kvmhost import domains, manifest_file
-from hyperflow.kvmhost.images import codecs, conversion, decoded, files, qemu, sources
+from hyperflow.kvmhost.images import codecs, conversion, files, qemu, sources
 from hyperflow.kvmhost.images.conversion import Compression
 from hyperflow.kvmhost.manifest_file import Disk, ManifestReference
 from hyperflow.kvmhost.stage import BadRequest, Job
 
+FORMATS = ("qcow2", "raw", "vdi")
+COMPRESSIONS = (codecs.ZSTD, codecs.ZLIB)
 MARGIN = 64 << 20  # bytes to leave on the file system
 NAME_LIMIT = 200  # bytes; .NAME.partial and its like must be names as well
 
@@ -59,25 +61,26 @@ def run(options: Options, job: Job) -> dict[str, Any]:
         _require_unchanged(target, earlier["observed"], job)
         job.log(f"{target}: is of another conversion and no domain uses it; replaced when this one is complete")
     _require_room(disk, options)
-    working, _ = conversion.working_image(target, options.format)
+    # a VDI is made of a qcow2, which takes the overlay and whose tables are written by us
+    working = target.with_name(f"{target.name}.qcow2") if options.format == "vdi" else target
     job.creating("partial", *{files.partial_path(working), files.partial_path(target)})
     try:
-        observed = _make(options, disk, compression, target=target, job=job)
+        observed = _make(options, disk, compression, working=working, target=target, job=job)
         if replaced:
             files.remove_earlier(target)
         files.put_in_place(target, {"kind": "hyperflow-image", "conversion": identity, "observed": observed})
     finally:
         for path in (working, target):
             files.remove_leftover(files.partial_path(path))
-        decoded.discard(working)
     return observed
 
 
-def _make(options: Options, disk: Disk, compression: Compression | None, *, target: Path, job: Job) -> dict[str, Any]:
+def _make(
+    options: Options, disk: Disk, compression: Compression | None, *, working: Path, target: Path, job: Job
+) -> dict[str, Any]:
     """Make the partial file of ``target``; tell what it holds."""
-    working, working_format = conversion.working_image(target, options.format)
-    made = decoded.take_over(disk, working, working_format, compression, job)
-    made = made or conversion.make(disk, working, working_format, compression, job)
+    working_format = "raw" if options.format == "raw" else "qcow2"
+    made = conversion.make(disk, working, working_format, compression, job)
     with made.content as content:
         changed = 0
         if options.overlay is not None:
@@ -117,7 +120,14 @@ def _check_options(options: Options) -> Compression | None:
         faults.append(
             f"filename: found {name!r}, expected a bare name of at most {NAME_LIMIT} bytes, without a leading dot"
         )
-    faults += conversion.check_form(options.format, options.compress, options.compress_level, options.compress_type)
+    if options.format not in FORMATS:
+        faults.append(f"format: found {options.format!r}, expected one of {', '.join(FORMATS)}")
+    if options.compress and options.format != "qcow2":
+        faults.append(f"compress: found true with format {options.format!r}, expected it with qcow2 only")
+    if options.compress_type not in COMPRESSIONS:
+        faults.append(f"compress_type: found {options.compress_type!r}, expected one of {', '.join(COMPRESSIONS)}")
+    if options.compress_level is not None and not 1 <= options.compress_level <= 9:
+        faults.append(f"compress_level: found {options.compress_level}, expected 1 to 9")
     if faults:
         raise BadRequest("; ".join(f"options.{fault}" for fault in faults))
     return Compression(options.compress_type, options.compress_level) if options.compress else None
