@@ -208,6 +208,12 @@ def accept_result(context: Context, result: dict[str, Any], warnings: Sequence[s
     raise (AirflowException if error.get("kind") == TRY_AGAIN else AirflowFailException)(message)
 
 
+def stage_of(migration: Migration, name: str) -> dict[str, Any]:
+    """Give the choices of one pipeline stage, as the manifest writes them."""
+    pipeline: dict[str, dict[str, Any]] = migration.model_dump(mode="json", by_alias=True)["pipeline"]
+    return dict(pipeline[name])
+
+
 def job_root(migration: Migration) -> str:
     """Folder on the host for the program and the jobs, beside the VMs' staging folders."""
     return f"{PurePosixPath(migration.staging_directory).parent}/{JOB_FOLDER}"

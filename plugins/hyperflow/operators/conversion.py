@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowSkipException
 
-from hyperflow.operators.base import HostStageOperator, take_result
+from hyperflow.operators.base import HostStageOperator, stage_of, take_result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from airflow.sdk import Context
-
-    from hyperflow.plans.migration import Migration
 
 CHANGED_FILES_SHOWN = 40  # paths in the task log; the report has them all
 
@@ -161,9 +159,3 @@ class ValidateImagesOperator(ManifestStageOperator):
             "images": [{key: image[key] for key in keys} for image in self.images or []],
             "check_image_integrity": choices["check_image_integrity"],
         }
-
-
-def stage_of(migration: Migration, name: str) -> dict[str, Any]:
-    """Give the choices of one pipeline stage, as the manifest writes them."""
-    pipeline: dict[str, dict[str, Any]] = migration.model_dump(mode="json", by_alias=True)["pipeline"]
-    return dict(pipeline[name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hyperflow.hooks.vsphere import VsphereHook
-from hyperflow.operators.base import HostStageOperator, job_directory, run_key
+from hyperflow.operators.base import HostStageOperator, job_directory, run_key, stage_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +37,18 @@ class ExportDiskOperator(HostStageOperator):
             "disk_id": self.disk["id"],
             "source": f"{self.disk['uuid'] or self.disk['key']} of {self.snapshot['entity']}, run {run_key(context)}",
             "capacity_bytes": self.disk["capacity_bytes"],
+            "decode": self.decode_to() if self.settings.decode_while_downloading else None,
+        }
+
+    def decode_to(self) -> dict[str, Any]:
+        """Describe the image that convert will make of the disk, as the download's ``decode`` takes it."""
+        choices = stage_of(self.settings, "convert")
+        return {
+            "image": self.settings.image(self.disk["id"]),
+            "format": self.settings.output.format,
+            "compress": choices["compress"],
+            "compress_level": choices.get("compress_level"),
+            "compress_type": choices.get("compress_type", "zstd"),
         }
 
     def perform(self, context: Context) -> Any:

@@ -61,6 +61,7 @@ class Migration(BaseModel):
     dry_run: bool
     snapshots: Literal["refuse", "allow"]
     parallel_disks: int
+    decode_while_downloading: bool
 
     @property
     def manifest_path(self) -> str:
@@ -116,6 +117,7 @@ def effective(plan: Plan, vm: PlannedVm, overrides: Overrides | None = None) -> 
     profile = _run_profile(vm, run)
     target = settings.target or VmTargetSettings()
     proof = settings.boot_proof or BootProofSettings()
+    limits = settings.limits or Limits()
     staging = f"{host.staging_directory}/{vm.slug}"
     output = f"{run.output_directory or host.output_directory}/{vm.slug}"
     _refuse_nested(vm, staging, output)
@@ -146,7 +148,8 @@ def effective(plan: Plan, vm: PlannedVm, overrides: Overrides | None = None) -> 
         skip_boot=run.skip_boot,
         dry_run=run.dry_run,
         snapshots=settings.snapshots,
-        parallel_disks=(settings.limits or Limits()).parallel_disks,
+        parallel_disks=limits.parallel_disks,
+        decode_while_downloading=limits.decode_while_downloading,
     )
 
 

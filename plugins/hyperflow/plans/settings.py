@@ -82,6 +82,9 @@ class Limits(ClosedSection):
     """How much at once."""
 
     parallel_disks: Annotated[int, Field(ge=1, le=64), WHOLE] = Field(default=2, description="Disks of one VM at once")
+    decode_while_downloading: bool = Field(
+        default=True, description="Make the image while the disk arrives, beside the staged disk, and not afterwards"
+    )
 
 
 class Settings(ClosedSection):

@@ -36,6 +36,12 @@ def qemu_img(*arguments: str | Path) -> str:
     return done.stdout
 
 
+def qemu_io(image: Path, *commands: str) -> None:
+    """Write into a qcow2 image as a guest does."""
+    arguments = [part for command in commands for part in ("-c", command)]
+    subprocess.run(["qemu-io", "-d", "unmap", "-f", "qcow2", *arguments, image], check=True, capture_output=True)
+
+
 def assert_same(first: Path, first_format: str, second: Path, second_format: str) -> None:
     """Both images show a guest the same."""
     qemu_img("compare", "-f", first_format, "-F", second_format, first, second)

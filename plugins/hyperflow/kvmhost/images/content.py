@@ -12,6 +12,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 CHUNK = 65536  # bytes: a grain of a streamOptimized VMDK, a cluster of qcow2
@@ -40,12 +41,22 @@ class ContentMap:
 
     :param directory: where the file lies; it takes up to 1/2048 of the disk's data
     :param virtual_bytes: size of the guest's disk
+    :param file: one with a name, for a map that another process goes on with; made by :meth:`keep`
     """
 
-    def __init__(self, directory: Path, virtual_bytes: int) -> None:
+    def __init__(self, directory: Path, virtual_bytes: int, file: FileIO | None = None) -> None:
         self.chunks = -(-virtual_bytes // CHUNK)
-        self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - lives as long as the map
+        self._file = file or tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - as long as the map
         self._file.truncate(self.chunks * DIGEST_SIZE)
+
+    @classmethod
+    def keep(cls, path: Path, virtual_bytes: int) -> ContentMap:
+        """Make a map in a file that stays, or go on with the one that is there.
+
+        :raises OSError: when it cannot be opened
+        """
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        return cls(path.parent, virtual_bytes, FileIO(descriptor, "r+"))
 
     def set(self, first: int, digests: bytes) -> None:
         """Store the digests of consecutive chunks.
@@ -92,6 +103,10 @@ class ContentMap:
             total.update(_INDEX.pack(index) + digest)
             count += 1
         return total.hexdigest(), count
+
+    def sync(self) -> None:
+        """Bring a map that stays to the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Give the file back."""

@@ -16,6 +16,9 @@ from hyperflow.kvmhost.images.vmdk import Header
 from hyperflow.kvmhost.manifest_file import Disk
 from hyperflow.kvmhost.stage import BadRequest, Job, StageError
 
+FORMATS = ("qcow2", "raw", "vdi")
+COMPRESSIONS = (codecs.ZSTD, codecs.ZLIB)
+
 
 @dataclass(frozen=True)
 class Compression:
@@ -27,6 +30,33 @@ class Compression:
 
     kind: str
     level: int | None
+
+
+def check_form(image_format: str, compress: bool, level: int | None, kind: str) -> list[str]:
+    """Check what an image is asked to be.
+
+    :return: every fault, each with the name of its option
+    """
+    faults = []
+    if image_format not in FORMATS:
+        faults.append(f"format: found {image_format!r}, expected one of {', '.join(FORMATS)}")
+    if compress and image_format != "qcow2":
+        faults.append(f"compress: found true with format {image_format!r}, expected it with qcow2 only")
+    if kind not in COMPRESSIONS:
+        faults.append(f"compress_type: found {kind!r}, expected one of {', '.join(COMPRESSIONS)}")
+    if level is not None and not 1 <= level <= 9:
+        faults.append(f"compress_level: found {level}, expected 1 to 9")
+    return faults
+
+
+def working_image(target: Path, image_format: str) -> tuple[Path, str]:
+    """Tell what is made first of a disk: a VDI is made of a qcow2, whose tables are ours and which takes an overlay.
+
+    :return: path and format
+    """
+    if image_format == "vdi":
+        return target.with_name(f"{target.name}.qcow2"), "qcow2"
+    return target, image_format
 
 
 @dataclass(frozen=True)
@@ -121,7 +151,7 @@ def _decode(disk: Disk, target: Path, image_format: str, compression: Compressio
             os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             decoder = Decoder(
                 source.readinto,
-                functools.partial(_writer, image, image_format, compression),
+                functools.partial(make_writer, image, image_format, compression),
                 lambda header: ContentMap(target.parent, header.capacity_bytes),
                 progress.advance,
             )
@@ -141,7 +171,12 @@ def _decode(disk: Disk, target: Path, image_format: str, compression: Compressio
     return Made(decoder.content, decoded.header.capacity_bytes, decoded.sha256, decoded.bytes, written)
 
 
-def _writer(image: int, image_format: str, compression: Compression | None, header: Header) -> ImageWriter:
+def make_writer(image: int, image_format: str, compression: Compression | None, header: Header) -> ImageWriter:
+    """Make the writer of an image.
+
+    :param image: an empty file, open for writing
+    :param image_format: qcow2 or raw
+    """
     if image_format == "raw":
         return RawWriter(image, header.capacity_bytes)
     if compression is None:

@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 from dataclasses import dataclass
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Protocol
 
 from hyperflow.kvmhost.images import vmdk
 from hyperflow.kvmhost.images.codecs import CodecError, Inflater, make_inflater
@@ -56,6 +56,16 @@ class DecodeFault(Exception):
         super().__init__(message)
         self.sha256 = sha256
         self.bytes = count
+
+
+class Digest(Protocol):
+    """Takes the stream in order, in one thread; a SHA-256, or something that does more with what it is given."""
+
+    def update(self, data: memoryview) -> None:
+        """Take a piece, which must not be kept; must not raise."""
+
+    def hexdigest(self) -> str:
+        """SHA-256 of all pieces."""
 
 
 class _Batch(NamedTuple):
@@ -116,6 +126,9 @@ class Decoder:
     :param make_writer: makes the image's writer, when the header is known
     :param make_content: makes the content map likewise
     :param advance: told the number of bytes read
+    :param digest: instead of a SHA-256 of this pass's own
+    :param read_on: read to the end in spite of a fault, so that the digest tells a file that was changed from one that
+        was bad from the start; otherwise the fault is raised as it is
     """
 
     def __init__(
@@ -124,13 +137,17 @@ class Decoder:
         make_writer: Callable[[vmdk.Header], ImageWriter],
         make_content: Callable[[vmdk.Header], ContentMap],
         advance: Callable[[int], None],
+        *,
+        digest: Digest | None = None,
+        read_on: bool = True,
     ) -> None:
         self._read = read
         self._make_writer = make_writer
         self._make_content = make_content
         self._advance = advance
         self._scanner = Scanner()
-        self._digest = hashlib.sha256()
+        self._digest: Digest = digest or hashlib.sha256()
+        self._read_on = read_on
         self._count = 0
         self._written = 0
         self._made_content: ContentMap | None = None
@@ -143,7 +160,7 @@ class Decoder:
     def run(self) -> Decoded:
         """Decode the stream to its end.
 
-        :raises DecodeFault: when it is damaged or hostile
+        :raises DecodeFault: when it is damaged or hostile; VmdkError or CodecError when it was not to be read on
         :raises OSError: when it cannot be read, or the image not be written
         """
         front = self._read_header()
@@ -152,7 +169,9 @@ class Decoder:
             self.writer = self._make_writer(self._header)
             self.content = self._made_content = self._make_content(self._header)
         except vmdk.VmdkError as fault:
-            self._digest.update(front)
+            if not self._read_on:
+                raise
+            self._digest.update(memoryview(front))
             raise self._drained(str(fault)) from fault
         free: queue.SimpleQueue[_Window] = queue.SimpleQueue()
         size = WINDOW + self._header.largest_grain + 2 * vmdk.SECTOR
@@ -178,7 +197,7 @@ class Decoder:
             self._made_content.close()
 
     def _finish(self) -> Decoded:
-        if isinstance(self._fault, (vmdk.VmdkError, CodecError)):
+        if self._read_on and isinstance(self._fault, (vmdk.VmdkError, CodecError)):
             raise DecodeFault(str(self._fault), self._digest.hexdigest(), self._count) from self._fault
         if self._fault is not None:
             raise self._fault
@@ -221,7 +240,7 @@ class Decoder:
             window.end = end + count
             self._count += count
             self._advance(window.end - window.start)
-            if isinstance(self._fault, OSError):
+            if self._fault is not None and (isinstance(self._fault, OSError) or not self._read_on):
                 return
             if window.end == window.start:
                 break

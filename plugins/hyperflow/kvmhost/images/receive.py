@@ -1,6 +1,6 @@
-"""Receives a streamOptimized VMDK: hashed, checked and written in one pass, while it arrives.
+"""Receives a streamOptimized VMDK: hashed, checked and written while it arrives; decoded into its image, too, if asked.
 
-The network is read by the caller's thread, the rest is done by another one, so that both keep going. Buffers go round:
+The network is read by the caller's thread and the rest is done by others, so that all keep going. Buffers go round:
 memory does not depend on the size of the disk.
 """
 
@@ -10,33 +10,115 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
 
 from hyperflow.kvmhost.images import vmdk
+from hyperflow.kvmhost.images.decode import Decoder
+from hyperflow.kvmhost.images.decoded import Decoding
+from hyperflow.kvmhost.images.qcow2 import ImageWriter
 from hyperflow.kvmhost.images.vmdk_scanner import Scanner
 
 BUFFER = 1 << 20  # bytes read at once
 BUFFERS = 6
 
-Consumer = Callable[[memoryview], None]  # takes each piece of the stream in order, and must not keep it
+Read = Callable[[memoryview], int]  # fills a buffer, like readinto(); 0 at the end
+CheckHeader = Callable[[vmdk.Header], None]  # called once, as soon as the header has arrived
+Advance = Callable[[int], None]  # told the number of bytes received
 
 
-class Structure:
-    """A consumer that holds the stream to the VMDK format, so a broken export is noticed before it has ended.
+@dataclass(frozen=True)
+class Received:
+    """A whole stream.
 
-    :param check_header: called once, with the header, as soon as it has arrived
+    :param sha256: of its bytes, in hex
     """
 
-    def __init__(self, check_header: Callable[[vmdk.Header], None]) -> None:
+    sha256: str
+    header: vmdk.Header
+
+
+class StagedFile:
+    """The file that the stream is written to, hashed on the way: a digest as :class:`Decoder` takes one.
+
+    :param descriptor: an empty file, open for writing
+    :param path: its name, for errors
+    """
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self._file = descriptor
+        self._path = path
+        self._digest = hashlib.sha256()
+        self.fault: OSError | None = None  # of the file; nothing is written any more then
+
+    def update(self, data: memoryview) -> None:
+        """Hash and write the next piece."""
+        self._digest.update(data)
+        if self.fault is None:
+            try:
+                left = data
+                while left:
+                    left = left[os.write(self._file, left) :]
+            except OSError as fault:
+                self.fault = OSError(fault.errno, fault.strerror, str(self._path))
+
+    def hexdigest(self) -> str:
+        """SHA-256 of all pieces."""
+        return self._digest.hexdigest()
+
+
+def receive(read: Read, staged: StagedFile, check_header: CheckHeader, advance: Advance) -> Received:
+    """Receive a stream to its end, held to the VMDK format, so that a broken export is noticed before it has ended.
+
+    :raises VmdkError: at the first thing that is wrong
+    :raises OSError: of the file or of ``read``
+    """
+    receiver = _Receiver(staged, _Structure(check_header))
+    header = receiver.run(read, advance)
+    return Received(staged.hexdigest(), header)
+
+
+def receive_decoded(
+    read: Read, staged: StagedFile, check_header: CheckHeader, advance: Advance, decoding: Decoding
+) -> Received:
+    """Receive a stream to its end, and decode it while it arrives.
+
+    :param decoding: where to, and in which form
+    :raises VmdkError, CodecError: at the first thing that is wrong; the image is no use then
+    :raises OSError: of a file or of ``read``
+    """
+
+    def watch(buffer: memoryview) -> int:
+        if staged.fault is not None:
+            raise staged.fault
+        return read(buffer)
+
+    def make_writer(header: vmdk.Header) -> ImageWriter:
+        check_header(header)
+        return decoding.make_writer(header)
+
+    decoder = Decoder(watch, make_writer, decoding.make_content, advance, digest=staged, read_on=False)
+    try:
+        decoded = decoder.run()
+        if staged.fault is not None:
+            raise staged.fault
+    except BaseException:
+        decoder.close()
+        raise
+    decoding.finish(decoder.content, decoded)
+    return Received(decoded.sha256, decoded.header)
+
+
+class _Structure:
+    """Holds the stream to the VMDK format, piece by piece."""
+
+    def __init__(self, check_header: CheckHeader) -> None:
         self._scanner = Scanner()
         self._carried = b""
         self._check_header = check_header
 
-    def __call__(self, data: memoryview) -> None:
-        """Take a piece.
-
-        :raises VmdkError: at the first thing that is wrong
-        """
+    def take(self, data: memoryview) -> None:
         known = self._scanner.header is not None
         joined = memoryview(self._carried + bytes(data)) if self._carried else data
         _, taken = self._scanner.feed(joined)
@@ -45,37 +127,20 @@ class Structure:
             self._check_header(self._scanner.header)
 
     def finish(self) -> vmdk.Header:
-        """Check that the stream was whole.
-
-        :raises VmdkError: when it was not
-        """
         return self._scanner.finish(len(self._carried))
 
 
-class Receiver:
-    """Writes a stream to a file and passes it through consumers.
+class _Receiver:
+    """Reads in the caller's thread; hashes, checks and writes in another."""
 
-    :param descriptor: the file
-    :param consumers: see :data:`Consumer`; a decoder can be one of them
-    """
-
-    def __init__(self, descriptor: int, consumers: list[Consumer]) -> None:
-        self._file = descriptor
-        self._consumers = consumers
-        self._digest = hashlib.sha256()
+    def __init__(self, staged: StagedFile, structure: _Structure) -> None:
+        self._staged = staged
+        self._structure = structure
         self._fault: Exception | None = None
         self._filled: queue.SimpleQueue[tuple[memoryview, int] | None] = queue.SimpleQueue()
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
-        self.count = 0  # bytes received
 
-    def run(self, read: Callable[[memoryview], int], advance: Callable[[int], None]) -> str:
-        """Receive to the end of the stream.
-
-        :param read: fills a buffer, like ``readinto``; 0 at the end
-        :return: SHA-256 in hex
-        :raises VmdkError: of a consumer
-        :raises OSError: of the file or of ``read``
-        """
+    def run(self, read: Read, advance: Advance) -> vmdk.Header:
         for _ in range(BUFFERS):
             self._free.put(memoryview(bytearray(BUFFER)))
         worker = threading.Thread(target=self._work, daemon=True)
@@ -86,7 +151,6 @@ class Receiver:
                 count = read(buffer)
                 if not count:
                     break
-                self.count += count
                 self._filled.put((buffer, count))
                 advance(count)
         finally:
@@ -94,7 +158,7 @@ class Receiver:
             worker.join()
         if self._fault is not None:
             raise self._fault
-        return self._digest.hexdigest()
+        return self._structure.finish()
 
     def _work(self) -> None:
         while True:
@@ -104,15 +168,9 @@ class Receiver:
             buffer, count = item
             try:
                 if self._fault is None:
-                    self._take(buffer[:count])
+                    self._staged.update(buffer[:count])
+                    self._fault = self._staged.fault
+                    self._structure.take(buffer[:count])
             except Exception as fault:  # noqa: BLE001 - raised by run(), in the thread that called it
                 self._fault = fault
             self._free.put(buffer)
-
-    def _take(self, data: memoryview) -> None:
-        self._digest.update(data)
-        for consumer in self._consumers:
-            consumer(data)
-        left = data
-        while left:
-            left = left[os.write(self._file, left) :]

@@ -13,14 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from hyperflow.kvmhost.images import files, vmdk
-from hyperflow.kvmhost.images.receive import Receiver, Structure
+from hyperflow.kvmhost.images import codecs, conversion, decoded, files, vmdk
+from hyperflow.kvmhost.images.decoded import Decoding
+from hyperflow.kvmhost.images.receive import Received, StagedFile, receive, receive_decoded
 from hyperflow.kvmhost.progress import size
 from hyperflow.kvmhost.stage import BadRequest, Job, StageError, TryAgain
 from hyperflow.kvmhost.tls import PinnedConnection, read_thumbprints
 
 RETRY_STATUSES = (408, 429, 500, 502, 503, 504)
 MARGIN = 16 << 20  # bytes to leave on the file system
+
+
+@dataclass(frozen=True)
+class DecodeTo:
+    """The image that convert will make of the disk, whose decoding can be done while the disk arrives.
+
+    The other fields are convert's options of the same names.
+
+    :param image: its path
+    """
+
+    image: Path
+    format: str
+    compress: bool = False
+    compress_level: Optional[int] = None  # noqa: UP045 - read at run time, by Python 3.9 too
+    compress_type: str = codecs.ZSTD
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,7 @@ class Options:
         the same source; one of another source is stale and is replaced
     :param expected_bytes: the file's size where somebody knows it, for the progress display only
     :param timeout_seconds: how long the server may send nothing
+    :param decode: None to leave all decoding to convert
     """
 
     url: str
@@ -43,8 +61,9 @@ class Options:
     thumbprints: list[str]
     capacity_bytes: int
     source: str
-    expected_bytes: Optional[int] = None  # noqa: UP045 - read at run time, by Python 3.9 too
+    expected_bytes: Optional[int] = None  # noqa: UP045 - as above
     timeout_seconds: float = 60.0
+    decode: Optional[DecodeTo] = None  # noqa: UP045 - as above
 
 
 def run(options: Options, job: Job) -> dict[str, Any]:
@@ -63,48 +82,75 @@ def run(options: Options, job: Job) -> dict[str, Any]:
         job.log(f"{options.target}: is of an earlier export ({earlier.get('source')}); replaced when this one is here")
     connection = PinnedConnection(host, port, read_thumbprints(options.thumbprints), options.timeout_seconds)
     job.log(f"download {options.disk_id} from {host}:{port} to {options.target}")
-    received = 0
     try:
-        with _transport_faults(f"{host}:{port}", lambda: received):
-            response = _request(connection, path)
-            job.creating("partial", files.partial_path(options.target))
-            job.creating("staged-disk", options.target)
-            descriptor = files.create_partial(options.target)
-            try:
-                length = _check_response(response, f"{host}:{port}", options)
-                structure = Structure(lambda header: _check_capacity(header, options))
-                receiver = Receiver(descriptor, [structure])
-                progress = job.progress(f"download {options.disk_id}", length or options.expected_bytes or 0)
-
-                def advance(count: int) -> None:
-                    nonlocal received
-                    received += count
-                    progress.advance(count)
-
-                sha256 = receiver.run(_reader(response, length), advance)
-                progress.finish()
-                job.bytes_read = job.bytes_written = received
-                _check_length(connection, response, length, received)
-                header = structure.finish()
-            finally:
-                os.close(descriptor)
-        note: dict[str, Any] = {"kind": "hyperflow-download", "disk_id": options.disk_id, "source": options.source}
-        note.update(sha256=sha256, bytes=received)
+        received, facts = _download(connection, path, options, job)
         if replaced:
             files.remove_earlier(options.target)
-        files.put_in_place(options.target, {**note, "virtual_bytes": header.capacity_bytes})
+        note: dict[str, Any] = {"kind": "hyperflow-download", "disk_id": options.disk_id, "source": options.source}
+        note.update(sha256=received.sha256, bytes=job.bytes_read, virtual_bytes=received.header.capacity_bytes)
+        files.put_in_place(options.target, note)
     except BaseException:
         files.remove_leftover(files.partial_path(options.target))
         raise
     finally:
         connection.close()
-    http_facts = {
+    return _observed(options, received.sha256, job.bytes_read, received.header.capacity_bytes, facts)
+
+
+def _download(connection: PinnedConnection, path: str, options: Options, job: Job) -> tuple[Received, dict[str, Any]]:
+    """Bring the disk into the target's partial file.
+
+    :return: what came, and what HTTP said about it
+    """
+    endpoint = f"{connection.host}:{connection.port}"
+    with _transport_faults(endpoint, lambda: job.bytes_read):
+        response = _request(connection, path)
+        job.creating("partial", files.partial_path(options.target))
+        job.creating("staged-disk", options.target)
+        with contextlib.ExitStack() as stack:
+            descriptor = files.create_partial(options.target)
+            stack.callback(os.close, descriptor)
+            length = _check_response(response, endpoint, options)
+            progress = job.progress(f"download {options.disk_id}", length or options.expected_bytes or 0)
+
+            def advance(count: int) -> None:
+                job.bytes_read += count
+                progress.advance(count)
+
+            staged = StagedFile(descriptor, files.partial_path(options.target))
+            arriving = (
+                _reader(response, endpoint, length),
+                staged,
+                lambda header: _check_capacity(header, options),
+                advance,
+            )
+            if options.decode is None:
+                received = receive(*arriving)
+            else:
+                decoding = stack.enter_context(_decoding(options.decode, job))
+                received = receive_decoded(*arriving, decoding)
+            progress.finish()
+            job.bytes_written += job.bytes_read
+            _check_end(connection, response, length)
+    return received, {
         "status": response.status,
         "content_length": length,
-        "endpoint": f"{host}:{port}",
+        "endpoint": endpoint,
         "certificate_sha256": connection.peer_sha256,
     }
-    return _observed(options, sha256, received, header.capacity_bytes, http_facts)
+
+
+def _decoding(wanted: DecodeTo, job: Job) -> Decoding:
+    """Begin to make the image.
+
+    :raises BadRequest: when there is no such form
+    """
+    if faults := conversion.check_form(wanted.format, wanted.compress, wanted.compress_level, wanted.compress_type):
+        raise BadRequest("; ".join(f"options.decode.{fault}" for fault in faults))
+    compression = conversion.Compression(wanted.compress_type, wanted.compress_level) if wanted.compress else None
+    working, image_format = conversion.working_image(wanted.image, wanted.format)
+    job.creating("partial", decoded.folder_of(working))
+    return Decoding(working, image_format, compression, job)
 
 
 def _split(url: str) -> tuple[str, int, str]:
@@ -177,6 +223,8 @@ def _transport_faults(endpoint: str, received: Callable[[], int]) -> Iterator[No
         yield
     except vmdk.TruncatedVmdk as fault:
         raise TryAgain(f"{endpoint}: the export is cut after {received()} bytes: {fault}") from fault
+    except codecs.CodecError as fault:
+        raise TryAgain(f"{endpoint}: what arrives is damaged, after some {received()} bytes: {fault}") from fault
     except vmdk.VmdkError as fault:
         raise StageError(f"{endpoint}: what arrives is no streamOptimized VMDK: {fault}") from fault
     except (socket.timeout, TimeoutError) as fault:  # two types in Python 3.9
@@ -218,8 +266,11 @@ def _check_response(response: http.client.HTTPResponse, endpoint: str, options: 
     return response.length
 
 
-def _reader(response: http.client.HTTPResponse, length: int | None) -> Callable[[memoryview], int]:
-    """Make the function that reads the body, and not a byte more."""
+def _reader(response: http.client.HTTPResponse, endpoint: str, length: int | None) -> Callable[[memoryview], int]:
+    """Make the function that reads the body, to its last byte and not a byte more.
+
+    It raises TryAgain where the body ends before it should.
+    """
     left = length
 
     def read(buffer: memoryview) -> int:
@@ -233,26 +284,25 @@ def _reader(response: http.client.HTTPResponse, length: int | None) -> Callable[
             raise
         except OSError as fault:  # told from a fault of the file that is written
             raise ConnectionError(fault.strerror) from fault
+        if left and not count:
+            raise TryAgain(f"{endpoint}: the connection ended after {(length or 0) - left} of {length} bytes")
         left -= count
         return count
 
     return read
 
 
-def _check_length(
-    connection: PinnedConnection, response: http.client.HTTPResponse, length: int | None, received: int
-) -> None:
-    """Compare what came with what was promised."""
+def _check_end(connection: PinnedConnection, response: http.client.HTTPResponse, length: int | None) -> None:
+    """See that no more comes than was promised."""
     if length is None:
         return
-    endpoint = f"{connection.host}:{connection.port}"
-    if received < length:
-        raise TryAgain(f"{endpoint}: the connection ended after {received} of {length} bytes")
     if connection.secure is not None:
         connection.secure.settimeout(1.0)
     with contextlib.suppress(OSError):  # a server that keeps the connection open has nothing more to say
         if response.fp.read(1):
-            raise StageError(f"{endpoint}: sends more than the {length} bytes of its Content-Length")
+            raise StageError(
+                f"{connection.host}:{connection.port}: sends more than the {length} bytes of its Content-Length"
+            )
 
 
 def _check_capacity(header: vmdk.Header, options: Options) -> None:
