@@ -20,6 +20,7 @@ from hyperflow.kvmhost.stage import BadRequest
 
 MANIFEST_LIMIT = 16 * 1024 * 1024  # bytes; a manifest of a thousand disks has some 500 kB
 SOURCE_FORMATS = ("vmdk", "qcow2", "raw", "vhd", "vhdx", "vdi")
+DISKS_LIMIT = 1000  # of a VM; vSphere takes 256
 DISK_TYPES = ("boot", "data", "unknown")
 DEFAULT_BOOT_ORDER = 999
 
@@ -122,6 +123,9 @@ def read_disks(document: Any, where: str) -> tuple[Disk, ...]:
     entries = document.get("disks")
     if not isinstance(entries, list) or not entries:
         faults.append("disks: found none, expected a list with at least one disk")
+        entries = []
+    if len(entries) > DISKS_LIMIT:
+        faults.append(f"disks: found {len(entries)}, expected at most {DISKS_LIMIT}")
         entries = []
     disks = [_read_disk(entry, f"disks[{index}]", faults) for index, entry in enumerate(entries)]
     for field in ("id", "path"):

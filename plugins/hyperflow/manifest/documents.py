@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
-from hyperflow.manifest.faults import DocumentError, Fault, Location, render, show
+from hyperflow.manifest.faults import SHOWN, DocumentError, Fault, Location, render, show
 
 DEPTH_LIMIT = 32  # levels; a manifest has 5, a plan 4
+VALUES_LIMIT = 50_000  # a manifest of a thousand disks has 15,000, a plan of 2,000 VMs as many; each may be a fault
 
 _WHOLE = Fault("(document)", "", "")
 
@@ -73,6 +74,8 @@ def parse_json(text: str, source: str) -> Document:
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
+        if len(items) > VALUES_LIMIT:
+            raise _too_many(source)
         for key, value in items:
             if key in mapping:
                 duplicates.append(Fault(render((key,)), "the key twice in one object", "each key once"))
@@ -81,6 +84,8 @@ def parse_json(text: str, source: str) -> Document:
 
     try:
         value = json.loads(text, object_pairs_hook=pairs, parse_constant=_refuse_constant)
+    except DocumentError:
+        raise
     except json.JSONDecodeError as fault:
         place = Fault("(document)", fault.msg, "a JSON document", fault.lineno, fault.colno)
         raise DocumentError(source, [place]) from None
@@ -88,6 +93,8 @@ def parse_json(text: str, source: str) -> Document:
         raise _too_deep(source) from None
     except ValueError as fault:
         raise DocumentError(source, [Fault("(document)", str(fault), "a JSON document")]) from None
+    if _has_too_many(value):
+        raise _too_many(source)
     faults = duplicates + list(_unfit(value))
     if faults:
         raise DocumentError(source, faults)
@@ -103,7 +110,7 @@ def parse_yaml(text: str, source: str) -> Document:
     :raises DocumentError: syntax with line and column, duplicate keys with theirs
     """
     try:
-        _check_depth(text, source)
+        _check_size(text, source)
         node = yaml.compose(text, Loader=yaml.CSafeLoader)
     except yaml.MarkedYAMLError as fault:
         raise DocumentError(source, [_syntax_fault(fault)]) from None
@@ -134,6 +141,24 @@ def _refuse(path: Path, found: str, expected: str) -> DocumentError:
 
 def _too_deep(source: str) -> DocumentError:
     return DocumentError(source, [Fault("(document)", "deeper nesting", f"at most {DEPTH_LIMIT} levels")])
+
+
+def _too_many(source: str) -> DocumentError:
+    return DocumentError(source, [Fault("(document)", "more values", f"at most {VALUES_LIMIT} values")])
+
+
+def _has_too_many(document: Any) -> bool:
+    """Count the values without making anything of each: some bytes of text are some hundred in memory."""
+    count = 0
+    pending = [document]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict | list):
+            count += len(value)
+            if count > VALUES_LIMIT:
+                return True
+            pending.extend(value.values() if isinstance(value, dict) else value)
+    return False
 
 
 def _refuse_constant(name: str) -> None:
@@ -167,10 +192,12 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def _check_depth(text: str, source: str) -> None:
+def _check_size(text: str, source: str) -> None:
     """Walk the events, which nest without recursion, before anything that recurses sees the document."""
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+    for count, event in enumerate(yaml.parse(text, Loader=yaml.CSafeLoader)):
+        if count > 2 * VALUES_LIMIT:  # a value of an object comes with its key
+            raise _too_many(source)
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > DEPTH_LIMIT:
@@ -181,7 +208,7 @@ def _check_depth(text: str, source: str) -> None:
         anchor = getattr(event, "anchor", None)
         if anchor is not None:
             place = _mark(event.start_mark)
-            raise DocumentError(source, [Fault("(document)", f"anchor or alias {anchor!r}", "none", *place)])
+            raise DocumentError(source, [Fault("(document)", f"anchor or alias {anchor[:SHOWN]!r}", "none", *place)])
 
 
 def _syntax_fault(fault: yaml.MarkedYAMLError) -> Fault:
@@ -216,7 +243,7 @@ class _NodeReader:
     def read(self, node: yaml.Node, location: Location) -> Any:
         self.positions.setdefault(location, _position(node))
         if node.tag not in _PLAIN_TAGS:
-            self._fault(node, location, f"tag {node.tag!r}", "plain data without a tag")
+            self._fault(node, location, f"tag {node.tag[:SHOWN]!r}", "plain data without a tag")
             return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, location)

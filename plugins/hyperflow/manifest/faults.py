@@ -16,6 +16,7 @@ Location = tuple[str | int, ...]
 Positions = Mapping[Location, tuple[int, int]]
 
 SHOWN = 80  # characters of a found value; enough to recognise it, too few to flood a log
+FAULTS_SHOWN = 100  # of one document; a person mends some and asks again
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,16 @@ class DocumentError(ValueError):
     """A document was refused.
 
     :param source: the file's path, or what else the document is called
-    :param faults: everything wrong with it, at least one
+    :param faults: everything wrong with it, at least one; of more than :data:`FAULTS_SHOWN` the first are kept, and
+        how many there were
     """
 
     def __init__(self, source: str, faults: Iterable[Fault]) -> None:
         self.source = source
         self.faults = list(faults)
+        more = len(self.faults) - FAULTS_SHOWN
+        if more > 1:  # not 1: that one may be the line which says how many there were
+            self.faults[FAULTS_SHOWN:] = [Fault("(document)", f"{more} faults more", "none; mend those above first")]
         super().__init__("\n".join(f"{source}: {fault}" for fault in self.faults))
 
     def __reduce__(self) -> tuple[Any, ...]:  # Airflow pickles exceptions of a task process
@@ -62,7 +67,7 @@ def render(location: Location) -> str:
     for part in location:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif part.replace("_", "a").replace("-", "a").isalnum():
+        elif len(part) <= SHOWN and part.replace("_", "a").replace("-", "a").isalnum():
             text += f".{part}" if text else part
         else:
             text += f"[{show(part)}]"
@@ -115,7 +120,7 @@ def place(faults: Iterable[tuple[Location, Fault]], positions: Positions) -> lis
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Name what is allowed, the likeliest first when the word looks like a slip."""
     names = list(known)
-    likely = difflib.get_close_matches(str(word), names, n=1)
+    likely = difflib.get_close_matches(str(word)[:SHOWN], names, n=1)
     listed = f"one of {', '.join(names)}" if names else "no key here"
     return f"{listed}; did you mean {likely[0]}?" if likely else listed
 

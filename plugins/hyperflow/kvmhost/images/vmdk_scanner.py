@@ -124,9 +124,10 @@ class Scanner:
 
         Where there is a footer, QEMU looks for it at a fixed distance from the end of the file.
         """
+        end = offset - self._padding
         self._padding += len(data)
         if self._tables is None or self._padding >= PADDING_LIMIT or any(data):
-            raise VmdkError(f"offset {offset}: found more bytes after the end of the stream")
+            raise VmdkError(f"offset {end}: found more bytes after the end of the stream")
         return len(data)
 
     def _take_front(self, data: memoryview) -> int:
