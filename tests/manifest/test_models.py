@@ -23,7 +23,8 @@ def minimal(**disk):
 
 
 def disks(*changes):
-    return {"manifest_version": "1.0", "disks": [minimal(**change)["disks"][0] for change in changes]}
+    made = [minimal(**{"local_path": f"/s/{number}.vmdk", **change}) for number, change in enumerate(changes)]
+    return {"manifest_version": "1.0", "disks": [each["disks"][0] for each in made]}
 
 
 def faults(document):
@@ -156,6 +157,13 @@ def test_unknown_keys_survive_in_their_place():
 )
 def test_a_fault_is_named_with_its_path_what_was_found_and_what_is_allowed(document, said):
     assert said in faults(document)
+
+
+def test_two_disks_share_no_file():
+    document = disks({"id": "a", "local_path": "/s/one"}, {"id": "b", "local_path": "/s/one"})
+    assert faults(document) == [
+        'disks[1].local_path: found "/s/one" again, expected a file other than that of disks[0]'
+    ]
 
 
 def test_one_run_lists_every_fault_types_and_rules_together():

@@ -128,12 +128,12 @@ def read_disks(document: Any, where: str) -> tuple[Disk, ...]:
         faults.append(f"disks: found {len(entries)}, expected at most {DISKS_LIMIT}")
         entries = []
     disks = [_read_disk(entry, f"disks[{index}]", faults) for index, entry in enumerate(entries)]
-    for field in ("id", "path"):
+    for field, name in (("id", "id"), ("path", "local_path")):
         seen: set[Any] = set()
         for index, disk in enumerate(disks):
             value = getattr(disk, field)
             if value in seen:
-                faults.append(f"disks[{index}].{field}: found {str(value)!r} a second time")
+                faults.append(f"disks[{index}].{name}: found {str(value)!r} a second time")
             seen.add(value)
     if faults:
         raise BadRequest(f"{where}: " + "; ".join(faults))

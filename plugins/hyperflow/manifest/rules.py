@@ -41,7 +41,7 @@ def _broken(document: Any) -> Iterator[tuple[Location, tuple[str, str]]]:
     if not isinstance(document, dict):
         return
     yield from _runnable(document)
-    yield from _repeated_ids(document)
+    yield from _repeated(document)
     yield from _output_clash(document)
 
 
@@ -64,18 +64,20 @@ def _runnable(document: dict[str, Any]) -> Iterator[tuple[Location, tuple[str, s
             pending.extend(((*location, index), item) for index, item in enumerate(value))
 
 
-def _repeated_ids(document: dict[str, Any]) -> Iterator[tuple[Location, tuple[str, str]]]:
-    first: dict[str, int] = {}
-    for index, disk in enumerate(_list(document, "disks")):
-        disk_id = disk.get("id") if isinstance(disk, dict) else None
-        if not isinstance(disk_id, str):
-            continue
-        if disk_id in first:
-            yield (
-                ("disks", index, "id"),
-                (f"{show(disk_id)} again", f"an id other than that of disks[{first[disk_id]}]"),
-            )
-        first.setdefault(disk_id, index)
+def _repeated(document: dict[str, Any]) -> Iterator[tuple[Location, tuple[str, str]]]:
+    """Find disks that share their id or their file: two images would be made of one, and one of none."""
+    for key, word in (("id", "an id"), ("local_path", "a file")):
+        first: dict[str, int] = {}
+        for index, disk in enumerate(_list(document, "disks")):
+            value = disk.get(key) if isinstance(disk, dict) else None
+            if not isinstance(value, str):
+                continue
+            if value in first:
+                yield (
+                    ("disks", index, key),
+                    (f"{show(value)} again", f"{word} other than that of disks[{first[value]}]"),
+                )
+            first.setdefault(value, index)
 
 
 def _output_clash(document: dict[str, Any]) -> Iterator[tuple[Location, tuple[str, str]]]:
