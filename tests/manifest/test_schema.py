@@ -31,6 +31,7 @@ FULL["output"]["filename"] = "web.qcow2"
 BEYOND = (
     "a day of the calendar",
     "an id other than that of disks",
+    "a file other than that of disks",
     "a name that no disk's image has of itself",
 )
 

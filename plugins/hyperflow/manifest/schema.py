@@ -18,11 +18,11 @@ DRAFT = "http://json-schema.org/draft-07/schema#"
 
 # What a schema cannot state; the models and the loader do.
 BEYOND_SCHEMA = (
-    "the ids of the disks differ from each other",
+    "the ids of the disks differ from each other, and so do their files",
     "a date is a day of the calendar (30 February is none)",
     "output.filename is not the name another disk's image has of itself",
     "no two keys of one object are the same",
-    "the document has at most 8 MiB and 32 levels",
+    "the document has at most 8 MiB, 32 levels and 50,000 values",
     "strings hold no half of a surrogate pair, numbers are finite",
 )
 
