@@ -17,6 +17,7 @@ import (
 type access struct {
 	service  *simulator.Service
 	leases   *leaseTable
+	hanger   *hanger
 	user     string
 	password string
 }
@@ -50,6 +51,12 @@ func (a *access) handle(ctx *simulator.Context, method *simulator.Method) (mo.Re
 		}
 	case "ExportVm", "ExportSnapshot":
 		method.This = exporterRef
+	case "CreateSnapshot_Task", "RemoveSnapshot_Task":
+		if a.hanger.takes(ctx, method) {
+			method.This = hangerRef
+		}
+	case "Destroy_Task":
+		a.leases.endOf(func(l *lease) bool { return l.vm == method.This }, "destroyed")
 	}
 	return nil, nil
 }
@@ -88,11 +95,19 @@ func (a *access) sessions() []types.UserSession {
 	return view.SessionList
 }
 
-// endSessions logs everybody out, as vCenter does with sessions that were idle too long.
-func (a *access) endSessions() int {
+// endSessions logs everybody out, as vCenter does with sessions that were idle too long, or an administrator. With the
+// name of a VM only those that hold a lease on it.
+func (a *access) endSessions(vm string) int {
 	ctx := background(a.service)
+	holds := map[string]bool{}
+	for _, l := range a.leases.list() {
+		holds[l.sessionKey] = holds[l.sessionKey] || l.vmName == vm
+	}
 	ended := 0
 	for _, session := range a.sessions() {
+		if vm != "" && !holds[session.Key] {
+			continue
+		}
 		result := ctx.Map.SessionManager().TerminateSession(ctx, &types.TerminateSession{SessionId: []string{session.Key}})
 		if result.Fault() == nil {
 			a.leases.endSession(session.Key)

@@ -16,6 +16,7 @@ type admin struct {
 	access *access
 	leases *leaseTable
 	nfc    *nfcServer
+	front  *outage
 }
 
 func (a *admin) mux() *http.ServeMux {
@@ -23,9 +24,16 @@ func (a *admin) mux() *http.ServeMux {
 	mux.HandleFunc("GET /state", func(w http.ResponseWriter, _ *http.Request) { answer(w, a.state()) })
 	mux.HandleFunc("GET /leases", func(w http.ResponseWriter, _ *http.Request) { answer(w, a.leaseList()) })
 	mux.HandleFunc("GET /sessions", func(w http.ResponseWriter, _ *http.Request) { answer(w, a.sessionList()) })
-	mux.HandleFunc("DELETE /sessions", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, map[string]int{"ended": a.access.endSessions()})
+	mux.HandleFunc("DELETE /sessions", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, map[string]int{"ended": a.access.endSessions(r.URL.Query().Get("vm"))})
 	})
+	mux.HandleFunc("DELETE /leases", a.endLeases)
+	mux.HandleFunc("POST /tasks", a.addHang)
+	mux.HandleFunc("DELETE /tasks", func(w http.ResponseWriter, _ *http.Request) {
+		a.access.hanger.release()
+		answer(w, []hang{})
+	})
+	mux.HandleFunc("POST /outage", a.setOutage)
 	mux.HandleFunc("GET /snapshots", func(w http.ResponseWriter, _ *http.Request) { answer(w, a.snapshotList()) })
 	mux.HandleFunc("GET /faults", func(w http.ResponseWriter, _ *http.Request) { answer(w, a.nfc.faults.list()) })
 	mux.HandleFunc("POST /faults", a.addFault)
@@ -48,6 +56,31 @@ func (a *admin) addFault(w http.ResponseWriter, r *http.Request) {
 	}
 	a.nfc.faults.add(f)
 	answer(w, a.nfc.faults.list())
+}
+
+// endLeases ends a VM's leases as somebody else's abort does, or as their time limit does with reason=timed%20out.
+func (a *admin) endLeases(w http.ResponseWriter, r *http.Request) {
+	vm, reason := r.URL.Query().Get("vm"), orDefault(r.URL.Query().Get("reason"), "aborted")
+	if err := oneOf("reason", reason, "aborted", "timed out"); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	answer(w, map[string]int{"ended": a.leases.endOf(func(l *lease) bool { return l.vmName == vm }, reason)})
+}
+
+// setOutage makes the vCenter unreachable for a while: SOAP, downloads and all.
+func (a *admin) setOutage(w http.ResponseWriter, r *http.Request) {
+	var request struct {
+		Seconds int `json:"seconds"`
+	}
+	if !decode(w, r, &request) {
+		return
+	}
+	if request.Seconds < 0 {
+		http.Error(w, "seconds must not be negative", http.StatusBadRequest)
+		return
+	}
+	answer(w, map[string]int{"cut": a.front.begin(time.Duration(request.Seconds) * time.Second)})
 }
 
 func (a *admin) setThrottle(w http.ResponseWriter, r *http.Request) {

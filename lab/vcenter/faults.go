@@ -9,7 +9,7 @@ import (
 
 // fault is one disturbance of one download. JSON form of POST /faults.
 type fault struct {
-	Kind    string `json:"kind"`              // flip, cut, truncate, stall, status
+	Kind    string `json:"kind"`              // flip, cut, truncate, stall, status, redirect
 	VM      string `json:"vm,omitempty"`      // only this VM's downloads (unescaped name)
 	Target  string `json:"target,omitempty"`  // only this targetId (disk-0.vmdk)
 	Offset  int64  `json:"offset,omitempty"`  // byte of the stream where it happens; below zero: from the end
@@ -28,7 +28,7 @@ func (f *fault) check() error {
 	if f.Kind == "status" && (f.Status < 400 || f.Status > 599) {
 		return fmt.Errorf("status %d is not an HTTP error status", f.Status)
 	}
-	return oneOf("kind", f.Kind, "flip", "cut", "truncate", "stall", "status")
+	return oneOf("kind", f.Kind, "flip", "cut", "truncate", "stall", "status", "redirect")
 }
 
 // at is the fault's place in a stream of size bytes.

@@ -52,7 +52,7 @@ type lease struct {
 	opened    time.Time
 	renewed   time.Time
 	ended     time.Time
-	reason    string // completed, aborted, timed out, session ended
+	reason    string // completed, aborted, timed out, session ended, destroyed
 	percent   int32
 	complete  map[string]bool // targets downloaded to their end
 	checksums map[string]string
@@ -144,20 +144,25 @@ func (t *leaseTable) end(l *lease, reason string) bool {
 	return true
 }
 
-// endSession ends the leases of a session, as vCenter does at logout.
-func (t *leaseTable) endSession(key string) {
+// endOf ends the leases that are meant, and says how many.
+func (t *leaseTable) endOf(meant func(*lease) bool, reason string) int {
+	count := 0
 	for _, l := range t.list() {
-		if l.sessionKey == key {
-			t.end(l, "session ended")
+		if meant(l) && t.end(l, reason) {
+			count++
 		}
 	}
+	return count
+}
+
+// endSession ends the leases of a session, as vCenter does at logout.
+func (t *leaseTable) endSession(key string) {
+	t.endOf(func(l *lease) bool { return l.sessionKey == key }, "session ended")
 }
 
 // endAll ends every lease, for the program's own end.
 func (t *leaseTable) endAll() {
-	for _, l := range t.list() {
-		t.end(l, "session ended")
-	}
+	t.endOf(func(*lease) bool { return true }, "session ended")
 }
 
 func (t *leaseTable) list() []*lease {

@@ -104,10 +104,11 @@ func serve(ctx context.Context, s settings) error {
 	if err != nil {
 		return err
 	}
-	front, err := net.Listen("tcp", s.listen)
+	listener, err := net.Listen("tcp", s.listen)
 	if err != nil {
 		return err
 	}
+	front := newOutage(listener)
 	defer front.Close()
 	side, err := net.Listen("tcp", s.admin)
 	if err != nil {
@@ -125,7 +126,7 @@ func serve(ctx context.Context, s settings) error {
 	defer nfc.leases.endAll()
 	return answerCalls(ctx, map[net.Listener]*http.Server{
 		front: {Handler: routes(model.Service, gate, nfc), TLSConfig: tlsConfig(pair), TLSNextProto: noHTTP2},
-		side:  {Handler: (&admin{access: gate, leases: nfc.leases, nfc: nfc}).mux()},
+		side:  {Handler: (&admin{access: gate, leases: nfc.leases, nfc: nfc, front: front}).mux()},
 	})
 }
 
@@ -214,10 +215,11 @@ func claim(state string) (func(), error) {
 // wire puts our objects and rules into the simulator.
 func wire(service *simulator.Service, s settings, password string, address *url.URL, pair *certificate, hide map[deviceID]bool) (*access, *nfcServer) {
 	leases := newLeaseTable(service, s.leaseTimeout)
-	gate := &access{service: service, leases: leases, user: s.user, password: password}
+	gate := &access{service: service, leases: leases, hanger: newHanger(), user: s.user, password: password}
 	registry := service.Context.Map
 	registry.Put(&exporter{Self: exporterRef, table: leases, url: address, thumbprint: pair.sha1, hideSizes: hide})
 	registry.Put(&fetcher{Self: fetcherRef})
+	registry.Put(gate.hanger)
 	registry.Handler = gate.handle
 	sessions := registry.SessionManager()
 	sessions.ServiceHostName = address.Host

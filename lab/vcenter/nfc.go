@@ -48,6 +48,10 @@ func (s *nfcServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "made by the lab", trouble.Status)
 		return
 	}
+	if trouble != nil && trouble.Kind == "redirect" {
+		http.Redirect(w, r, "https://elsewhere.example"+r.URL.Path, http.StatusFound)
+		return
+	}
 	file, err := os.Open(device.path)
 	if err != nil {
 		log.Printf("nfc %s of %q: %v", target, l.vmName, err)

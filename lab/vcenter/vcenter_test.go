@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -111,5 +112,44 @@ func TestAThrottleLetsGoWhenItsDownloadEnds(t *testing.T) {
 	case <-finished:
 	case <-time.After(10 * time.Second):
 		t.Error("it waited on after the download had ended")
+	}
+}
+
+func TestAnOutageCutsWhatIsOpenAndResetsWhatComes(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := newOutage(listener)
+	defer server.Close()
+	go func() {
+		for {
+			connection, err := server.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = connection.Write([]byte("x"))
+		}
+	}()
+	greeted := func() bool {
+		connection, err := net.Dial("tcp", listener.Addr().String())
+		if err != nil {
+			return false
+		}
+		defer connection.Close()
+		_, err = connection.Read(make([]byte, 1))
+		return err == nil
+	}
+	if !greeted() {
+		t.Error("no greeting before the outage")
+	}
+	if cut := server.begin(time.Hour); cut != 1 {
+		t.Errorf("%d connections were cut, want 1", cut)
+	}
+	if greeted() {
+		t.Error("greeted during the outage")
+	}
+	if server.begin(0); !greeted() {
+		t.Error("no greeting after the outage")
 	}
 }

@@ -70,6 +70,12 @@ class Admin:
     def get(self, path: str) -> Any:
         return self._vcenter.admin("GET", path)
 
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._vcenter.admin("POST", path, body)
+
+    def delete(self, path: str) -> Any:
+        return self._vcenter.admin("DELETE", path)
+
     def end_sessions(self) -> None:
         self._vcenter.admin("DELETE", "/sessions")
 

@@ -69,6 +69,18 @@ class TimeLimitReached(VsphereError):
     temporary = True
 
 
+class TaskUnfinished(TimeLimitReached):
+    """A vCenter task did not end in the time allowed. Not tried again by itself: the next try would wait as long."""
+
+    temporary = False
+
+
+class SessionEnded(VsphereError):
+    """vCenter ended the session more often than one call bears."""
+
+    temporary = True
+
+
 class TaskFailed(VsphereError):
     """A vCenter task ended with an error; ``fault`` is vSphere's own, where it gave one."""
 
@@ -106,7 +118,7 @@ def from_fault(fault: Exception, host: str) -> VsphereError:
     if isinstance(fault, vmodl.fault.ManagedObjectNotFound):
         return NotFound(f"{moref_of(fault.obj)} is no longer in the inventory of {host} ({describe(fault)})")
     if isinstance(fault, vim.fault.NoPermission):
-        return PermissionMissing(_missing_privilege(fault, host))
+        return _no_permission(fault, host)
     if isinstance(fault, (vim.fault.TaskInProgress, vim.fault.InvalidState)):
         return Busy(
             f"{host} refuses the operation in the virtual machine's present state, often because another "
@@ -136,6 +148,12 @@ def describe(fault: Exception) -> str:
 def moref_of(reference: object) -> str:
     """The MoRef of a managed object, such as ``vm-42``."""
     return str(getattr(reference, "_moId", reference))
+
+
+def _no_permission(fault: vim.fault.NoPermission, host: str) -> VsphereError:
+    if isinstance(fault, vim.fault.NotAuthenticated):
+        return SessionEnded(f"{host} ended the session again, right after a new login ({describe(fault)})")
+    return PermissionMissing(_missing_privilege(fault, host))
 
 
 def _missing_privilege(fault: vim.fault.NoPermission, host: str) -> str:

@@ -7,18 +7,28 @@ found by them and removed all the same.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
-from hyperflow.vsphere.errors import Busy, NotOurs, TaskFailed, describe, moref_of
+from hyperflow.vsphere.errors import (
+    TRANSPORT_FAULTS,
+    Busy,
+    NotOurs,
+    TaskFailed,
+    TaskUnfinished,
+    TimeLimitReached,
+    describe,
+    moref_of,
+)
 from hyperflow.vsphere.facts import SnapshotFacts
-from hyperflow.vsphere.inventory import read_snapshots
-from hyperflow.vsphere.properties import Found, first_refusal, retrieve, wait_until
+from hyperflow.vsphere.inventory import read_snapshots, unescaped
+from hyperflow.vsphere.properties import Found, first_refusal, list_all, retrieve, wait_until
 from hyperflow.vsphere.session import Session
 
 OWNER = "hyperflow"
@@ -42,16 +52,19 @@ class Ownership:
     :param dag: the DAG's id
     :param run: the DAG run's id
     :param created: UTC, as ``2026-11-23T21:00:00Z``
+    :param airflow: which Airflow has the run; empty in a description that does not say
     """
 
     dag: str
     run: str
     created: str
+    airflow: str = ""
     owner: str = OWNER
 
     def description(self) -> str:
         """The text for the snapshot's description."""
-        return json.dumps({"owner": self.owner, "dag": self.dag, "run": self.run, "created": self.created})
+        document = {"owner": self.owner, "dag": self.dag, "run": self.run, "created": self.created}
+        return json.dumps(document | ({"airflow": self.airflow} if self.airflow else {}))
 
     def owns(self, snapshot: SnapshotFacts) -> bool:
         """Whether a snapshot's description says that the same DAG run made it."""
@@ -90,7 +103,8 @@ def read_ownership(description: str) -> Ownership | None:
     try:
         document = json.loads(description)
         fields = {key: document[key] for key in ("owner", "dag", "run", "created")}
-    except (ValueError, TypeError, KeyError, RecursionError):
+        fields["airflow"] = document.get("airflow", "")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     if fields["owner"] != OWNER or not all(isinstance(value, str) for value in fields.values()):
         return None
@@ -115,6 +129,7 @@ def create_snapshot(
     :param on_progress: gets per cent
     :raises Busy: another operation holds the VM
     :raises TaskFailed: vCenter's reason is in the message
+    :raises TaskUnfinished: the time is over; vCenter was asked to give the task up
     """
     reference = session.object(vim.VirtualMachine, moref)
     (vm,) = retrieve(session, [reference], {vim.VirtualMachine: ["runtime.powerState", "guest.toolsRunningStatus"]})
@@ -127,7 +142,11 @@ def create_snapshot(
 
     def take(quiesced: bool) -> str:
         task = session.call(reference.CreateSnapshot_Task, name, description, False, quiesced)
-        return moref_of(wait_for_task(session, task, f"the snapshot {name!r} of {moref}", time_limit, on_progress))
+        try:
+            return moref_of(wait_for_task(session, task, f"the snapshot {name!r} of {moref}", time_limit, on_progress))
+        except TaskUnfinished:
+            _give_up(session, task)
+            raise
 
     try:
         return CreatedSnapshot(take(quiesce), name, quiesce, tuple(warnings))
@@ -150,6 +169,16 @@ def find_snapshots(session: Session, moref: str, name: str | None = None) -> lis
     return [each for each in snapshots if name is None or each.name == name]
 
 
+def list_snapshots(session: Session) -> list[tuple[str, str, tuple[SnapshotFacts, ...]]]:
+    """MoRef, name and snapshots (parents first) of every virtual machine that has some and that this user may see."""
+    found = list_all(session, vim.VirtualMachine, ["name", "snapshot"])
+    return [
+        (each.moref, unescaped(str(each.get("name", each.moref))), read_snapshots(each.get("snapshot")))
+        for each in found
+        if each.get("snapshot") is not None
+    ]
+
+
 def remove_snapshot(
     session: Session,
     moref: str,
@@ -165,6 +194,7 @@ def remove_snapshot(
     :param snapshot: its MoRef
     :param time_limit: seconds; joining a large delta disk takes hours
     :raises NotOurs: when its name or its description is another one
+    :raises TaskUnfinished: the time is over; vCenter goes on with it
     """
     present = {each.moref: each for each in find_snapshots(session, moref)}
     if snapshot not in present:
@@ -201,7 +231,7 @@ def wait_for_task(
 
     :raises TaskFailed: with the server's reason
     :raises Busy: when the task failed because another one holds the VM
-    :raises TimeLimitReached: the task goes on at vCenter
+    :raises TaskUnfinished: the time is over; the task goes on at vCenter
     """
     shown = -1
 
@@ -214,7 +244,13 @@ def wait_for_task(
         return info.get("info.state") in ("success", "error")
 
     paths = ["info.state", "info.progress", "info.error", "info.result"]
-    info = wait_until(session, task, paths, done, time_limit=time_limit, what=what)
+    try:
+        info = wait_until(session, task, paths, done, time_limit=time_limit, what=what)
+    except TimeLimitReached as reached:
+        raise TaskUnfinished(
+            f"{reached}. Its task {moref_of(task)} may still be going on: see the virtual machine's recent tasks in "
+            "vCenter and what its host and datastore are busy with, and try again when it has ended"
+        ) from reached
     if info["info.state"] == "success":
         return info.get("info.result")
     fault = info.get("info.error")
@@ -222,6 +258,12 @@ def wait_for_task(
     if isinstance(fault, _BUSY_FAULTS):
         raise Busy(f"{message}. Another operation holds the virtual machine; try again when it has ended")
     raise TaskFailed(message, fault)
+
+
+def _give_up(session: Session, task: Any) -> None:
+    """Ask vCenter to cancel a task, so that it makes no snapshot later, when nobody waits for it any more."""
+    with contextlib.suppress(vmodl.MethodFault, *TRANSPORT_FAULTS):  # it cannot be cancelled, or it has just ended
+        task.CancelTask()
 
 
 def _after_removal(session: Session, moref: str, snapshot: str) -> tuple[str, ...]:

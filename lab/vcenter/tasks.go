@@ -1,0 +1,149 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// hang makes the next snapshot task of a VM last until it is released: JSON form of POST /tasks.
+type hang struct {
+	Method string `json:"method"` // CreateSnapshot_Task, RemoveSnapshot_Task
+	VM     string `json:"vm"`
+}
+
+// hanger answers in place of the VM or snapshot whose task is to hang. A task of its own, as the simulator holds the
+// VM's lock for as long as the VM's task lasts, and a real vCenter answers questions meanwhile.
+type hanger struct {
+	Self types.ManagedObjectReference
+
+	mu       sync.Mutex
+	queued   []hang
+	target   map[string]types.ManagedObjectReference // by method: what the call that was sent here had asked for
+	released chan struct{}
+}
+
+var hangerRef = types.ManagedObjectReference{Type: "HyperflowHanger", Value: "hanger"}
+
+func newHanger() *hanger {
+	return &hanger{Self: hangerRef, target: map[string]types.ManagedObjectReference{}, released: make(chan struct{})}
+}
+
+// Reference makes the hanger an object that the simulator's registry can hold.
+func (h *hanger) Reference() types.ManagedObjectReference { return h.Self }
+
+func (h *hanger) add(one hang) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.queued = append(h.queued, one)
+}
+
+// release lets every hanging task do its work, and forgets the hangs to come.
+func (h *hanger) release() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.queued = nil
+	close(h.released)
+	h.released = make(chan struct{})
+}
+
+// takes says whether this call is to hang, and keeps what it was for.
+func (h *hanger) takes(ctx *simulator.Context, method *simulator.Method) bool {
+	vm, ok := ctx.Map.Get(method.This).(*simulator.VirtualMachine)
+	if snapshot, is := ctx.Map.Get(method.This).(*simulator.VirtualMachineSnapshot); is {
+		vm, ok = ctx.Map.Get(snapshot.Vm).(*simulator.VirtualMachine)
+	}
+	if !ok {
+		return false
+	}
+	name := entityName(vm)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i, one := range h.queued {
+		if one.Method == method.Name && one.VM == name {
+			h.queued = append(h.queued[:i], h.queued[i+1:]...)
+			h.target[method.Name] = method.This
+			return true
+		}
+	}
+	return false
+}
+
+// CreateSnapshotTask hangs, and takes the snapshot when it is released.
+func (h *hanger) CreateSnapshotTask(ctx *simulator.Context, req *types.CreateSnapshot_Task) soap.HasFault {
+	asked := *req
+	asked.This = h.asked("CreateSnapshot_Task")
+	task := h.task(ctx, "createSnapshot", func(late *simulator.Context) types.ManagedObjectReference {
+		vm := late.Map.Get(asked.This).(*simulator.VirtualMachine)
+		return vm.CreateSnapshotTask(late, &asked).(*methods.CreateSnapshot_TaskBody).Res.Returnval
+	})
+	return &methods.CreateSnapshot_TaskBody{Res: &types.CreateSnapshot_TaskResponse{Returnval: task}}
+}
+
+// RemoveSnapshotTask hangs, and removes the snapshot when it is released.
+func (h *hanger) RemoveSnapshotTask(ctx *simulator.Context, req *types.RemoveSnapshot_Task) soap.HasFault {
+	asked := *req
+	asked.This = h.asked("RemoveSnapshot_Task")
+	task := h.task(ctx, "removeSnapshot", func(late *simulator.Context) types.ManagedObjectReference {
+		snapshot := late.Map.Get(asked.This).(*simulator.VirtualMachineSnapshot)
+		return snapshot.RemoveSnapshotTask(late, &asked).(*methods.RemoveSnapshot_TaskBody).Res.Returnval
+	})
+	return &methods.RemoveSnapshot_TaskBody{Res: &types.RemoveSnapshot_TaskResponse{Returnval: task}}
+}
+
+func (h *hanger) asked(method string) types.ManagedObjectReference {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.target[method]
+}
+
+// task starts a task that runs until it is released or cancelled; released, it does the work and takes its result.
+func (h *hanger) task(ctx *simulator.Context, name string, work func(*simulator.Context) types.ManagedObjectReference) types.ManagedObjectReference {
+	h.mu.Lock()
+	released := h.released
+	h.mu.Unlock()
+	service := ctx.Map
+	// An entity of its own for each task: the simulator locks it for as long as the task lasts.
+	entity := &hanger{Self: types.ManagedObjectReference{Type: "VirtualMachine", Value: "vm-" + randomHex()}}
+	hanging := simulator.CreateTask(entity, name+"Task", func(t *simulator.Task) (types.AnyType, types.BaseMethodFault) {
+		for {
+			select {
+			case <-released:
+				if t.Info.Cancelled {
+					return nil, new(types.RequestCanceled)
+				}
+				late := &simulator.Context{Context: ctx.Context, Map: service, Session: ctx.Session}
+				done, _ := late.Map.Get(work(late)).(*simulator.Task)
+				done.Wait()
+				if done.Info.Error != nil {
+					return nil, done.Info.Error.Fault
+				}
+				return done.Info.Result, nil
+			case <-time.After(50 * time.Millisecond):
+				if t.Info.Cancelled {
+					return nil, new(types.RequestCanceled)
+				}
+			}
+		}
+	})
+	return hanging.Run(ctx)
+}
+
+func (a *admin) addHang(w http.ResponseWriter, r *http.Request) {
+	var one hang
+	if !decode(w, r, &one) {
+		return
+	}
+	if err := oneOf("method", one.Method, "CreateSnapshot_Task", "RemoveSnapshot_Task"); err != nil || one.VM == "" {
+		http.Error(w, fmt.Sprintf("expected a VM and a snapshot task: %v", err), http.StatusBadRequest)
+		return
+	}
+	a.access.hanger.add(one)
+	answer(w, one)
+}
