@@ -99,7 +99,8 @@ def test_a_finished_job_gives_its_result_and_its_whole_log(tmp_path: Path, task:
     assert answer["result"]["succeeded"] is True
     assert answer["result"]["observed"]["matches"] is True
     _, log = job("poll", "--job", started["job"], "--offset", "0")
-    assert log == (Path(started["job"]) / "log").read_bytes()
+    assert log == (task / "log").read_bytes()
+    assert sorted(path.name for path in Path(started["job"]).iterdir()) == ["exit.json", "job.json", "result.json"]
 
 
 def test_a_second_start_attaches_to_the_copy_that_runs(tmp_path: Path, task: Path) -> None:
@@ -159,14 +160,40 @@ def test_a_kill_ends_the_job_within_seconds(tmp_path: Path, task: Path) -> None:
     assert processes_of(started["job"]) == []
 
 
-def test_a_reader_that_comes_back_goes_on_where_the_last_one_stopped(tmp_path: Path, task: Path) -> None:
+def test_a_reader_that_comes_back_starts_over_and_another_one_goes_on(tmp_path: Path, task: Path) -> None:
     started = start(task, options_for(tmp_path, 1000))
     wait(started["job"])
-    whole = (Path(started["job"]) / "log").read_bytes()
+    whole = (task / "log").read_bytes()
     first_line = whole.index(b"\n") + 1
-    job("poll", "--job", started["job"], "--offset", str(first_line))
-    answer, log = job("poll", "--job", started["job"])
-    assert (answer["offset"], log) == (first_line, whole[first_line:])
+    read = ("poll", "--job", started["job"], "--reader")
+    assert job(*read, "try 1")[1] == whole
+    job(*read, "try 1", "--offset", str(first_line))
+    answer, log = job(*read, "try 1")
+    assert (answer["offset"], log) == (0, whole), "what a reader that died has shown, nobody knows"
+    for _ in range(2):
+        answer, log = job(*read, "try 2")
+        assert (answer["offset"], log) == (first_line, whole[first_line:])
+
+
+def test_the_next_generation_goes_on_in_the_log_of_the_last(tmp_path: Path, task: Path) -> None:
+    options = options_for(tmp_path, 1000)
+    first = start(task, options)
+    wait(first["job"])
+    job("collect", "--job", first["job"])
+    before = (task / "log").read_bytes()
+    second = start(task, options)
+    wait(second["job"])
+    _, log = job("poll", "--job", second["job"], "--reader", "try 2")
+    assert log.startswith(before)
+    assert len(log) > len(before)
+    times = [line.split(b" ")[0] for line in log.splitlines()]
+    assert sorted(set(times)) == times, "no two lines have the same time"
+
+
+def test_the_log_keeps_to_the_clock_of_whoever_started_the_job(tmp_path: Path, task: Path) -> None:
+    started = start(task, options_for(tmp_path, 1000), "--now", "1000000000.0")
+    wait(started["job"])
+    assert (task / "log").read_text().startswith("2001-09-09T01:46:4")
 
 
 def test_options_are_never_written_to_the_disk(tmp_path: Path, task: Path) -> None:

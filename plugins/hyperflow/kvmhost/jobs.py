@@ -4,9 +4,9 @@ A job belongs to one task of one run and has a directory of its own, ``JOBS/DAG/
 attach to a running copy makes the next generation below it::
 
     TASK/lock                   held while a generation is chosen: one start at a time
+    TASK/log, TASK/delivered    what the stages said, and who has read how much of it: see job_log.py
     TASK/1/job.json             the supervisor's pid and start time, the boot id, the stage
-    TASK/1/log                  what the stage said
-    TASK/1/delivered            how many bytes of the log a reader has acknowledged
+    TASK/1/reserve              disk for the last words of a stage on a full file system
     TASK/1/result.json          what the stage observed, written by the stage
     TASK/1/exit.json            exit status, written by the supervisor
     TASK/1/collected            the control plane has the result
@@ -22,6 +22,7 @@ import ctypes
 import fcntl
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -31,18 +32,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hyperflow.kvmhost import ledger
-from hyperflow.kvmhost.stage import EXIT_BAD_REQUEST, EXIT_TRY_AGAIN, OPTIONS_LIMIT, STAGES, write_atomically
+from hyperflow.kvmhost import job_log, ledger
+from hyperflow.kvmhost.stage import (
+    EXIT_BAD_REQUEST,
+    EXIT_TRY_AGAIN,
+    OPTIONS_LIMIT,
+    STAGES,
+    explain,
+    write_atomically,
+)
 
 RUNNING = "RUNNING"
 DONE = "DONE"  # the stage ended, with whatever exit status
 LOST = "LOST"  # the stage is gone and left no exit status: reboot, OOM killer, kill -9
 ABSENT = "ABSENT"  # there is no such job
 
-LOG_CHUNK = 256 * 1024  # bytes of log in one poll
 RESULT_LIMIT = 1024 * 1024  # bytes; a result is kilobytes, more is a fault of the stage
 START_GRACE = 30.0  # seconds a start may take from the generation's directory to its job.json
 KILL_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+LOOK = 0.2  # seconds between two looks whether the stage has ended while something of it holds its output open
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -56,9 +64,11 @@ def main(arguments: list[str]) -> int:
     starting.add_argument("--stage", choices=STAGES, required=True)
     starting.add_argument("--run", required=True, help="the run this job belongs to, DAG/RUN")
     starting.add_argument("--restart", action="store_true", help="end a running copy instead of attaching to it")
+    starting.add_argument("--now", type=float, help="the caller's time, seconds since 1970: the log keeps to its clock")
     polling = commands.add_parser("poll", help="state, and the log from an offset")
     polling.add_argument("--job", type=Path, required=True, help="the generation's directory")
-    polling.add_argument("--offset", type=int, default=-1, help="-1: from where the last reader stopped")
+    polling.add_argument("--reader", default="", help="who reads: the try of a task; see job_log.py")
+    polling.add_argument("--offset", type=int, default=-1, help="bytes of the log it has; -1 when it has just come")
     collecting = commands.add_parser("collect", help="note that the result was taken over")
     collecting.add_argument("--job", type=Path, required=True, help="the generation's directory")
     killing = commands.add_parser("kill", help="end the task's job")
@@ -69,7 +79,7 @@ def main(arguments: list[str]) -> int:
     if parsed.command == "start":
         return _start_command(parsed)
     if parsed.command == "poll":
-        answer, log = poll(parsed.job, parsed.offset)
+        answer, log = poll(parsed.job, parsed.reader, parsed.offset)
         sys.stdout.write(json.dumps({**answer, "log_bytes": len(log)}) + "\n")
         sys.stdout.flush()
         sys.stdout.buffer.write(log)
@@ -77,7 +87,8 @@ def main(arguments: list[str]) -> int:
     if parsed.command == "kill":
         print(json.dumps({"killed": kill(parsed.directory)}))
     elif parsed.command == "collect":
-        write_atomically(parsed.job / "collected", "")
+        with job_log.full_disk_suppressed():
+            write_atomically(parsed.job / "collected", "")
         print(json.dumps({"collected": True}))
     else:
         print(json.dumps({"removed": remove(parsed.directory)}))
@@ -86,8 +97,9 @@ def main(arguments: list[str]) -> int:
 
 def _start_command(parsed: argparse.Namespace) -> int:
     options = sys.stdin.read(OPTIONS_LIMIT + 1)
+    skew = 0.0 if parsed.now is None else parsed.now - time.time()
     try:
-        answer = start(parsed.directory, parsed.stage, parsed.run, options, restart=parsed.restart)
+        answer = start(parsed.directory, parsed.stage, parsed.run, options, restart=parsed.restart, skew=skew)
     except TimeoutError as fault:
         print(json.dumps({"error": str(fault)}))
         return EXIT_TRY_AGAIN
@@ -95,19 +107,22 @@ def _start_command(parsed: argparse.Namespace) -> int:
         print(json.dumps({"error": str(fault)}))
         return EXIT_TRY_AGAIN
     except OSError as fault:
-        print(json.dumps({"error": f"{parsed.directory}: {fault.strerror}; is the staging directory writable?"}))
+        print(json.dumps({"error": f"no job could be started in {parsed.directory}: {explain(fault)}"}))
         return EXIT_BAD_REQUEST
     print(json.dumps(answer))
     return 0
 
 
-def start(directory: Path, stage: str, run: str, options: str, *, restart: bool = False) -> dict[str, Any]:
+def start(
+    directory: Path, stage: str, run: str, options: str, *, restart: bool = False, skew: float = 0.0
+) -> dict[str, Any]:
     """Start a stage detached, or attach to what an earlier start of the same task left.
 
     Attached is to a copy that still runs, and to one that succeeded while nobody could ask for its result.
     Whatever else is there is ended before a new generation starts, so that one copy runs at any moment.
 
     :param restart: end a running copy: what it works with (a lease) is gone
+    :param skew: seconds to add to this host's clock for the caller's
     :return: ``{"job": generation directory, "attached": bool}``
     """
     book = ledger.of_task(directory, run)
@@ -124,7 +139,12 @@ def start(directory: Path, stage: str, run: str, options: str, *, restart: bool 
             _end_processes(last)
         job = directory / str(len(generations) + 1)
         job.mkdir(mode=0o700)
-        _launch(job, stage, run, options)
+        try:
+            job_log.reserve(job)
+        except OSError:
+            shutil.rmtree(job)
+            raise
+        _launch(job, stage, run, options, skew)
     return {"job": str(job), "attached": False}
 
 
@@ -138,7 +158,7 @@ def observe(job: Path) -> dict[str, Any]:
         return {"state": ABSENT}
     ended = _exit_status(job)
     if ended is not None:
-        return {"state": DONE, "exit_status": ended}
+        return _done(ended)
     try:
         record = json.loads((job / "job.json").read_text())
     except FileNotFoundError:
@@ -160,34 +180,30 @@ def _observe_process(job: Path, record: dict[str, Any]) -> dict[str, Any]:
         return {"state": RUNNING}
     ended = _exit_status(job)  # it may have ended between the two looks
     if ended is not None:
-        return {"state": DONE, "exit_status": ended}
-    return {"state": LOST, "reason": "its processes are gone and left no exit status (killed, out of memory?)"}
+        return _done(ended)
+    return {"state": LOST, "reason": "its processes are gone and left no exit status: killed, or out of memory"}
 
 
-def poll(job: Path, offset: int) -> tuple[dict[str, Any], bytes]:
-    """Tell the state and the next piece of the log.
+def _done(status: int) -> dict[str, Any]:
+    if status >= 0:
+        return {"state": DONE, "exit_status": status}
+    reason = f"the stage was ended by {signal.Signals(-status).name}"
+    if status == -signal.SIGKILL:
+        reason += ": by a person, or by the kernel for want of memory (see the host's kernel log)"
+    return {"state": DONE, "exit_status": status, "reason": reason}
 
-    :param offset: bytes of the log the reader has; that is remembered, so that a reader that comes with -1 goes on
-        where the last one stopped
+
+def poll(job: Path, reader: str, offset: int) -> tuple[dict[str, Any], bytes]:
+    """Tell the state and the next piece of the task's log.
+
+    :param reader: see :func:`hyperflow.kvmhost.job_log.read_piece`, as for ``offset``
     :return: the state of :func:`observe` with ``offset`` (where the piece starts), ``more`` (log is left), and
         ``result`` once the job is over and the log is at its end; and the piece
     """
     answer = observe(job)  # before the log is read: whatever a finished stage said is then in the log
     if answer["state"] == ABSENT:
         return {**answer, "offset": 0, "more": False}, b""
-    delivered = job / "delivered"
-    if offset < 0:
-        offset = int(delivered.read_text()) if delivered.exists() else 0
-    else:
-        write_atomically(delivered, str(offset))
-    log = b""
-    with contextlib.suppress(FileNotFoundError), (job / "log").open("rb") as file:
-        file.seek(offset)
-        log = file.read(LOG_CHUNK + 1)
-    more = len(log) > LOG_CHUNK
-    log = log[:LOG_CHUNK]
-    if answer["state"] == RUNNING or more:
-        log = log[: log.rfind(b"\n") + 1] or (log if more else b"")  # whole lines, while more may come
+    log, offset, more = job_log.read_piece(job.parent, reader, offset, is_over=answer["state"] != RUNNING)
     answer.update(offset=offset, more=more)
     if answer["state"] != RUNNING and not more:
         answer["result"] = _result(job)
@@ -222,14 +238,14 @@ def remove(directory: Path) -> int:
     return len(jobs)
 
 
-def _launch(job: Path, stage: str, run: str, options: str) -> None:
+def _launch(job: Path, stage: str, run: str, options: str, skew: float) -> None:
     """Start the supervisor in a session of its own and wait until it has recorded itself."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.close(writer)
-            _supervise(job, stage, run, reader)
+            _supervise(job, stage, run, reader, skew)
         finally:
             os._exit(1)  # never back into the caller's stack
     os.close(reader)
@@ -243,21 +259,22 @@ def _launch(job: Path, stage: str, run: str, options: str) -> None:
         time.sleep(0.01)
 
 
-def _supervise(job: Path, stage: str, run: str, options: int) -> None:
-    """Run the stage as a child, away from every terminal, and write down how it ended."""
+def _supervise(job: Path, stage: str, run: str, options: int, skew: float) -> None:
+    """Run the stage as a child, away from every terminal, and write down what it says and how it ended."""
     os.setsid()
     if os.fork():
         os._exit(0)
-    log = os.open(job / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    log = job_log.LogWriter(job.parent, job, skew)
     environment = {**os.environ, "HYPERFLOW_JOB": str(job), "HYPERFLOW_RUN": run}
     program = [sys.argv[0]] if sys.argv[0].endswith(".pyz") else ["-m", "hyperflow.kvmhost"]
     process = subprocess.Popen(
         [sys.executable, *program, stage, "--result", str(job / "result.json")],
         stdin=options,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         cwd=job,
         env=environment,
         preexec_fn=_die_with_parent,  # noqa: PLW1509 - the supervisor has one thread
@@ -271,8 +288,29 @@ def _supervise(job: Path, stage: str, run: str, options: int) -> None:
         "run": run,
     }
     write_atomically(job / "job.json", json.dumps(record))
+    _follow(process, log)
     status = process.wait()
+    log.finish()
+    job_log.free_reserve(job)
     write_atomically(job / "exit.json", json.dumps({"exit_status": status}))
+
+
+def _follow(process: subprocess.Popen[bytes], log: job_log.LogWriter) -> None:
+    """Write the stage's output to the log until it has ended; what outlives it (an appliance) may hold it open."""
+    assert process.stdout is not None  # noqa: S101 - it was asked for
+    output = process.stdout.fileno()
+    ended = False
+    while True:
+        readable, _, _ = select.select([output], [], [], 0 if ended else LOOK)
+        if readable:
+            data = os.read(output, job_log.CHUNK)
+            if not data:
+                return
+            log.take(data)
+        elif ended:
+            return
+        else:
+            ended = process.poll() is not None
 
 
 def _die_with_parent() -> None:

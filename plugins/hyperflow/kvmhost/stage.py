@@ -12,6 +12,7 @@ atomically, at the end, also when the stage failed; standard output is the perso
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import json
 import os
@@ -51,6 +52,8 @@ EXIT_BAD_REQUEST = 64  # EX_USAGE of sysexits.h
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 OPTIONS_LIMIT = 16 * 1024 * 1024  # bytes; a manifest of a thousand disks has some 200 kB
+
+RESERVE = "reserve"  # beside a job's result: disk that is freed when the result does not fit otherwise
 
 OptionsType = TypeVar("OptionsType")
 
@@ -155,13 +158,50 @@ def run_stage(name: str, options_text: str, result_path: Path) -> int:
         observed = module.run(parse_options(module.Options, options_text), job)
     except StageError as fault:
         error = fault
+    except MemoryError:
+        error = StageError(
+            "the memory that this stage may use is at its end; raise the limit, or free some on the host"
+        )
+    except OSError as fault:
+        traceback.print_exc(file=sys.stdout)
+        error = StageError(explain(fault))
     except Exception as fault:  # noqa: BLE001 - the last resort: a result is owed whatever happened
         traceback.print_exc(file=sys.stdout)
         error = StageError(f"{type(fault).__name__}: {fault}")
     if error is not None:
         job.log(f"error: {error}")
-    write_atomically(result_path, json.dumps(job.result(observed, error), indent=2) + "\n")
+    _write_result(result_path, json.dumps(job.result(observed, error), indent=2) + "\n")
     return EXIT_DONE if error is None else error.exit_status
+
+
+def explain(fault: OSError) -> str:
+    """Say what a fault of the operating system means here: what it happened to, and what to do."""
+    what = f"{os.fsdecode(fault.filename)}: " if isinstance(fault.filename, (str, bytes)) else ""
+    said = f"{what}{fault.strerror or fault}"
+    if fault.errno == errno.ENOENT and what and "/" not in what:
+        return f"{said}: this program is not installed on the host, or was removed; install it"
+    advice = {
+        errno.ENOSPC: "make room on the host, then clear the task",
+        errno.EDQUOT: "raise the quota on the host, then clear the task",
+        errno.EROFS: "mount it writable (after a fault of the disk?), or take another directory",
+        errno.EACCES: "let the connection's user write there, or take another directory",
+        errno.EPERM: "let the connection's user write there, or take another directory",
+        errno.EIO: "the host's disk or its network storage fails; see the host's kernel log",
+        errno.ENOMEM: "free some memory on the host, or raise the stage's limit",
+        errno.ESTALE: "the network storage was taken away; mount it again",
+    }.get(fault.errno or 0)
+    return f"{said}; {advice}" if advice else f"{type(fault).__name__}: {said}"
+
+
+def _write_result(path: Path, text: str) -> None:
+    """Write a result; on a full file system with the disk that the job has put by for it."""
+    try:
+        write_atomically(path, text)
+    except OSError as fault:
+        if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        (path.parent / RESERVE).unlink(missing_ok=True)
+        write_atomically(path, text)
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:

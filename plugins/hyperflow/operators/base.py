@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import uuid
 from datetime import UTC, datetime
 from functools import cached_property
@@ -159,7 +160,7 @@ class HostStageOperator(MigrationOperator):
             started = self.host.job(
                 client,
                 *("start", "--directory", job_directory(self.settings, context), "--stage", self.stage),
-                *("--run", run_key(context)),
+                *("--run", run_key(context), "--now", f"{time.time():.3f}"),
                 stdin=options,
             )
         verb = "attached to the running" if started["attached"] else "started the"
@@ -182,6 +183,8 @@ def take_result(context: Context, event: dict[str, Any]) -> dict[str, Any]:
     if state != "DONE":
         raise AirflowException(f"job {event.get('job')}: {state}: {event.get('reason', 'no trace of it')}")
     result = event.get("result")
+    if not isinstance(result, dict) and "reason" in event:
+        raise AirflowException(f"job {event['job']}: {event['reason']}")
     if not isinstance(result, dict):
         raise AirflowException(
             f"job {event['job']}: ended with exit status {event['exit_status']} and left no result that can be read"

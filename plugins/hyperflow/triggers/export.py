@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.connection import get_async_connection
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 KEEP_ALIVE = 20.0  # seconds between two reports of progress; vSphere ends a lease after 300 s without one
 BUSY_DELAY = 15.0  # seconds between two tries while another lease holds the VM
 BUSY_LIMIT = 3600.0  # seconds; the other disks of the VM may be exported one after the other
-PERCENT = re.compile(rb"^progress: .*\((\d{1,3}) %\)", re.MULTILINE)
+PERCENT = re.compile(rb"^\S+ progress: .*\((\d{1,3}) %\)", re.MULTILINE)
 
 
 class ExportTrigger(JobTrigger):
@@ -138,6 +139,7 @@ class ExportTrigger(JobTrigger):
         options = {**self.options, "url": disk.url, "thumbprints": pins, "expected_bytes": disk.file_size}
         started = await self._host.ask(
             *("job", "start", "--directory", self.directory, "--stage", "download", "--run", self.run_key, "--restart"),
+            *("--now", f"{time.time():.3f}"),
             stdin=json.dumps(options).encode(),
         )
         self.job = started["job"]

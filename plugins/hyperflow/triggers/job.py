@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
 import asyncssh
+import structlog
 from airflow.providers.ssh.hooks.ssh import SSHHookAsync
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -22,6 +23,7 @@ KEEPALIVE = 15  # seconds between SSH keep-alives: a connection that hangs is no
 RECONNECT_DELAYS = (1.0, 2.0, 5.0, 10.0)  # seconds; the last one again and again
 CONNECTION_FAULTS = (OSError, asyncssh.Error, TimeoutError)
 UNREACHABLE = "UNREACHABLE"
+FAILED = "FAILED"
 
 logging.getLogger("asyncssh").setLevel(logging.WARNING)  # it logs twelve lines a poll into the task log otherwise
 
@@ -30,12 +32,21 @@ class HostUnreachable(Exception):
     """The host could not be asked for longer than the trigger's limit."""
 
 
+class HostProgramFault(Exception):
+    """The host program ended with an error of its own."""
+
+
 class JobTrigger(BaseTrigger):
     """Polls a job with one round trip each time, and puts the stage's log into the task log.
 
-    Fires once, with ``{"state": DONE|LOST|ABSENT|UNREACHABLE, "exit_status"?, "reason"?, "result"?, "job"}``.
+    Fires once, with ``{"state": DONE|LOST|ABSENT|UNREACHABLE|FAILED, "exit_status"?, "reason"?, "result"?, "job"}``.
     A connection that breaks is made anew, for as long as ``unreachable_limit`` allows: the job on the host goes on
     meanwhile, and a later try attaches to it.
+
+    A triggerer can be killed between any two steps, so nobody knows which lines it has still written. The one that
+    takes its place therefore reads the log again from where this try of the task began. Each record has the time that
+    the host gave the line, one of its own; Airflow, when it puts a task's log together from its files, shows records
+    that are equal once.
 
     :param ssh_conn_id: connection of the host
     :param program: path of the host program on the host
@@ -60,6 +71,7 @@ class JobTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.unreachable_limit = unreachable_limit
         self._host = HostChannel(ssh_conn_id, program)
+        self._stage_log = structlog.get_logger(logger_name=f"{__name__}.stage")
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Give what is needed to make this trigger again in another process."""
@@ -80,22 +92,32 @@ class JobTrigger(BaseTrigger):
 
     async def follow(self, job: str) -> dict[str, Any]:
         """Follow ``job`` until it ended, its log is read to the end and its result is here."""
-        offset = -1  # where the last reader stopped: the host knows
+        try:
+            return {**await self._follow(job), "job": job}
+        except HostUnreachable as fault:
+            return {"state": UNREACHABLE, "reason": str(fault), "job": job}
+        except HostProgramFault as fault:
+            return {"state": FAILED, "reason": str(fault), "retry": True, "job": job}
+
+    async def _follow(self, job: str) -> dict[str, Any]:
+        offset = -1  # the host knows where this reader began, or where the last one stopped
         while True:
-            try:
-                answer, log = await self._poll(job, offset)
-            except HostUnreachable as fault:
-                return {"state": UNREACHABLE, "reason": str(fault), "job": job}
-            for line in log.decode(errors="replace").splitlines():
-                self.log.info("%s", line)
+            answer, log = await self._poll(job, offset)
+            for line in log.split(b"\n")[:-1]:
+                self._relay(line)
             offset = answer["offset"] + len(log)
             await self.on_poll(answer, log)
             if answer["state"] != "RUNNING" and not answer["more"]:
                 if answer["state"] != "ABSENT":
                     await self._acknowledge(job, offset)
-                return {**answer, "job": job}
-            if not answer["more"]:
+                return answer
+            if not log:  # else at once: what was just logged is acknowledged by the next poll
                 await asyncio.sleep(self.poll_interval)
+
+    def _relay(self, line: bytes) -> None:
+        """Put a line of the stage into the task log, under the time it has on the host."""
+        time_said, _, text = line.decode(errors="replace").partition(" ")
+        self._stage_log.info(text, timestamp=time_said)
 
     async def on_poll(self, answer: dict[str, Any], log: bytes) -> None:
         """Do what else has to be done from time to time; here nothing."""
@@ -110,13 +132,20 @@ class JobTrigger(BaseTrigger):
         self.log.info("ended on the host: %d running job(s) of %s", answer["killed"], directory)
         await self._host.close()
 
+    @property
+    def _reader(self) -> str:
+        """The try of the task, which Airflow gives an id of its own: the same in every triggerer that serves it."""
+        return str(self.task_instance.id) if self.task_instance is not None else "by-hand"
+
     async def _poll(self, job: str, offset: int) -> tuple[dict[str, Any], bytes]:
-        output = await self._patiently("job", "poll", "--job", job, "--offset", str(offset))
+        output = await self._patiently(
+            *("job", "poll", "--job", job, "--reader", self._reader, "--offset", str(offset))
+        )
         header, _, log = output.partition(b"\n")
         return json.loads(header), log
 
     async def _acknowledge(self, job: str, offset: int) -> None:
-        await self._patiently("job", "poll", "--job", job, "--offset", str(offset))
+        await self._poll(job, offset)
         await self._patiently("job", "collect", "--job", job)
 
     async def _patiently(self, *arguments: str) -> bytes:
@@ -158,7 +187,7 @@ class HostChannel:
         """Run the host program once and return its standard output.
 
         :raises OSError, asyncssh.Error, TimeoutError: when the connection is to blame
-        :raises RuntimeError: when the program is
+        :raises HostProgramFault: when the program is
         """
         try:
             connection = await self._connect()
@@ -173,7 +202,7 @@ class HostChannel:
         output, errors = cast("bytes", done.stdout), cast("bytes", done.stderr)  # bytes, for want of an encoding
         if done.exit_status != 0:
             told = (output + errors).decode(errors="replace").strip()
-            raise RuntimeError(f"{self.program} {shlex.join(arguments)}: exit status {done.exit_status}: {told}")
+            raise HostProgramFault(f"{self.program} {shlex.join(arguments)}: exit status {done.exit_status}: {told}")
         return output
 
     async def _connect(self) -> asyncssh.SSHClientConnection:
