@@ -101,6 +101,15 @@ def test_a_proven_migration_is_a_success_with_its_artifacts_tools_and_warnings()
     assert convert["bytes_per_second"] == 400
 
 
+def test_the_hash_that_convert_left_to_validate_is_taken_from_there():
+    left = host_part(result(observed=IMAGE | {"sha256": None}))
+    read = host_part(result(stage="validate", observed={"images": [{"disk_id": "disk-0", "sha256": "d" * 64}]}))
+
+    assert "sha256" not in report({"convert": stage_of_parts({"disk-0": left})})["artifacts"][0]
+    made = report({"convert": stage_of_parts({"disk-0": left}), "validate": read})
+    assert made["artifacts"][0]["sha256"] == "d" * 64
+
+
 def test_no_proof_no_success():
     assert report(converted())["summary"]["outcome"] == "unproven"
     made = report(converted(), boot_proof=BootProof(proven=False))

@@ -55,7 +55,9 @@ class Artifact(ClosedSection):
     disk_id: DiskId
     path: str
     format: OutputFormat
-    sha256: Sha256 = Field(description="Of the image file")
+    sha256: Maybe[Sha256] = Field(
+        default=None, description="Of the image file; missing where the run ended before validate had read it"
+    )
     bytes: Size = Field(description="Size of the image file")
     virtual_bytes: Size = Field(description="Size the guest sees")
     content_sha256: Maybe[Sha256] = Field(default=None, description="Of what the guest sees")

@@ -194,13 +194,15 @@ def _artifacts(stages: Mapping[str, Stage | StagePart], manifest: Manifest | Non
     convert = stages.get("convert")
     parts = convert.parts if isinstance(convert, Stage) and convert.parts else {}
     hints = {disk.id: disk.boot_order_hint for disk in manifest.disks} if manifest else {}
+    validated = _validated_images(stages.get("validate"))
     artifacts = []
     for disk_id, part in parts.items():
         if not part.success or part.result is None:
             continue
         names = ("path", "format", "sha256", "bytes", "virtual_bytes", "content_sha256")
         document: dict[str, Any] = {"type": "converted_disk", "disk_id": disk_id}
-        document |= {name: part.result[name] for name in names if part.result.get(name) is not None}
+        for result in (validated.get(disk_id, {}), part.result):
+            document |= {name: result[name] for name in names if result.get(name) is not None}
         document |= {"boot_order_hint": hints[disk_id]} if disk_id in hints else {}
         try:
             artifacts.append(Artifact.model_validate(document))
@@ -208,6 +210,13 @@ def _artifacts(stages: Mapping[str, Stage | StagePart], manifest: Manifest | Non
             source = f"result of convert, {disk_id}"
             raise ReportError(source, place(from_validation(error, Artifact), {})) from None
     return artifacts
+
+
+def _validated_images(validate: StagePart | None) -> dict[str, dict[str, Any]]:
+    """Give what validate saw of each disk's image: it tells the SHA-256 that convert left to it."""
+    if validate is None or not validate.success:
+        return {}
+    return {image["disk_id"]: image for image in (validate.result or {}).get("images", [])}
 
 
 def _input_manifest(manifest: Manifest | None, path: str | None, sha256: str | None) -> dict[str, Any] | None:

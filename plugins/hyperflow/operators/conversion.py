@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowSkipException
 
+from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import HostStageOperator, stage_of, take_result
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class FixGuestOperator(ManifestStageOperator):
         """Show what was changed in the guest."""
         observed = take_result(context, event)
         for changed in observed["changed_files"][:CHANGED_FILES_SHOWN]:
-            self.log.info("changed in the guest: %s", changed["path"])
+            self.log.info("changed in the guest: %s", shown(changed["path"]))
         return observed
 
 
@@ -133,6 +134,7 @@ class ConvertDiskOperator(ManifestStageOperator):
             "compress": choices["compress"],
             "compress_level": choices.get("compress_level"),
             "compress_type": choices.get("compress_type", "zstd"),
+            "hash_image": not stage_of(self.settings, "validate")["enabled"],
         }
 
 

@@ -38,9 +38,8 @@ def overlay_of(source: Path, source_format: str = "vmdk") -> Path:
     """An overlay as fix leaves it: written, zeroed, discarded, also over parts that had no data."""
     overlay = source.parent / "disk-0.overlay.qcow2"
     images.qemu_img("create", "-q", "-f", "qcow2", "-b", source, "-F", DRIVERS[source_format], overlay)
-    writes = ["write -P 7 70000 200000", "write -z 655360 65536", "write -P 9 4000000 5000", "discard 1310720 131072"]
-    commands = [part for write in writes for part in ("-c", write)]
-    subprocess.run(["qemu-io", "-d", "unmap", "-f", "qcow2", *commands, overlay], check=True, capture_output=True)
+    writes = ("write -P 7 70000 200000", "write -z 655360 65536", "write -P 9 4000000 5000", "discard 1310720 131072")
+    images.qemu_io(overlay, *writes)
     return overlay
 
 
@@ -287,6 +286,29 @@ def test_somebody_elses_file_is_never_touched(tmp_path: Path, kind: str) -> None
 
     refused(options(tmp_path, staged.manifest(source.parent, source)), "no image of ours")
     assert (tmp_path / "precious").read_text() == "precious"
+
+
+@pytest.mark.parametrize("form", ["qcow2", "raw", "vdi"])
+def test_an_image_whose_hash_was_left_to_validate_is_taken_over_by_its_content(tmp_path: Path, form: str) -> None:
+    source = staged_vmdk(tmp_path)
+    asked = options(tmp_path, staged.manifest(source.parent, source), format=form, hash_image=False)
+    first = running.run("convert", asked)
+
+    second = running.run("convert", asked)
+
+    assert first["observed"]["sha256"] is None
+    assert second["observed"] == first["observed"]
+    assert "already converted" in second["log"]
+    assert first["observed"]["bytes"] == Path(first["observed"]["path"]).stat().st_size
+
+
+def test_an_image_whose_hash_was_left_to_validate_is_not_taken_over_with_another_content(tmp_path: Path) -> None:
+    source = staged_vmdk(tmp_path)
+    asked = options(tmp_path, staged.manifest(source.parent, source), hash_image=False)
+    image = running.run("convert", asked)["observed"]["path"]
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 1 65536 512", image], check=True, capture_output=True)
+
+    refused(asked, "the image was changed")
 
 
 def test_an_image_that_was_changed_since_is_not_taken_over(tmp_path: Path) -> None:

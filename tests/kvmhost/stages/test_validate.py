@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,25 @@ def test_a_sound_image_is_validated(tmp_path: Path, image_format: str, compress:
     else:
         assert found["check"]["done"] is True
         assert found["check"]["corruptions"] == found["check"]["leaks"] == 0
+
+
+def test_the_hash_that_convert_left_to_it_is_told(tmp_path: Path) -> None:
+    described = image(tmp_path, hash_image=False)
+    assert described["sha256"] is None
+
+    result = running.run("validate", {"images": [described], "check_image_integrity": True})
+
+    (found,) = result["observed"]["images"]
+    assert found["sha256"] == hashlib.sha256(Path(described["path"]).read_bytes()).hexdigest()
+
+
+def test_an_image_that_reads_from_another_file_is_refused_though_it_shows_the_same(tmp_path: Path) -> None:
+    described = image(tmp_path, hash_image=False)
+    aside = tmp_path / "aside.qcow2"
+    Path(described["path"]).rename(aside)
+    images.qemu_img("create", "-q", "-f", "qcow2", "-b", aside, "-F", "qcow2", described["path"])
+
+    refused(described, "backing file")
 
 
 def test_the_check_can_be_turned_off_and_says_so(tmp_path: Path) -> None:

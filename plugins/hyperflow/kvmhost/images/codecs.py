@@ -20,6 +20,7 @@ _DEFLATE_LIBRARIES = ("libdeflate.so.0", "libdeflate.so")
 _ZSTD_LIBRARIES = ("libzstd.so.1", "libzstd.so")
 _SHORT = 3  # LIBDEFLATE_INSUFFICIENT_SPACE: more comes out than there is room for
 _QCOW2_WINDOW = -12  # raw deflate, 4 KiB window: what QEMU's qcow2 driver inflates with
+ZSTD_LEVEL = 2  # on 64 KiB of a file system 1 % larger than level 3, zstd's own default, in 0.7 of its time
 _MEMORY_LEVEL = 9  # as QEMU's qcow2 driver compresses
 
 
@@ -139,7 +140,7 @@ def make_compressor(kind: str, level: int | None, cluster: int) -> Compressor:
     """Make a compressor for qcow2 clusters.
 
     :param kind: ``zstd`` or ``zlib``
-    :param level: 1 to 9; None for the library's own default
+    :param level: 1 to 9; None for zlib's own default, or :data:`ZSTD_LEVEL`
     :param cluster: bytes of a cluster
     :raises BadRequest: when the host has no libzstd
     """
@@ -148,7 +149,7 @@ def make_compressor(kind: str, level: int | None, cluster: int) -> Compressor:
     library = _libzstd()
     if library is None:
         raise BadRequest("compress_type: zstd needs libzstd on the host (package libzstd1 or libzstd), or take zlib")
-    return ZstdCompressor(library, 3 if level is None else level, cluster)  # 3 is ZSTD_CLEVEL_DEFAULT
+    return ZstdCompressor(library, ZSTD_LEVEL if level is None else level, cluster)
 
 
 def tools(compress_type: str | None = None) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import mmap
 import os
 import queue
 import threading
@@ -107,7 +108,7 @@ class _Bench:
     """What one worker works with."""
 
     def __init__(self, grain_bytes: int, writer: ImageWriter) -> None:
-        self._data = bytearray(max(BATCH, grain_bytes))
+        self._data = mmap.mmap(-1, max(BATCH, grain_bytes))  # page-aligned, for writes past the page cache
         self.view = memoryview(self._data)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._data))
         self.inflater = make_inflater()
@@ -189,6 +190,7 @@ class Decoder:
                 self._work.put(None)
             for thread in (hasher, *crew):
                 thread.join()
+            self.writer.close()
         return self._finish()
 
     def close(self) -> None:
@@ -327,11 +329,16 @@ class Decoder:
             window.release()
 
     def _store(self, window: _Window, batch: _Batch, bench: _Bench) -> None:
-        """Inflate, digest and write one batch."""
+        """Inflate, digest and write one batch; a chunk is digested while it is in the processor's cache."""
+        size = self._header.grain_bytes
+        end = batch.chunks * CHUNK
+        digests = []
         for number, grain in enumerate(batch.grains):
-            self._inflate(window, grain, bench, number * self._header.grain_bytes)
-        data = bench.view[: batch.chunks * CHUNK]
-        digests = [chunk_digest(data[start : start + CHUNK]) for start in range(0, len(data), CHUNK)]
+            start = number * size
+            self._inflate(window, grain, bench, start)
+            chunks = range(start, min(start + size, end), CHUNK)
+            digests += [chunk_digest(bench.view[at : at + CHUNK]) for at in chunks]
+        data = bench.view[:end]
         self.content.set(batch.first_chunk, b"".join(digests))
         zeros = [digest == ABSENT for digest in digests]
         written = self.writer.store(batch.place, batch.first_chunk, data, zeros, bench.codec)

@@ -8,17 +8,17 @@ Source: QEMU's docs/interop/qcow2.txt.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 import sys
 import threading
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from hyperflow.kvmhost.images.codecs import ZSTD, Compressor
+from hyperflow.kvmhost.images.data_file import DataFile, write_all, write_back
 
 CLUSTER_BITS = 16
 CLUSTER = 1 << CLUSTER_BITS  # bytes; QEMU's default, and a grain of a VMDK
@@ -32,20 +32,6 @@ REFCOUNT_LIMIT = 0xFFFF
 
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQIIB7x")  # version 3, with the compression type; 112 bytes
 _INCOMPATIBLE_COMPRESSION = 1 << 3
-
-
-def _find_sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    """Find the C library's function; without it data is written all the same."""
-    function = getattr(ctypes.CDLL(None), "sync_file_range", None)
-    if function is None:
-        return None
-    function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-    found: Callable[[int, int, int, int], int] = function
-    return found
-
-
-_WRITE = 2  # SYNC_FILE_RANGE_WRITE: start to write, wait for nothing
-_sync_file_range = _find_sync_file_range()
 
 
 class ImageWriter(Protocol):
@@ -77,12 +63,15 @@ class ImageWriter(Protocol):
     def abandon(self) -> None:
         """Let go of threads that wait in ``store``, because another one failed."""
 
+    def close(self) -> None:
+        """Let go of what was opened; no thread stores any more."""
+
 
 class RawWriter:
     """A raw image: sparse, every byte at its own place."""
 
     def __init__(self, descriptor: int, virtual_bytes: int) -> None:
-        self._file = descriptor
+        self._file = DataFile(descriptor)
         self._size = virtual_bytes
         os.ftruncate(descriptor, virtual_bytes)
 
@@ -99,7 +88,7 @@ class RawWriter:
         for start, end in runs(zeros):
             offset = (first + start) * CLUSTER
             piece = data[start * CLUSTER : min(end * CLUSTER, self._size - first * CLUSTER)]
-            write_data(self._file, piece, offset)
+            self._file.write(piece, offset)
             written += len(piece)
         return written
 
@@ -108,6 +97,10 @@ class RawWriter:
 
     def abandon(self) -> None:
         """See :class:`ImageWriter`."""
+
+    def close(self) -> None:
+        """See :class:`ImageWriter`."""
+        self._file.close()
 
 
 @dataclass(frozen=True)
@@ -221,6 +214,7 @@ class Qcow2Writer:
 
     def __init__(self, descriptor: int, virtual_bytes: int) -> None:
         self._tables = _Tables(descriptor, virtual_bytes)
+        self._data = DataFile(descriptor)
         self._end = self._tables.layout.data_offset
         self._holes: list[int] = []  # host clusters left out, because what came out was all zeros
 
@@ -238,7 +232,7 @@ class Qcow2Writer:
         written = 0
         for start, end in runs(zeros):
             offset = place + start * CLUSTER
-            write_data(self._tables.file, data[start * CLUSTER : end * CLUSTER], offset)
+            self._data.write(data[start * CLUSTER : end * CLUSTER], offset)
             self._tables.enter(
                 first + start, range(offset | COPIED, (offset + (end - start) * CLUSTER) | COPIED, CLUSTER)
             )
@@ -254,6 +248,10 @@ class Qcow2Writer:
 
     def abandon(self) -> None:
         """See :class:`ImageWriter`."""
+
+    def close(self) -> None:
+        """See :class:`ImageWriter`."""
+        self._data.close()
 
     def fill(self, values: array[int], first: int, data: int, end: int) -> None:
         """See :class:`Refcounts`."""
@@ -311,8 +309,9 @@ class CompressedQcow2Writer:
             self._turn += 1
             self._next.notify_all()
         entries = [0] * len(zeros)
+        for offset, joined in _joined(placed):
+            write_back(self._tables.file, memoryview(joined), offset)
         for index, offset, piece in placed:
-            write_all(self._tables.file, memoryview(piece), offset)
             if len(piece) == CLUSTER:
                 entries[index] = offset | COPIED
             else:
@@ -326,6 +325,9 @@ class CompressedQcow2Writer:
         """See :class:`ImageWriter`."""
         incompatible, compression = (_INCOMPATIBLE_COMPRESSION, 1) if self._kind == ZSTD else (0, 0)
         self._tables.finish(self, self._end, incompatible, compression)
+
+    def close(self) -> None:
+        """See :class:`ImageWriter`."""
 
     def fill(self, values: array[int], first: int, data: int, end: int) -> None:
         """See :class:`Refcounts`."""
@@ -378,6 +380,21 @@ class CompressorFactory(Protocol):
         """Make it."""
 
 
+def _joined(placed: Sequence[tuple[int, int, bytes | memoryview]]) -> list[tuple[int, bytes]]:
+    """Join pieces that follow each other in the file, so that they are written at once.
+
+    :return: offset and bytes of each stretch
+    """
+    stretches: list[tuple[int, list[bytes | memoryview]]] = []
+    end = -1
+    for _, offset, piece in placed:
+        if offset != end:
+            stretches.append((offset, []))
+        stretches[-1][1].append(piece)
+        end = offset + len(piece)
+    return [(offset, b"".join(pieces)) for offset, pieces in stretches]
+
+
 def runs(zeros: Sequence[bool]) -> list[tuple[int, int]]:
     """Find the stretches that are to be stored.
 
@@ -396,24 +413,6 @@ def runs(zeros: Sequence[bool]) -> list[tuple[int, int]]:
     if start is not None:
         found.append((start, len(zeros)))
     return found
-
-
-def write_data(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write a piece of a disk's data, and let the kernel begin to bring it to the disk.
-
-    Otherwise Linux keeps up to a tenth of the memory back, and the fsync at the end waits for all of it.
-    """
-    write_all(descriptor, data, offset)
-    if _sync_file_range is not None:
-        _sync_file_range(descriptor, offset, len(data), _WRITE)
-
-
-def write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of ``data`` at ``offset``; a short write goes on where it stopped."""
-    while data:
-        count = os.pwrite(descriptor, data, offset)
-        data = data[count:]
-        offset += count
 
 
 def _big_endian(numbers: array[int]) -> memoryview:

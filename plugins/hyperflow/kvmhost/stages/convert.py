@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any, Optional
 
 from hyperflow.kvmhost import domains, manifest_file
-from hyperflow.kvmhost.images import codecs, conversion, files, qemu, sources
+from hyperflow.kvmhost.images import codecs, conversion, decoded, files, nbd_reader, qemu, sources
 from hyperflow.kvmhost.images.conversion import Compression
 from hyperflow.kvmhost.manifest_file import Disk, ManifestReference
 from hyperflow.kvmhost.stage import BadRequest, Job
 
-FORMATS = ("qcow2", "raw", "vdi")
-COMPRESSIONS = (codecs.ZSTD, codecs.ZLIB)
 MARGIN = 64 << 20  # bytes to leave on the file system
 NAME_LIMIT = 200  # bytes; .NAME.partial and its like must be names as well
 
@@ -26,6 +24,8 @@ class Options:
     :param overlay: the qcow2 overlay that fix has made over the staged disk; None when nothing was changed
     :param filename: a bare name in ``output_directory``
     :param compress_level: 1 to 9; None for the library's default
+    :param hash_image: whether the image is read again for its SHA-256; not needed where ``validate`` follows, which
+        reads all of the image and tells its SHA-256 when its content has proven to be what was decoded
     :param uri: the libvirt whose domains may use an image that is there already
     """
 
@@ -38,6 +38,7 @@ class Options:
     compress: bool = False
     compress_level: Optional[int] = None  # noqa: UP045 - as above
     compress_type: str = codecs.ZSTD
+    hash_image: bool = True
     uri: str = "qemu:///system"
 
 
@@ -51,36 +52,36 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     disk = manifest_file.load(options.manifest.path, options.manifest.sha256).disk(options.disk_id)
     options.output_directory.mkdir(parents=True, exist_ok=True)
     target = options.output_directory / options.filename
+    working, _ = conversion.working_image(target, options.format)
     identity = _identity(options, compression)
     replaced = os.path.lexists(target)
     if replaced:
         earlier = _require_ours(target)
         if earlier.get("conversion") == identity:
+            decoded.discard(working)
             return _reuse(target, earlier["observed"], job)
         _require_no_domain(target, options.uri)
         _require_unchanged(target, earlier["observed"], job)
         job.log(f"{target}: is of another conversion and no domain uses it; replaced when this one is complete")
     _require_room(disk, options)
-    # a VDI is made of a qcow2, which takes the overlay and whose tables are written by us
-    working = target.with_name(f"{target.name}.qcow2") if options.format == "vdi" else target
     job.creating("partial", *{files.partial_path(working), files.partial_path(target)})
     try:
-        observed = _make(options, disk, compression, working=working, target=target, job=job)
+        observed = _make(options, disk, compression, target=target, job=job)
         if replaced:
             files.remove_earlier(target)
         files.put_in_place(target, {"kind": "hyperflow-image", "conversion": identity, "observed": observed})
     finally:
         for path in (working, target):
             files.remove_leftover(files.partial_path(path))
+        decoded.discard(working)
     return observed
 
 
-def _make(
-    options: Options, disk: Disk, compression: Compression | None, *, working: Path, target: Path, job: Job
-) -> dict[str, Any]:
+def _make(options: Options, disk: Disk, compression: Compression | None, *, target: Path, job: Job) -> dict[str, Any]:
     """Make the partial file of ``target``; tell what it holds."""
-    working_format = "raw" if options.format == "raw" else "qcow2"
-    made = conversion.make(disk, working, working_format, compression, job)
+    working, working_format = conversion.working_image(target, options.format)
+    made = decoded.take_over(disk, working, working_format, compression, job)
+    made = made or conversion.make(disk, working, working_format, compression, job)
     with made.content as content:
         changed = 0
         if options.overlay is not None:
@@ -92,16 +93,14 @@ def _make(
     if working != target:
         files.remove_leftover(partial)
         qemu.convert((files.partial_path(working), "qcow2"), (partial, "vdi"), [], lambda _: None)
-    progress = job.progress(f"hash {target.name}", partial.stat().st_size)
-    sha256, count = files.hash_file(partial, progress.advance)
-    progress.finish()
-    job.bytes_read = made.staged_bytes + count
+    job.bytes_read = made.staged_bytes
+    sha256 = _hash(partial, f"hash {target.name}", job) if options.hash_image else None
     job.bytes_written = made.bytes_written
     return {
         "disk_id": disk.id,
         "path": str(target),
         "format": options.format,
-        "bytes": count,
+        "bytes": partial.stat().st_size,
         "virtual_bytes": made.virtual_bytes,
         "sha256": sha256,
         "content_sha256": content_sha256,
@@ -120,14 +119,7 @@ def _check_options(options: Options) -> Compression | None:
         faults.append(
             f"filename: found {name!r}, expected a bare name of at most {NAME_LIMIT} bytes, without a leading dot"
         )
-    if options.format not in FORMATS:
-        faults.append(f"format: found {options.format!r}, expected one of {', '.join(FORMATS)}")
-    if options.compress and options.format != "qcow2":
-        faults.append(f"compress: found true with format {options.format!r}, expected it with qcow2 only")
-    if options.compress_type not in COMPRESSIONS:
-        faults.append(f"compress_type: found {options.compress_type!r}, expected one of {', '.join(COMPRESSIONS)}")
-    if options.compress_level is not None and not 1 <= options.compress_level <= 9:
-        faults.append(f"compress_level: found {options.compress_level}, expected 1 to 9")
+    faults += conversion.check_form(options.format, options.compress, options.compress_level, options.compress_type)
     if faults:
         raise BadRequest("; ".join(f"options.{fault}" for fault in faults))
     return Compression(options.compress_type, options.compress_level) if options.compress else None
@@ -160,19 +152,51 @@ def _reuse(target: Path, observed: dict[str, Any], job: Job) -> dict[str, Any]:
     """Take over an image that an earlier run of this very conversion finished."""
     _require_unchanged(target, observed, job)
     files.remove_leftover(files.partial_path(target))
-    job.log(f"{target}: already converted, its SHA-256 holds")
+    job.log(f"{target}: already converted, its digest holds")
     return observed
 
 
 def _require_unchanged(target: Path, observed: dict[str, Any], job: Job) -> None:
-    progress = job.progress(f"verify the earlier {target.name}", target.stat().st_size)
-    sha256, count = files.hash_file(target, progress.advance)
-    job.bytes_read = count
-    if sha256 != observed.get("sha256"):
-        raise BadRequest(
-            f"{target}: found SHA-256 {sha256}, expected {observed.get('sha256')}; the image was changed since it "
-            "was converted (was the VM started?); move it away to convert again"
-        )
+    """Hold an earlier image to the SHA-256 of its file, or, where that was left to validate, to what a guest sees.
+
+    :raises BadRequest: when it is another one
+    """
+    kind = "sha256" if observed.get("sha256") else "content_sha256"
+    size = target.stat().st_size
+    if size != observed.get("bytes"):
+        _refuse_changed(target, "bytes", size, observed)
+    if kind == "sha256":
+        found = _hash(target, f"verify the earlier {target.name}", job)
+    else:
+        found = _read_back(target, observed, job)
+    if found != observed.get(kind):
+        _refuse_changed(target, kind, found, observed)
+
+
+def _refuse_changed(target: Path, kind: str, found: object, observed: dict[str, Any]) -> None:
+    raise BadRequest(
+        f"{target}: found {kind} {found}, expected {observed.get(kind)}; the image was changed since it "
+        "was converted (was the VM started?); move it away to convert again"
+    )
+
+
+def _hash(path: Path, what: str, job: Job) -> str:
+    progress = job.progress(what, path.stat().st_size)
+    sha256, count = files.hash_file(path, progress.advance)
+    progress.finish()
+    job.bytes_read += count
+    return sha256
+
+
+def _read_back(target: Path, observed: dict[str, Any], job: Job) -> str:
+    """Compute the content digest of an earlier image."""
+    sources.require_self_contained(target, observed["format"])
+    progress = job.progress(f"read back the earlier {target.name}", 0)
+    description = nbd_reader.describe(target, observed["format"])
+    content, _ = nbd_reader.read_content(description, target.parent, progress.advance)
+    progress.finish()
+    with content:
+        return content.digest()[0]
 
 
 def _require_no_domain(target: Path, uri: str) -> None:
@@ -188,7 +212,8 @@ def _require_no_domain(target: Path, uri: str) -> None:
 def _require_room(disk: Disk, options: Options) -> None:
     """Refuse, before the work starts, what QEMU must not open and what will not fit."""
     sources.require_self_contained(disk.path, disk.source_format)
-    needed = conversion.needed_bytes(disk, options.overlay)
+    working, _ = conversion.working_image(options.output_directory / options.filename, options.format)
+    needed = conversion.needed_bytes(disk, options.overlay) - decoded.held_bytes(working)
     if options.format == "vdi":
         needed *= 2  # the image it is made of is there at the same time
     files.require_space(options.output_directory, needed + MARGIN, f"the image of {disk.id}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-from hyperflow.kvmhost.images import files, nbd_reader, qemu
+from hyperflow.kvmhost.images import files, nbd_reader, qemu, sources
 from hyperflow.kvmhost.stage import Job, StageError
 
 
@@ -15,7 +15,7 @@ class Image:
     """One image and what ``convert`` said of it.
 
     :param virtual_bytes: size of the guest's disk
-    :param sha256: of the file
+    :param sha256: of the file; None where ``convert`` left it to this stage
     :param content_sha256: of what the guest sees, see docs/content-digest.md
     """
 
@@ -23,8 +23,8 @@ class Image:
     path: Path
     format: str
     virtual_bytes: int
-    sha256: str
     content_sha256: str
+    sha256: Optional[str] = None  # noqa: UP045 - read at run time, by Python 3.9 too
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ def _validate(image: Image, check: bool, job: Job) -> dict[str, Any]:
     sha256, count = files.hash_file(image.path, progress.advance)
     progress.finish()
     job.bytes_read += count
-    if sha256 != image.sha256:
+    if image.sha256 is not None and sha256 != image.sha256:
         raise StageError(f"{image.path}: found SHA-256 {sha256}, expected {image.sha256}: changed after its conversion")
+    sources.require_self_contained(image.path, image.format)
     checked = _check(image) if check else {"done": False, "reason": "check_image_integrity is off"}
     size = int(qemu.info(image.path, image.format)["virtual-size"])
     if size != image.virtual_bytes:
