@@ -214,9 +214,8 @@ def _artifacts(stages: Mapping[str, Stage | StagePart], manifest: Manifest | Non
 
 def _validated_images(validate: StagePart | None) -> dict[str, dict[str, Any]]:
     """Give what validate saw of each disk's image: it tells the SHA-256 that convert left to it."""
-    if validate is None or not validate.success:
-        return {}
-    return {image["disk_id"]: image for image in (validate.result or {}).get("images", [])}
+    found: Any = validate.result if validate is not None and validate.success else None
+    return {image["disk_id"]: image for image in (found or {}).get("images", [])}
 
 
 def _input_manifest(manifest: Manifest | None, path: str | None, sha256: str | None) -> dict[str, Any] | None:
