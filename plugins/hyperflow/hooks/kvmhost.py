@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.kvmhost_program import pack
 
+from hyperflow.manifest.shown import shown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -158,8 +159,9 @@ class KvmHostHook(SSHHook):
             status, output, errors = self.run(
                 client, [PYTHON, program, stage, "--result", "-"], json.dumps(options).encode()
             )
-        for line in errors.decode(errors="replace").splitlines():
-            self.log.info("%s", line)
+        for line in errors.decode(errors="replace").split("\n"):
+            if line:
+                self.log.info("%s", shown(line))
         try:
             result = json.loads(output)
         except ValueError:

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperflow.kvmhost import job_log, ledger
+from hyperflow.kvmhost.job_result import read_result
 from hyperflow.kvmhost.stage import (
     EXIT_BAD_REQUEST,
     EXIT_TRY_AGAIN,
@@ -47,7 +48,6 @@ DONE = "DONE"  # the stage ended, with whatever exit status
 LOST = "LOST"  # the stage is gone and left no exit status: reboot, OOM killer, kill -9
 ABSENT = "ABSENT"  # there is no such job
 
-RESULT_LIMIT = 1024 * 1024  # bytes; a result is kilobytes, more is a fault of the stage
 START_GRACE = 30.0  # seconds a start may take from the generation's directory to its job.json
 KILL_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 LOOK = 0.2  # seconds between two looks whether the stage has ended while something of it holds its output open
@@ -198,7 +198,8 @@ def poll(job: Path, reader: str, offset: int) -> tuple[dict[str, Any], bytes]:
 
     :param reader: see :func:`hyperflow.kvmhost.job_log.read_piece`, as for ``offset``
     :return: the state of :func:`observe` with ``offset`` (where the piece starts), ``more`` (log is left), and
-        ``result`` once the job is over and the log is at its end; and the piece
+        ``result`` once the job is over and the log is at its end (None where there is none that can be taken, and
+        ``result_fault`` says why); and the piece
     """
     answer = observe(job)  # before the log is read: whatever a finished stage said is then in the log
     if answer["state"] == ABSENT:
@@ -206,7 +207,7 @@ def poll(job: Path, reader: str, offset: int) -> tuple[dict[str, Any], bytes]:
     log, offset, more = job_log.read_piece(job.parent, reader, offset, is_over=answer["state"] != RUNNING)
     answer.update(offset=offset, more=more)
     if answer["state"] != RUNNING and not more:
-        answer["result"] = _result(job)
+        answer["result"], answer["result_fault"] = read_result(job / "result.json")
     return answer, log
 
 
@@ -367,18 +368,6 @@ def _exit_status(job: Path) -> int | None:
         return int(json.loads((job / "exit.json").read_text())["exit_status"])
     except FileNotFoundError:
         return None
-
-
-def _result(job: Path) -> Any:
-    """Read the stage's result; None where it wrote none, or something that cannot be one."""
-    path = job / "result.json"
-    try:
-        if path.stat().st_size > RESULT_LIMIT:
-            return None
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return result if isinstance(result, dict) else None
 
 
 def _boot_id() -> str:

@@ -15,6 +15,7 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from hyperflow.hooks.kvmhost import KvmHostHook
+from hyperflow.operators.results import require_as_asked, require_sound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +43,7 @@ class MigrationOperator(BaseOperator):
 
     template_fields: Sequence[str] = ("migration",)
     ui_color = "#e8f1fa"
+    works_on_vm: ClassVar[bool] = True  # false for what must be done also when another run has the VM
 
     def __init__(self, *, migration: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -63,11 +65,20 @@ class MigrationOperator(BaseOperator):
         """Do the task's work; a dry run ends here."""
         if self.settings.dry_run:
             raise AirflowSkipException("dry run: nothing is created, copied or changed")
-        return self._reporting_failure(context, self.perform, context)
+        return self._reporting_failure(context, self._perform_alone, context)
 
     def execute_complete(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
         """Go on after the trigger has fired."""
         return self._reporting_failure(context, self.resume, context, event, **kept)
+
+    def _perform_alone(self, context: Context) -> Any:
+        """Do the work if no other run has the VM: a run that failed may be gone on with after another one has begun."""
+        from hyperflow.operators.claim import claim
+
+        vm = context["ti"].xcom_pull(task_ids=PREFLIGHT, key="vm", map_indexes=-1) if self.works_on_vm else None
+        if vm:
+            claim(context, vm["instance_uuid"] or vm["moref"], vm["name"])
+        return self.perform(context)
 
     def perform(self, context: Context) -> Any:
         """Do the work, or start it and defer."""
@@ -150,6 +161,16 @@ class HostStageOperator(MigrationOperator):
         """Give the stage's options."""
         raise NotImplementedError
 
+    def execute_complete(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
+        """Go on after the trigger has fired, with a result that is of what was asked for."""
+        return self._reporting_failure(context, self._resume_as_asked, context, event, **kept)
+
+    def _resume_as_asked(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
+        result = event.get("result")
+        if isinstance(result, dict) and result.get("succeeded") and isinstance(result.get("observed"), dict):
+            require_as_asked(self.stage, self.options(context), result["observed"])
+        return self.resume(context, event, **kept)
+
     def perform(self, context: Context) -> Any:
         """Start the stage, or attach to a copy that still runs, and defer."""
         from hyperflow.triggers.job import JobTrigger
@@ -187,7 +208,8 @@ def take_result(context: Context, event: dict[str, Any]) -> dict[str, Any]:
         raise AirflowException(f"job {event['job']}: {event['reason']}")
     if not isinstance(result, dict):
         raise AirflowException(
-            f"job {event['job']}: ended with exit status {event['exit_status']} and left no result that can be read"
+            f"job {event['job']}: ended with exit status {event['exit_status']} and left no result that can be read: "
+            f"{event.get('result_fault')}"
         )
     if result.get("succeeded") and event["exit_status"] != 0:
         raise AirflowException(f"job {event['job']}: was ended after it had its result ({event['exit_status']})")
@@ -199,12 +221,11 @@ def accept_result(context: Context, result: dict[str, Any], warnings: Sequence[s
 
     :param warnings: the task's own, for the report
     """
+    require_sound(result)
     result["warnings"] = [*warnings, *result.get("warnings", [])]
     context["ti"].xcom_push(key=RESULT_KEY, value=result)
     if result.get("succeeded"):
-        observed = result["observed"]
-        assert isinstance(observed, dict)  # noqa: S101 - the host program is ours, sent by its content hash
-        return observed
+        return dict(result["observed"])
     error = result.get("error") or {}
     message = f"{result.get('stage')} on {result.get('host')}: {error.get('message', 'failed without a reason')}"
     # A stage that failed for a reason of its own fails again: only what may pass is tried again.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowFailException
 
 from hyperflow.operators.base import VmOperator, accept_result, run_key
+from hyperflow.operators.results import require_as_asked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +66,7 @@ class WriteManifestOperator(VmOperator):
         }
         observed = accept_result(context, self.host.run_stage("manifest", options))
         return {"host": settings.host_connection, "path": observed["path"], "sha256": observed["sha256"]}
+        require_as_asked("manifest", options, observed)
 
     def staged_disks(self) -> list[manifest_facts.StagedDisk]:
         """The disks on the host, as their downloads observed them."""

@@ -9,6 +9,7 @@ from airflow.sdk import ObjectStoragePath
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.vsphere import VsphereHook
+from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import MigrationOperator, accept_result, domain_uuid, vm_key
 
 if TYPE_CHECKING:
@@ -56,9 +57,11 @@ class PreflightOperator(MigrationOperator):
         self.migration = migration.model_dump(mode="json", by_alias=True)
         facts, found = self.read_source(migration)
         vm = facts.to_json()
+        if not migration.dry_run:
+            self.take_vm(context, facts)
         ti.xcom_push(key="vm", value=vm)
         self.refuse_critical(facts, found)
-        warnings = [f"{each.message}. {each.what_to_do}" for each in found if each.level == "warning"]
+        warnings = [shown(f"{each.message}. {each.what_to_do}") for each in found if each.level == "warning"]
         self.check_host(context, migration, facts, warnings)
         return list(vm["disks"])
 
@@ -91,22 +94,38 @@ class PreflightOperator(MigrationOperator):
                 facts = read_vm(session, moref)
         except (VsphereError, ValueError) as fault:
             temporary = isinstance(fault, VsphereError) and fault.temporary
-            raise (AirflowException if temporary else AirflowFailException)(str(fault)) from fault
+            raise (AirflowException if temporary else AirflowFailException)(shown(str(fault))) from fault
         self.log.info(
             "%s (%s): %d CPU(s), %d MB, %d disk(s), %s, %s",
-            *(facts.inventory_path, facts.moref, facts.cpus, facts.memory_mb, len(facts.disks)),
-            *(facts.guest_full_name or facts.guest_id, facts.power_state),
+            *(shown(facts.inventory_path), facts.moref, facts.cpus, facts.memory_mb, len(facts.disks)),
+            *(shown(str(facts.guest_full_name or facts.guest_id)), facts.power_state),
         )
         return facts, concerns(facts, allow_snapshots=migration.snapshots == "allow")
+
+    def take_vm(self, context: Context, facts: VmFacts) -> None:
+        """Have the VM for this run alone, and keep the plan for as long as the run works.
+
+        :raises AirflowFailException: naming the run that has it
+        """
+        from hyperflow.operators.claim import claim, refuse_snapshots_of_others
+        from hyperflow.operators.kept_plan import keep_plan
+
+        try:
+            claim(context, vm_key(facts), facts.name)
+            refuse_snapshots_of_others(context, facts)
+        except AirflowFailException:
+            context["ti"].xcom_push(key="migration", value=None)  # the folders are the other run's, its report too
+            raise
+        keep_plan(plan_location(self.plan_file), context["dag"].dag_id)
 
     def refuse_critical(self, facts: VmFacts, found: list[Concern]) -> None:
         """Log every concern; stop at critical ones, all of them in one message."""
         for each in found:
-            self.log.info("%s: %s. %s", each.level, each.message, each.what_to_do)
+            self.log.info("%s: %s. %s", each.level, shown(each.message), each.what_to_do)
         critical = [each for each in found if each.level == "critical"]
         if critical:
             reasons = "; ".join(f"{each.message}. {each.what_to_do}" for each in critical)
-            raise AirflowFailException(f"{facts.name} cannot be migrated as it is: {reasons}")
+            raise AirflowFailException(shown(f"{facts.name} cannot be migrated as it is: {reasons}"))
 
     def check_host(self, context: Context, migration: Migration, facts: VmFacts, warnings: list[str]) -> None:
         """Have the host check itself: tools, space for the worst case, the way to the vCenter, the domain's name."""

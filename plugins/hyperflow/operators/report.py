@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.configuration import AIRFLOW_HOME
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import FAILURE_KEY, RESULT_KEY, ClosingOperator, finished_tasks, safe
 from hyperflow.operators.cleanup import SOURCE_KEY
+from hyperflow.operators.results import require_as_asked
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -51,7 +53,10 @@ class WriteReportOperator(ClosingOperator):
         self.host_connection = host_connection
 
     def perform(self, context: Context) -> dict[str, Any]:
-        """Write the report."""
+        """Write the report, and give back what the run alone had: the VM and its plan."""
+        if self.vm:
+            release(context, vm_key(self.facts))
+        forget_plan(context["dag"].dag_id)
         report = self.build(context)
         place = self.write(context, report)
         outcome = report.summary.outcome
@@ -59,11 +64,11 @@ class WriteReportOperator(ClosingOperator):
         summary = {**place, "outcome": outcome}
         context["ti"].xcom_push(key=REPORT_KEY, value=summary)
         for message in report.warnings:
-            self.log.warning("%s: %s", message.stage, message.message)
+            self.log.warning("%s: %s", message.stage, shown(message.message))
         self.log.info("outcome: %s; report: %s", outcome, where)
         if report.errors or (outcome == FAILED and not self.was_dry_run):
             reasons = "; ".join(f"{error.stage}: {error.message}" for error in report.errors)
-            raise AirflowFailException(f"the migration of {self.selector} failed: {reasons}. Report: {where}")
+            raise AirflowFailException(shown(f"the migration of {self.selector} failed: {reasons}. Report: {where}"))
         return summary
 
     @property
@@ -203,6 +208,7 @@ class WriteReportOperator(ClosingOperator):
             try:
                 result = self.host.run_stage("report", options)
                 if result.get("succeeded"):
+                    require_as_asked("report", options, result["observed"])
                     return {"host": self.settings.host_connection, "path": result["observed"]["path"]}
                 reason: Any = result.get("error")
             except (AirflowException, OSError, ValueError) as fault:

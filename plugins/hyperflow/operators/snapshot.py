@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.vsphere import VsphereHook
-from hyperflow.operators.base import VmOperator, safe
+from hyperflow.manifest.shown import shown
+from hyperflow.operators.base import VmOperator, run_key, safe
+from hyperflow.operators.ownership import owner_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -51,7 +53,7 @@ class CreateSnapshotOperator(SourceOperator):
         moref = self.facts.moref
         name, ownership = snapshot_record(context)
         # Said before it is done: whoever finds the snapshot can tell whose it is, also when this task dies now.
-        self.log.info("taking snapshot %s of %s (%s): %s", name, self.facts.name, moref, ownership.description())
+        self.log.info("taking snapshot %s of %s (%s): %s", name, shown(self.facts.name), moref, ownership.description())
         for found in find_snapshots(session, moref, name):
             if ownership.owns(found):
                 self.log.info("found it already there, from an earlier try: %s", found.moref)
@@ -68,10 +70,10 @@ class CreateSnapshotOperator(SourceOperator):
             if self.facts.power_state != "poweredOff":
                 raise
             warning = f"no snapshot could be taken ({fault}); the VM is off, so it is exported itself"
-            self.log.warning(warning)
+            self.log.warning(shown(warning))
             return {"entity": moref, "snapshot": None, "quiesced": True, "warnings": [warning]}
         for warning in created.warnings:
-            self.log.warning(warning)
+            self.log.warning(shown(warning))
         return {
             "entity": created.moref,
             "snapshot": name,

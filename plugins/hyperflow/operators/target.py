@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import HostStageOperator, VmOperator, domain_uuid, run_key, take_result, vm_key
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class ProveBootOperator(TargetOperator):
     def resume(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
         """Show the proof."""
         observed = take_result(context, event)
-        self.log.info("the guest is up after %.0f s: %s", observed["seconds_to_up"], observed["evidence"])
+        self.log.info("the guest is up after %.0f s: %s", observed["seconds_to_up"], shown(str(observed["evidence"])))
         return observed
 
 
@@ -94,7 +95,7 @@ class DefineDomainOperator(TargetOperator):
         return {
             "name": self.settings.domain_name,
             "uuid": domain_uuid(facts),
-            "description": f"{facts.name}, migrated from {facts.inventory_path}",
+            "description": shown(f"{facts.name}, migrated from {facts.inventory_path}"),
             "images": self.ordered_images(),
             "hardware": {**self.hardware(), "nics": nics},
             "start": self.settings.start,

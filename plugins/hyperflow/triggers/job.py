@@ -15,6 +15,8 @@ import structlog
 from airflow.providers.ssh.hooks.ssh import SSHHookAsync
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from hyperflow.manifest.shown import shown
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -117,7 +119,7 @@ class JobTrigger(BaseTrigger):
     def _relay(self, line: bytes) -> None:
         """Put a line of the stage into the task log, under the time it has on the host."""
         time_said, _, text = line.decode(errors="replace").partition(" ")
-        self._stage_log.info(text, timestamp=time_said)
+        self._stage_log.info(shown(text), timestamp=time_said)
 
     async def on_poll(self, answer: dict[str, Any], log: bytes) -> None:
         """Do what else has to be done from time to time; here nothing."""

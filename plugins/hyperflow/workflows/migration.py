@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from airflow.sdk import DAG, Param, TriggerRule, chain
 
 from hyperflow.manifest.models import OutputFormat
+from hyperflow.manifest.shown import shown, shown_in_markdown
 from hyperflow.operators.base import PREFLIGHT
 from hyperflow.operators.cleanup import CleanUpOperator
 from hyperflow.operators.conversion import (
@@ -41,8 +42,8 @@ def build_dag(plan: Plan, vm: PlannedVm) -> DAG:
     """
     dag = DAG(
         vm.dag_id,
-        dag_display_name=f"{plan.name}: {vm.selector.value}",
-        description=f"Move {vm.selector.value} from {plan.vcenter.connection} to KVM",
+        dag_display_name=shown(f"{plan.name}: {vm.selector.value}"),
+        description=f"Move {shown(vm.selector.value)} from {plan.vcenter.connection} to KVM",
         doc_md=describe(plan, vm),
         schedule=None,
         catchup=False,
@@ -142,13 +143,14 @@ def describe(plan: Plan, vm: PlannedVm) -> str:
     """Write the DAG's page from the plan."""
     host = vm.settings.host
     where = (
-        f"`{host.connection}`, staged in `{host.staging_directory}`, images in `{host.output_directory}`"
+        f"`{host.connection}`, staged in {shown_in_markdown(str(host.staging_directory))}, "
+        f"images in {shown_in_markdown(str(host.output_directory))}"
         if host
         else "-"
     )
     return (
-        f"Moves **{vm.selector.value}** from vCenter `{plan.vcenter.connection}` to KVM host {where}, "
-        f"with profile `{vm.profile.name}`. Plan: `{plan.path}`.\n\n"
+        f"Moves **{shown_in_markdown(vm.selector.value)}** from vCenter `{plan.vcenter.connection}` "
+        f"to KVM host {where}, with profile `{vm.profile.name}`. Plan: {shown_in_markdown(str(plan.path))}.\n\n"
         "The source VM gets one snapshot for the time of the export and is not changed otherwise. "
         "The run succeeds only when the converted guest was booted and said itself that it is up."
     )
