@@ -210,8 +210,11 @@ def test_ruling_a_disk_without_a_checksum_is_a_concern():
 
 
 def test_a_configuration_that_nothing_applies_is_a_concern():
-    manifest = manifest_of(minimal() | {"configuration": {"hostname": {"hostname": "x"}}})
-    assert "configuration is kept, but not applied to the guest" in concerns(manifest)
+    document = minimal() | {"configuration": {"hostname": {"hostname": "x"}}}
+    said = "configuration is not applied to the guest, because the pipeline has fix disabled"
+    assert said not in concerns(manifest_of(document)), "without a pipeline the profile's runs"
+    assert said in concerns(manifest_of(document | {"pipeline": {"convert": {"enabled": True}}}))
+    assert said not in concerns(manifest_of(document | {"pipeline": {"fix": {"enabled": True}}}))
 
 
 def test_a_file_name_for_the_output_is_the_boot_disks_and_must_not_be_anothers():

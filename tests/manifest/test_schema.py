@@ -19,7 +19,23 @@ VALIDATOR = jsonschema.Draft7Validator(manifest_schema())
 FULL = copy.deepcopy(SEED) | {
     "nics": [{"id": "nic-0", "mac": "00:50:56:9a:10:01", "network": "VM Network"}],
     "warnings": [{"stage": "export", "message": "slow", "timestamp": "2026-01-21T20:00:00Z"}],
-    "configuration": {"hostname": {"hostname": "web"}, "users": {}},
+    "configuration": {
+        "users": {
+            "deploy": {
+                "ssh_keys": ["ssh-ed25519 " + "A" * 68 + " deploy@example.com"],
+                "password_hash": "$6$saltsalt$" + "a" * 86,
+                "sudo": "nopasswd",
+            }
+        },
+        "services": {"enable": ["ssh"], "disable": ["cron.service"], "mask": ["apt-daily.timer"]},
+        "hostname": {"hostname": "web", "domain": "example.com", "hosts": {"192.0.2.1": ["db", "db.example.com"]}},
+        "network": {
+            "interfaces": {
+                "ens192": {"addresses": ["192.0.2.10/24"], "gateway": "192.0.2.1", "dns": ["2001:db8::53"]},
+                "ens224": {"dhcp": True},
+            }
+        },
+    },
     "options": {"dry_run": False, "verbose": 0, "report": {"enabled": True, "path": "report.json"}},
 }
 FULL["pipeline"]["fix"]["fstab_mode"] = "noop"
@@ -33,6 +49,10 @@ BEYOND = (
     "an id other than that of disks",
     "a file other than that of disks",
     "a name that no disk's image has of itself",
+    "a real IP address",
+    "each unit in one of the lists only",
+    "either dhcp: true or addresses",
+    "gateway and dns with addresses only",
 )
 
 EDGES = st.sampled_from(
@@ -59,6 +79,7 @@ EDGES = st.sampled_from(
         ),
         *("..", "efi", "2026-02-30T00:00:00Z", "2026-1-1", "boot", "qcow2", "00-50-56-9a-10-01", "disk-1"),
         *("sha256:" + "0" * 64, "sha256:" + "0" * 64 + "\n", "disk-1.qcow2"),
+        *("../x", "ssh.socket", "999.1.1.1", "10.0.0.1/24", "10.0.0.1", "fe80::1", "$6$plain", "ssh-rsa AAAA"),
         *([], {}, [None], {"hooks": 1}, {"enabled": True}, {"a": []}),
     ]
 )

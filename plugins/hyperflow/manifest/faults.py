@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 Location = tuple[str | int, ...]
 Positions = Mapping[Location, tuple[int, int]]
 
+SECRET = ("password_hash",)  # fields whose wrong value may be a password
 SHOWN = 80  # characters of a found value; enough to recognise it, too few to flood a log
 FAULTS_SHOWN = 100  # of one document; a person mends some and asks again
 
@@ -47,10 +48,13 @@ class DocumentError(ValueError):
     :param source: the file's path, or what else the document is called
     :param faults: everything wrong with it, at least one; of more than :data:`FAULTS_SHOWN` the first are kept, and
         how many there were
+    :param document: what was read in spite of the faults (documents.Document), so that its content can be checked
+        too; None when nothing was
     """
 
-    def __init__(self, source: str, faults: Iterable[Fault]) -> None:
+    def __init__(self, source: str, faults: Iterable[Fault], document: Any = None) -> None:
         self.source = source
+        self.document = document
         self.faults = list(faults)
         more = len(self.faults) - FAULTS_SHOWN
         if more > 1:  # not 1: that one may be the line which says how many there were
@@ -134,6 +138,8 @@ _EXPECTED = {
     "list_type": "a list",
     "tuple_type": "a list",
     "string_type": "a string",
+    "string_unicode": "Unicode text",
+    "finite_number": "a finite number",
     "int_type": "an integer",
     "int_parsing_size": "a smaller integer",
     "bool_type": "true or false",
@@ -154,6 +160,8 @@ _EXPECTED = {
 
 def _words(detail: Any, model: type[BaseModel], location: Location) -> tuple[str, str]:
     kind, context = detail["type"], detail.get("ctx", {})
+    if location and location[-1] in SECRET and kind != "extra_forbidden":
+        detail = detail | {"input": "(not shown)"}
     if kind == "missing":
         return "nothing", _EXPECTED[kind]
     if kind == "extra_forbidden":

@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, model_validator
 
 from hyperflow.manifest import rules
+from hyperflow.manifest.configuration import Configuration
 from hyperflow.manifest.section import WHOLE, ClosedSection, Matching, Maybe, Section, Timestamp, refuse
 
 SOURCE_FORMATS = ("vmdk", "qcow2", "raw", "vhd", "vhdx", "vdi")
@@ -145,15 +146,6 @@ class Pipeline(ClosedSection):
         """Names of the stages that are on, in the order they run."""
         stages = zip(STAGES, (self.inspect, self.fix, self.convert, self.validation), strict=True)
         return [name for name, stage in stages if stage is not None and stage.enabled]
-
-
-class Configuration(ClosedSection):
-    """Settings to write into a Linux guest. Read and kept; nothing applies them yet, see rules.concerns."""
-
-    users: Maybe[dict[str, JsonValue]] = None
-    services: Maybe[dict[str, JsonValue]] = None
-    hostname: Maybe[dict[str, JsonValue]] = None
-    network: Maybe[dict[str, JsonValue]] = None
 
 
 class Output(Section):

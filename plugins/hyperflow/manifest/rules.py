@@ -32,8 +32,9 @@ def concerns(manifest: Manifest) -> list[str]:
     if claimed and boot.disk_type != "boot":
         # hypersdk leaves out a boot_order_hint of 0 (Go's omitempty), so the true boot disk counts as 999.
         said.append(f"boot disk is {boot.id} by its boot_order_hint, though {claimed[0]} has the disk_type boot")
-    if manifest.configuration is not None:
-        said.append("configuration is kept, but not applied to the guest")
+    stages = manifest.pipeline.enabled() if manifest.pipeline is not None else None
+    if manifest.configuration is not None and stages is not None and "fix" not in stages:
+        said.append("configuration is not applied to the guest, because the pipeline has fix disabled")
     return said
 
 
