@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import HostStageOperator, job_directory, run_key, stage_of, take_result
-from hyperflow.operators.ownership import owner_of
+from hyperflow.operators.base import HostStageOperator, job_directory, run_key, stage_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,8 +58,6 @@ class ExportDiskOperator(HostStageOperator):
 
         with self.host.connected() as client:
             program = self.host.ensure_program(client)
-            request = {"owner": owner_of(context), "entries": [self.lease_entry()]}
-            self.host.ledger(client, "add", "--run", run_key(context), request=request)
         self.log.info("exporting %s (%s) from %s", self.disk["id"], shown(self.disk["label"]), self.snapshot["entity"])
         self.defer(
             trigger=ExportTrigger(

@@ -53,10 +53,7 @@ class WriteReportOperator(ClosingOperator):
         self.host_connection = host_connection
 
     def perform(self, context: Context) -> dict[str, Any]:
-        """Write the report, and give back what the run alone had: the VM and its plan."""
-        if self.vm:
-            release(context, vm_key(self.facts))
-        forget_plan(context["dag"].dag_id)
+        """Write the report."""
         report = self.build(context)
         place = self.write(context, report)
         outcome = report.summary.outcome

@@ -9,8 +9,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import VmOperator, run_key, safe
-from hyperflow.operators.ownership import owner_of
+from hyperflow.operators.base import VmOperator, safe
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
