@@ -29,6 +29,9 @@ def require_sound(result: dict[str, Any]) -> None:
     error = result.get("error")
     if not isinstance(result.get("observed"), dict) or not isinstance(error, dict | None):
         raise AirflowFailException("result of the host: found no object in observed or error, expected both")
+    for field in ("seconds", "bytes_read", "bytes_written"):
+        if type(result.get(field, 0)) not in (int, float):
+            raise AirflowFailException(f"result of the host: {field}: found {result[field]!r}, expected a number")
     try:
         host_part(result)
     except ReportError as fault:
