@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from hyperflow.manifest.faults import SHOWN, DocumentError, Fault, Location, render, show
+from hyperflow.manifest.faults import SHOWN, DocumentError, Fault, Location, place, render, show
 
 DEPTH_LIMIT = 32  # levels; a manifest has 5, a plan 4
 VALUES_LIMIT = 50_000  # a manifest of a thousand disks has 15,000, a plan of 2,000 VMs as many; each may be a fault
@@ -26,10 +26,27 @@ class Document:
 
     :param value: objects, lists, strings, numbers, booleans, null
     :param positions: location -> (line, column), from 1; empty for JSON
+    :param json_text: what it was read from, when that was JSON
     """
 
     value: Any
     positions: dict[Location, tuple[int, int]] = field(default_factory=dict)
+    json_text: str | None = None
+
+    def places(self) -> dict[Location, tuple[int, int]]:
+        """Find the positions; in JSON, whose parser tells none, by reading the text again as the YAML it also is.
+
+        That takes many times as long, so only a document with a fault is asked.
+        """
+        if self.json_text is None:
+            return self.positions
+        try:
+            node: Any = yaml.compose(self.json_text, Loader=yaml.CSafeLoader)
+        except yaml.YAMLError:  # a tab or an escape that YAML has not
+            return {}
+        reader = _NodeReader()
+        reader.read(node, ())
+        return reader.positions
 
 
 def read_text(path: Path, limit: int) -> str:
@@ -59,7 +76,7 @@ def read_text(path: Path, limit: int) -> str:
 def read_document(path: Path, limit: int) -> Document:
     """Read a JSON file (``.json``) or a YAML file (any other name).
 
-    :raises DocumentError: with all faults that can be told apart
+    :raises DocumentError: with all faults that can be told apart; its ``document`` is what could be read all the same
     """
     text = read_text(path, limit)
     return parse_json(text, str(path)) if path.suffix == ".json" else parse_yaml(text, str(path))
@@ -70,35 +87,27 @@ def parse_json(text: str, source: str) -> Document:
 
     :raises DocumentError: what is wrong with it
     """
-    duplicates: list[Fault] = []
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        mapping: dict[str, Any] = {}
         if len(items) > VALUES_LIMIT:
             raise _too_many(source)
-        for key, value in items:
-            if key in mapping:
-                duplicates.append(Fault(render((key,)), "the key twice in one object", "each key once"))
-            mapping[key] = value
-        return mapping
+        mapping = dict(items)
+        return mapping if len(mapping) == len(items) else _Repeating(items)
 
     try:
         value = json.loads(text, object_pairs_hook=pairs, parse_constant=_refuse_constant)
     except DocumentError:
         raise
     except json.JSONDecodeError as fault:
-        place = Fault("(document)", fault.msg, "a JSON document", fault.lineno, fault.colno)
-        raise DocumentError(source, [place]) from None
+        wrong = Fault("(document)", fault.msg, "a JSON document", fault.lineno, fault.colno)
+        raise DocumentError(source, [wrong]) from None
     except RecursionError:
         raise _too_deep(source) from None
     except ValueError as fault:
         raise DocumentError(source, [Fault("(document)", str(fault), "a JSON document")]) from None
     if _has_too_many(value):
         raise _too_many(source)
-    faults = duplicates + list(_unfit(value))
-    if faults:
-        raise DocumentError(source, faults)
-    return Document(value)
+    return _fit(Document(value, json_text=text), source, [])
 
 
 def parse_yaml(text: str, source: str) -> Document:
@@ -120,11 +129,7 @@ def parse_yaml(text: str, source: str) -> Document:
     if node is None:
         raise DocumentError(source, [Fault("(document)", "nothing", "a YAML document")])
     reader = _NodeReader()
-    value = reader.read(node, ())
-    faults = reader.faults + list(_unfit(value))
-    if faults:
-        raise DocumentError(source, faults)
-    return Document(value, reader.positions)
+    return _fit(Document(reader.read(node, ()), reader.positions), source, reader.faults)
 
 
 def _read_bytes(path: Path, limit: int) -> bytes:
@@ -165,23 +170,59 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name}, which is no JSON number")
 
 
-def _unfit(document: Any) -> Iterator[Fault]:
-    """Find what neither JSON nor UTF-8 can carry, without recursion: the document may be deep."""
+class _Repeating(dict[str, Any]):
+    """An object with a key more than once; the last value counts where one is asked for."""
+
+    def __init__(self, items: list[tuple[str, Any]]) -> None:
+        super().__init__(items)
+        seen: set[str] = set()
+        self.repeated = {key for key, _ in items if key in seen or seen.add(key)}  # type: ignore[func-returns-value]
+
+
+def _fit(document: Document, source: str, faults: list[Fault]) -> Document:
+    """Give the document back when nothing is wrong with it.
+
+    :param faults: what its parser found
+    """
+    if _too_deep_in(document.value):
+        raise _too_deep(source)
+    found = list(_unfit(document.value))
+    if faults or found:
+        raise DocumentError(source, [*faults, *place(found, document.places())], document)
+    return document
+
+
+def _too_deep_in(document: Any) -> bool:
+    """Measure the nesting without recursion: the document may be deep."""
+    level = [document]
+    for _ in range(DEPTH_LIMIT):
+        level = [
+            item
+            for value in level
+            if isinstance(value, dict | list)
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
+    return any(isinstance(value, dict | list) for value in level)
+
+
+def _unfit(document: Any) -> Iterator[tuple[Location, Fault]]:
+    """Find what neither JSON nor UTF-8 can carry."""
     pending: list[tuple[Location, Any]] = [((), document)]
     while pending:
         location, value = pending.pop()
-        if len(location) > DEPTH_LIMIT:
-            yield Fault(render(location[:3]), "deeper nesting", f"at most {DEPTH_LIMIT} levels")
-            return
+        if isinstance(value, _Repeating):
+            for key in sorted(value.repeated):
+                at = (*location, key)
+                yield at, Fault(render(at), "the key twice in one object", "each key once")
         if isinstance(value, dict):
             pending.extend(((*location, key), item) for key, item in value.items())
             pending.extend(((*location, key), key) for key in value if not _encodable(key))
         elif isinstance(value, list):
             pending.extend(((*location, index), item) for index, item in enumerate(value))
         elif isinstance(value, str) and not _encodable(value):
-            yield Fault(render(location), "half a surrogate pair", "Unicode text")
+            yield location, Fault(render(location), "half a surrogate pair", "Unicode text")
         elif isinstance(value, float) and value - value != 0:  # infinite or not a number
-            yield Fault(render(location), show(value), "a finite number")
+            yield location, Fault(render(location), show(value), "a finite number")
 
 
 def _encodable(text: str) -> bool:
@@ -207,14 +248,14 @@ def _check_size(text: str, source: str) -> None:
         # An alias can make a small file a huge document (the "billion laughs").
         anchor = getattr(event, "anchor", None)
         if anchor is not None:
-            place = _mark(event.start_mark)
-            raise DocumentError(source, [Fault("(document)", f"anchor or alias {anchor[:SHOWN]!r}", "none", *place)])
+            mark = _mark(event.start_mark)
+            raise DocumentError(source, [Fault("(document)", f"anchor or alias {anchor[:SHOWN]!r}", "none", *mark)])
 
 
 def _syntax_fault(fault: yaml.MarkedYAMLError) -> Fault:
     words = " ".join(part for part in (fault.context, fault.problem) if part)
-    place = _mark(fault.problem_mark or fault.context_mark)
-    return Fault("(document)", words or "a syntax error", "a YAML document", *place)
+    mark = _mark(fault.problem_mark or fault.context_mark)
+    return Fault("(document)", words or "a syntax error", "a YAML document", *mark)
 
 
 _YAML_WORDS = {
@@ -222,7 +263,7 @@ _YAML_WORDS = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
 }
-_YAML_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,99})")
+_YAML_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,4299})")  # so many digits as Python reads, in JSON as well
 _YAML_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 
 from hyperflow.manifest import rules
 from hyperflow.manifest.documents import Document, parse_json, read_document
-from hyperflow.manifest.faults import DocumentError, from_validation, place
+from hyperflow.manifest.faults import DocumentError, Fault, Location, from_validation, place
 from hyperflow.manifest.models import Manifest
 
 SIZE_LIMIT = 8 * 1024 * 1024  # bytes; a manifest of a thousand disks has some 300 kB
@@ -26,11 +27,7 @@ def load_manifest(path: Path) -> Manifest:
 
     :raises ManifestError: with every fault, as ``path: found X, expected Y``
     """
-    try:
-        document = read_document(path, SIZE_LIMIT)
-    except DocumentError as error:
-        raise ManifestError(error.source, error.faults) from error
-    return _validate(document, str(path))
+    return _validated(lambda: read_document(path, SIZE_LIMIT), str(path))
 
 
 def parse_manifest(text: str, source: str = "manifest") -> Manifest:
@@ -38,11 +35,7 @@ def parse_manifest(text: str, source: str = "manifest") -> Manifest:
 
     :raises ManifestError: as :func:`load_manifest`
     """
-    try:
-        document = parse_json(text, source)
-    except DocumentError as error:
-        raise ManifestError(error.source, error.faults) from error
-    return _validate(document, source)
+    return _validated(lambda: parse_json(text, source), source)
 
 
 def manifest_of(document: Any, source: str = "manifest") -> Manifest:
@@ -50,16 +43,31 @@ def manifest_of(document: Any, source: str = "manifest") -> Manifest:
 
     :raises ManifestError: as :func:`load_manifest`
     """
-    return _validate(Document(document), source)
+    return _validated(lambda: Document(document), source)
 
 
-def _validate(document: Document, source: str) -> Manifest:
-    broken = rules.faults(document.value)
+def _validated(read: Callable[[], Document], source: str) -> Manifest:
+    """Make a manifest of what is read; whatever is wrong with text, types and rules is told at once."""
     try:
-        manifest = Manifest.model_validate(document.value)
+        document, faults = read(), []
+    except DocumentError as error:
+        if error.document is None:
+            raise ManifestError(error.source, error.faults) from error
+        document, faults = error.document, error.faults
+    manifest, broken = _validate(document.value)
+    if manifest is not None and not faults:
+        return manifest
+    said = {(fault.path, fault.expected) for fault in faults}
+    faults += [fault for fault in place(broken, document.places()) if (fault.path, fault.expected) not in said]
+    raise ManifestError(source, faults)
+
+
+def _validate(value: Any) -> tuple[Manifest | None, list[tuple[Location, Fault]]]:
+    broken = rules.faults(value)
+    try:
+        return Manifest.model_validate(value), broken
     except ValidationError as error:
         own = [(location, fault) for location, fault in from_validation(error, Manifest) if location]
         if not own and not broken:
             own = from_validation(error, Manifest)  # the document as a whole is wrong
-        raise ManifestError(source, place([*own, *broken], document.positions)) from None
-    return manifest
+        return None, [*own, *broken]

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
+from threading import Event
 
 from hyperflow.manifest.models import Disk, Manifest
 
@@ -25,7 +27,7 @@ class Verdict(StrEnum):
     NO_CHECKSUM = "no checksum"  # size and kind are as said; the content cannot be told
     MISSING = "missing"
     UNREADABLE = "unreadable"
-    SYMLINK = "symlink"
+    SYMLINK = "link out of the folder"
     NOT_REGULAR = "not a regular file"
     SIZE_DIFFERS = "size differs"
     DIGEST_DIFFERS = "digest differs"
@@ -62,24 +64,48 @@ class VerifiedDisk:
 
 
 def verify_manifest(
-    manifest: Manifest, *, progress: ProgressCallback | None = None, workers: int | None = None
+    manifest: Manifest,
+    *,
+    folder: Path | None = None,
+    progress: ProgressCallback | None = None,
+    workers: int | None = None,
 ) -> list[VerifiedDisk]:
     """Read every file the manifest names and compare size and SHA-256.
 
-    :param progress: told of every block read
+    :param folder: the manifest's; a file that is said to lie in it must do so when all links are followed
+    :param progress: told of every block read; what it raises ends the reading of every disk, and is raised
     :param workers: files read at once; the number of CPUs when None
     :return: a verdict a disk, in the manifest's order; nothing is raised for what is wrong with a file
     """
     limit = workers or os.cpu_count() or 1
+    given_up = Event()
+
+    def step(disk_id: str, read: int, total: int) -> None:
+        if given_up.is_set():
+            raise _GivenUp
+        if progress is not None:
+            progress(disk_id, read, total)
+
     with ThreadPoolExecutor(max_workers=min(limit, len(manifest.disks))) as pool:
-        return list(pool.map(lambda disk: verify_disk(disk, progress), manifest.disks))
+        waiting = [pool.submit(verify_disk, disk, folder, step) for disk in manifest.disks]
+        try:
+            return [each.result() for each in waiting]
+        except BaseException:  # Ctrl-C among them: without this the threads would read their terabytes first
+            given_up.set()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-def verify_disk(disk: Disk, progress: ProgressCallback | None = None) -> VerifiedDisk:
+def verify_disk(disk: Disk, folder: Path | None = None, progress: ProgressCallback | None = None) -> VerifiedDisk:
     """Read one disk's file and compare it with the manifest; see :func:`verify_manifest`."""
     try:
-        # Without O_NONBLOCK a FIFO waits for a writer. O_NOFOLLOW: a manifest names a file, not a way to it.
-        descriptor = os.open(disk.local_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        path = _real_path(disk, folder)
+        if path is None:
+            return _verdict(disk, Verdict.SYMLINK, "a link to elsewhere", "a file in its folder")
+        # Without O_NONBLOCK a FIFO waits for a writer. The links were followed: one that is there now is new.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except RuntimeError:  # pathlib's word for links that go round in a circle
+        return _verdict(disk, Verdict.SYMLINK, "a link to itself", "a file in its folder")
     except OSError as fault:
         return _not_opened(disk, fault)
     try:
@@ -90,13 +116,33 @@ def verify_disk(disk: Disk, progress: ProgressCallback | None = None) -> Verifie
         os.close(descriptor)
 
 
+class _GivenUp(Exception):
+    """Nobody waits for this file any more."""
+
+
+def _real_path(disk: Disk, folder: Path | None) -> Path | None:
+    """Follow the links; None when they lead out of the file's folder, or of the manifest's.
+
+    The same rule as on the host (kvmhost/manifest_file.py): links above the folder are the host's business.
+
+    :raises OSError: there is no such file, or links go round in a circle
+    """
+    named = Path(disk.local_path)
+    real = named.resolve(strict=True)
+    if real.parent != named.parent.resolve(strict=True):
+        return None
+    if folder is not None and named.is_relative_to(folder.absolute()) and not real.is_relative_to(folder.resolve()):
+        return None
+    return real
+
+
 def _verdict(disk: Disk, verdict: Verdict, found: str, expected: str, digest: str | None = None) -> VerifiedDisk:
     return VerifiedDisk(disk.id, disk.local_path, verdict, found, expected, digest)
 
 
 def _not_opened(disk: Disk, fault: OSError) -> VerifiedDisk:
     if fault.errno == errno.ELOOP:
-        return _verdict(disk, Verdict.SYMLINK, "a symbolic link", "the file itself")
+        return _verdict(disk, Verdict.SYMLINK, "a link that was no link before", "a file in its folder")
     if fault.errno in (errno.ENOENT, errno.ENOTDIR):
         return _verdict(disk, Verdict.MISSING, "no file", "a file")
     if fault.errno == errno.ENXIO:  # a socket, or a FIFO or device without another end
@@ -144,7 +190,7 @@ def _digest(disk: Disk, descriptor: int, progress: ProgressCallback | None) -> t
 
 def _is_still(path: str, opened: os.stat_result) -> bool:
     try:
-        now = os.lstat(path)
+        now = Path(path).stat()
     except OSError:
         return False
     return (now.st_dev, now.st_ino) == (opened.st_dev, opened.st_ino)
