@@ -32,16 +32,9 @@ def path_of(tmp_path: Path, run: str = RUN) -> Path:
 
 def command(folder: Path, *arguments: str, stdin: object = None) -> tuple[int, dict[str, Any]]:
     """Run ``ledger ...`` as the control plane does."""
+    program = ["/usr/bin/python3", "-m", "hyperflow.kvmhost", "ledger"]
     done = subprocess.run(
-        [
-            "/usr/bin/python3",
-            "-m",
-            "hyperflow.kvmhost",
-            "ledger",
-            "--directory",
-            str(folder / ".hyperflow"),
-            *arguments,
-        ],
+        [*program, *arguments, "--directory", str(folder / ".hyperflow")],
         env={**os.environ, "PYTHONPATH": str(ROOT / "plugins")},
         input=stdin if isinstance(stdin, str) else json.dumps(stdin),
         capture_output=True,

@@ -76,6 +76,15 @@ def _parser() -> argparse.ArgumentParser:
     checking.add_argument("--output", default="/var/lib/libvirt/images", metavar="DIR", help="output directory")
     _add_airflow(checking)
     checking.set_defaults(run=_host_check)
+
+    janitor = commands.add_parser("janitor", help="find and remove what dead runs have left, through Airflow")
+    janitor.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
+    janitor.add_argument(
+        "--keep-days", type=float, metavar="DAYS", help="for how long a failed run keeps what a person can go on from"
+    )
+    janitor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    _add_airflow(janitor)
+    janitor.set_defaults(run=_janitor)
     return parser
 
 
@@ -125,6 +134,12 @@ def _host_check(parsed: argparse.Namespace) -> int:
     from hyperflow.cli.host import check
 
     return check(parsed.connection, parsed.staging, parsed.output, endpoint=parsed.airflow)
+
+
+def _janitor(parsed: argparse.Namespace) -> int:
+    from hyperflow.cli.janitor import janitor
+
+    return janitor(dry_run=parsed.dry_run, keep_days=parsed.keep_days, as_json=parsed.json, endpoint=parsed.airflow)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,18 @@ class KvmHostHook(SSHHook):
 
     def job(self, client: paramiko.SSHClient, *arguments: str, stdin: bytes = b"") -> dict[str, Any]:
         """Run ``job ...`` of the host program and return its answer."""
-        status, output, errors = self.run(client, [PYTHON, self.program, "job", *arguments], stdin)
+        return self._ask(client, "job", *arguments, stdin=stdin)
+
+    def ledger(self, client: paramiko.SSHClient, *arguments: str, request: Any = None) -> dict[str, Any]:
+        """Run ``ledger ...`` of the host program and return its answer.
+
+        :param request: for add and done, as JSON on standard input
+        """
+        arguments = (*arguments, "--directory", self.directory)
+        return self._ask(client, "ledger", *arguments, stdin=json.dumps(request).encode())
+
+    def _ask(self, client: paramiko.SSHClient, command: str, *arguments: str, stdin: bytes) -> dict[str, Any]:
+        status, output, errors = self.run(client, [PYTHON, self.program, command, *arguments], stdin)
         try:
             answer = json.loads(output.split(b"\n", 1)[0])
         except ValueError:
@@ -143,8 +154,8 @@ class KvmHostHook(SSHHook):
         if status != 0 or not isinstance(answer, dict) or not answer:
             reason = answer.get("error") if isinstance(answer, dict) else None
             raise KvmHostError(
-                f"connection {self.ssh_conn_id}: job {arguments[0]} on {self.remote_host} failed with exit status "
-                f"{status}: {reason or errors.decode(errors='replace').strip()}"
+                f"connection {self.ssh_conn_id}: {command} {arguments[0]} on {self.remote_host} failed with exit "
+                f"status {status}: {reason or errors.decode(errors='replace').strip()}"
             )
         return answer
 

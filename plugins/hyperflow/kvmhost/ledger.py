@@ -218,13 +218,14 @@ def of_task(directory: Path, run: str) -> Ledger | None:
 def main(arguments: list[str]) -> int:
     """Run ``ledger add|done|list``; each prints one line of JSON."""
     parser = argparse.ArgumentParser(prog="hyperflow-kvmhost ledger")
-    parser.add_argument("--directory", type=Path, required=True, help="the folder that holds the jobs")
     commands = parser.add_subparsers(dest="command", required=True)
     adding = commands.add_parser("add", help='note what is about to be created: {"owner", "entries"} on standard input')
     striking = commands.add_parser("done", help='strike off what is gone: {"why", "entries"} on standard input')
+    listing = commands.add_parser("list", help="every run with what it has not struck off")
+    for command in (adding, striking, listing):
+        command.add_argument("--directory", type=Path, required=True, help="the folder that holds the jobs")
     for command in (adding, striking):
         command.add_argument("--run", required=True, help="DAG/RUN")
-    commands.add_parser("list", help="every run with what it has not struck off")
     parsed = parser.parse_args(arguments)
     ledger = Ledger(parsed.directory)
     try:

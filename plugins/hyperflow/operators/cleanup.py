@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from hyperflow.vsphere.facts import VmFacts
 
 SOURCE_KEY = "source"  # XCom: what was read back at the vCenter
+AT_SOURCE = ("snapshot", "lease")  # kinds of the ledger: read back as gone; a lease ends with its session
+RESULTS = ("staged-disk", "domain")  # kinds of the ledger that a run that succeeded leaves on purpose
 FAILED_STATES = ("failed", "upstream_failed")
 
 
@@ -41,20 +43,25 @@ class CleanUpOperator(ClosingOperator):
         if self.migration is None or self.settings.dry_run or not created_anything(context):
             raise AirflowSkipException("the run has created nothing that could be left behind")
         faults: list[str] = []
+        settled: list[str] = [] if run_failed(context) else list(RESULTS)
         if self.vm:
             try:
                 with VsphereHook(self.settings.vcenter_connection).session() as session:
                     source = remove_own_snapshots(session, self.facts.moref, context)
                 context["ti"].xcom_push(key=SOURCE_KEY, value=source)
+                settled += AT_SOURCE
             except Exception as fault:  # noqa: BLE001 - kept, and raised below: the host must be cleaned all the same
                 faults.append(f"the source could not be cleaned: {fault}")
-        observed = self.clean_host(context)
+        observed = self.clean_host(context, settled)
         if faults:
             raise AirflowException("; ".join(faults))
         return observed
 
-    def clean_host(self, context: Context) -> dict[str, Any]:
-        """Have the host remove what the run left there."""
+    def clean_host(self, context: Context, settled: list[str]) -> dict[str, Any]:
+        """Have the host remove what the run left there, and strike it off the ledger.
+
+        :param settled: kinds of the ledger that are struck off without a look at the host
+        """
         settings, failed = self.settings, run_failed(context)
         options = {
             "run": run_key(context),
@@ -63,6 +70,8 @@ class CleanUpOperator(ClosingOperator):
             "work_directory": f"{settings.work_directory}/boot" if failed else settings.work_directory,
             "partials": self.partials(),
             "domain": owner_of(self.facts) if failed and self.vm else None,
+            "ledger_directory": job_root(settings),
+            "settled": settled,
         }
         observed = accept_result(context, self.host.run_stage("cleanup", options))
         with self.host.connected() as client:
@@ -73,11 +82,13 @@ class CleanUpOperator(ClosingOperator):
     def partials(self) -> list[str]:
         """Name what a download or a conversion writes before it is complete."""
         settings = self.settings
-        complete = []
+        names = []
         for index, disk in enumerate((self.vm or {}).get("disks", [])):
-            complete.append(PurePosixPath(settings.staged_disk(index)))
-            complete.append(PurePosixPath(settings.image(disk["id"])))
-        return [str(path.with_name(f".{path.name}.partial")) for path in complete]
+            staged, image = PurePosixPath(settings.staged_disk(index)), PurePosixPath(settings.image(disk["id"]))
+            # a VDI is made of a qcow2; either may be decoded while the disk is downloaded
+            made = [image] if settings.output.format != "vdi" else [image, image.with_name(f"{image.name}.qcow2")]
+            names += [staged, *made, *(path.with_name(f"{path.name}.decoded") for path in made)]
+        return [str(path.with_name(f".{path.name}.partial")) for path in names]
 
 
 def owner_of(facts: VmFacts) -> dict[str, str]:

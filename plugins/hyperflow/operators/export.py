@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import HostStageOperator, job_directory, run_key, stage_of
+from hyperflow.operators.ownership import owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,12 +53,20 @@ class ExportDiskOperator(HostStageOperator):
             "compress_type": choices.get("compress_type", "zstd"),
         }
 
+    def lease_entry(self) -> dict[str, Any]:
+        """Describe, for the ledger, the lease that the trigger will open; only vCenter can name it."""
+        connection, entity = self.settings.vcenter_connection, self.snapshot["entity"]
+        facts = {"vcenter": connection, "entity": entity, "disk": self.disk["id"]}
+        return {"kind": "lease", "thing": f"{connection}/{entity}/{self.disk['id']}", "facts": facts}
+
     def perform(self, context: Context) -> Any:
         """Put the host program in place and defer to the trigger that holds the lease."""
         from hyperflow.triggers.export import ExportTrigger
 
         with self.host.connected() as client:
             program = self.host.ensure_program(client)
+            request = {"owner": owner_of(context), "entries": [self.lease_entry()]}
+            self.host.ledger(client, "add", "--run", run_key(context), request=request)
         self.log.info("exporting %s (%s) from %s", self.disk["id"], shown(self.disk["label"]), self.snapshot["entity"])
         self.defer(
             trigger=ExportTrigger(

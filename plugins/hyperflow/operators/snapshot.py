@@ -9,7 +9,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import VmOperator, safe
+from hyperflow.operators.base import VmOperator, run_key, safe
+from hyperflow.operators.ownership import owner_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -57,6 +58,7 @@ class CreateSnapshotOperator(SourceOperator):
             if ownership.owns(found):
                 self.log.info("found it already there, from an earlier try: %s", found.moref)
                 return {"entity": found.moref, "snapshot": name, "quiesced": None, "warnings": []}
+        self.note(context, name)
         try:
             created = create_snapshot(
                 session,
@@ -79,6 +81,17 @@ class CreateSnapshotOperator(SourceOperator):
             "quiesced": created.quiesced,
             "warnings": list(created.warnings),
         }
+
+
+    def note(self, context: Context, name: str) -> None:
+        """Have the host's ledger name the snapshot before it is there."""
+        connection, moref = self.settings.vcenter_connection, self.facts.moref
+        facts = {"vcenter": connection, "vm": moref, "vm_name": self.facts.name, "name": name}
+        entry = {"kind": "snapshot", "thing": f"{connection}/{moref}/{name}", "facts": facts}
+        with self.host.connected() as client:
+            self.host.ensure_program(client)
+            request = {"owner": owner_of(context), "entries": [entry]}
+            self.host.ledger(client, "add", "--run", run_key(context), request=request)
 
 
 class RemoveSnapshotOperator(SourceOperator):
@@ -112,6 +125,5 @@ def snapshot_record(context: Context) -> tuple[str, Ownership]:
     """Name and ownership of this run's snapshot: the same whenever they are asked for, so that it is always found."""
     from hyperflow.vsphere.snapshot import Ownership, snapshot_name
 
-    dag_id, run_id = context["dag"].dag_id, context["run_id"]
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return snapshot_name(safe(run_id)), Ownership(dag=dag_id, run=run_id, created=created)
+    return snapshot_name(safe(context["run_id"])), Ownership(**owner_of(context), created=created)

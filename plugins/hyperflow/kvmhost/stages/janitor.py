@@ -8,6 +8,7 @@ that starts now notes, and so creates, only afterwards.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import time
@@ -28,6 +29,7 @@ KEPT = "kept"
 FAILED = "failed"
 
 TO_GO_ON = ("staged-disk", "fix-overlay")  # what a failed run needs when a person clears its failed task
+DECODED = re.compile(r"\..+\.decoded\.partial")  # a folder, see images/decoded.py
 OVERLAYS = ("fix", ".fix.partial", ".inspect.partial", "boot")  # names below a VM's work folder
 FORGET_SECONDS = 90 * 24 * 3600.0  # a ledger with nothing open in it tells its story for that long
 
@@ -92,7 +94,11 @@ def run(options: Options, job: Job) -> dict[str, Any]:
         forgotten = 0 if options.dry_run else forget_old(book)
     for finding in findings:
         job.log(f"janitor: {finding.action}: {finding.kind} {finding.thing} of {finding.run}: {finding.why}")
-    return {"findings": [asdict(finding) for finding in findings], "ledgers_forgotten": forgotten}
+    return {
+        "findings": [asdict(finding) for finding in findings],
+        "busy": janitor.busy(),
+        "ledgers_forgotten": forgotten,
+    }
 
 
 class Janitor:
@@ -119,6 +125,10 @@ class Janitor:
                 action, why = self._handle(entry, ended)
                 findings.append(Finding(ended.run, entry.kind, entry.thing, action, why))
         return findings
+
+    def busy(self) -> list[str]:
+        """Name the ended runs of which processes are alive all the same."""
+        return sorted(self._ended.keys() & self._alive.keys())
 
     def _read_all(self) -> dict[str, Book]:
         books = {}
@@ -199,7 +209,8 @@ class Janitor:
         if entry.kind == "job":
             expected = real.parent == Path(os.path.realpath(self._root)) / ledger.JOBS / ended.run
         elif entry.kind == "partial":
-            expected = PARTIAL.fullmatch(path.name) is not None and not stat.S_ISDIR(path.lstat().st_mode)
+            is_folder = stat.S_ISDIR(path.lstat().st_mode)
+            expected = (DECODED if is_folder else PARTIAL).fullmatch(path.name) is not None
         elif entry.kind == "staged-disk":
             expected = base in real.parents and not path.is_dir()
         else:

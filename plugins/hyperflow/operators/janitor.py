@@ -1,0 +1,403 @@
+"""Finds what dead runs have left on hosts and at vCenters, and removes it; nothing of anybody else.
+
+On a host the ledger says what there is. At a vCenter the snapshots themselves say whose they are, so that one is found
+also when the host with its ledger is gone. Whether a run is dead, only its Airflow can tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from hyperflow.hooks.kvmhost import KvmHostHook
+from hyperflow.hooks.vsphere import VsphereHook
+from hyperflow.operators.base import FAILURE_KEY, JOB_FOLDER, RESULT_KEY, safe
+from hyperflow.operators.ownership import instance
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow.sdk import Context
+
+    from hyperflow.vsphere.facts import SnapshotFacts
+    from hyperflow.vsphere.session import Session
+    from hyperflow.vsphere.snapshot import Ownership
+
+HOSTS, SOURCES, RESULT = "hosts", "sources", "result"  # the tasks
+AT_SOURCE = ("snapshot", "lease")  # kinds of the ledger that are looked for at a vCenter
+OPEN_STATES = ("queued", "running")
+LEASE_END = "a lease ends with the session of its trigger, at the latest 300 s after its last report of progress"
+
+UNPLANNED = "no plan names this vCenter's connection any more, so nobody has looked"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What Airflow knows of a run.
+
+    :param ended: it works no more, so what its cleanup should have removed may go
+    :param dead: nobody will go on from it, so what was kept for that may go too
+    :param succeeded: its results are results
+    :param ours: this Airflow is the one that has, or had, its record
+    :param why: in words
+    """
+
+    ended: bool
+    dead: bool
+    succeeded: bool
+    ours: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Something that may be a leftover.
+
+    :param where: the connection of its host or vCenter
+    :param kind: as in the ledger
+    :param name: what a person finds it by
+    :param run: ``DAG/RUN``; empty where nobody knows
+    """
+
+    where: str
+    kind: str
+    name: str
+    run: str
+
+    def found(self, action: str, why: str) -> dict[str, Any]:
+        """Tell what became of it."""
+        return {
+            "where": self.where,
+            "kind": self.kind,
+            "thing": self.name,
+            "run": self.run,
+            "action": action,
+            "why": why,
+        }
+
+
+class Judge:
+    """Asks Airflow what became of runs, each once.
+
+    :param keep_days: how long after its end a person may go on from a failed run
+    """
+
+    def __init__(self, context: Context, keep_days: float) -> None:
+        self._ti = cast("Any", context["ti"])
+        self._keep = timedelta(days=keep_days)
+        self._instance = instance()
+        self._known: dict[tuple[str, str], Verdict] = {}
+
+    def of(self, owner: dict[str, str]) -> Verdict:
+        """Judge one run.
+
+        :param owner: ``{"airflow", "dag", "run"}``
+        """
+        if owner["airflow"] != self._instance:
+            told = owner["airflow"] or "one that it does not name"
+            return Verdict(False, False, False, False, f"it is of another Airflow ({told})")
+        key = (owner["dag"], owner["run"])
+        if key not in self._known:
+            self._known[key] = self._ask(*key)
+        return self._known[key]
+
+    def of_all(self, owners: list[dict[str, str]]) -> Verdict:
+        """Judge a ledger's owners, of which there is one: what is good for one of several is not good for all."""
+        if not owners:
+            return Verdict(False, False, False, False, "nobody has signed its ledger")
+        verdicts = [self.of(owner) for owner in owners]
+        return next((verdict for verdict in verdicts if not verdict.dead), verdicts[0])
+
+    def _ask(self, dag_id: str, run_id: str) -> Verdict:
+        if self._ti.get_dr_count(dag_id=dag_id, run_ids=[run_id]) == 0:
+            return Verdict(True, True, False, True, "Airflow has no such run any more")
+        run = _dag_run(dag_id, run_id)
+        if run.state in OPEN_STATES:
+            return Verdict(False, False, False, True, f"its run is {run.state}")
+        ended = run.end_date or datetime.now(UTC)
+        age = datetime.now(UTC) - ended
+        told = f"its run ended as {run.state} at {ended.strftime('%Y-%m-%dT%H:%M:%SZ')}"
+        dead = age >= self._keep
+        until = "" if dead else f", kept for {self._keep.total_seconds() / 86400:g} days"
+        return Verdict(True, dead, run.state == "success", True, told + until)
+
+
+def _dag_run(dag_id: str, run_id: str) -> Any:
+    """Read a run's record: the message that Airflow's own SDK sends, whose public wrappers leave out the end date."""
+    from airflow.sdk.execution_time.comms import GetDagRun
+    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+    return SUPERVISOR_COMMS.send(GetDagRun(dag_id=dag_id, run_id=run_id))
+
+
+class JanitorOperator(BaseOperator):
+    """A task of the janitor: returns ``{"findings": [...], ...}``; a failure is kept for the last task.
+
+    A finding is ``{"where", "kind", "thing", "run", "action", "why"}``; action is removed, would remove, gone, kept or
+    failed.
+
+    :param only_look: remove nothing; templated
+    :param keep_days: age from which an ended run is dead; templated
+    """
+
+    template_fields: Sequence[str] = ("only_look", "keep_days")
+
+    def __init__(self, *, only_look: Any, keep_days: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.only_look = only_look
+        self.keep_days = keep_days
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Look and remove."""
+        try:
+            found = self.perform(context, Judge(context, float(self.keep_days)))
+        except Exception as fault:
+            context["ti"].xcom_push(key=FAILURE_KEY, value=str(fault) or type(fault).__name__)
+            raise
+        for finding in found["findings"]:
+            self.log.info("%s: %s %s (%s): %s", *(finding[key] for key in ("action", "kind", "thing", "run", "why")))
+        return found
+
+    def perform(self, context: Context, judge: Judge) -> dict[str, Any]:
+        """Look and remove at one place."""
+        raise NotImplementedError  # an abstract method: Airflow's metaclass does not go with ABC
+
+
+class CleanHostOperator(JanitorOperator):
+    """Looks at one host, by its ledger.
+
+    Returns its findings, and what the ledger says of vCenters: ``{"findings", "busy": [run], "at_source": [...]}``.
+
+    :param host: ``{"connection", "staging_directory"}``; templated
+    """
+
+    template_fields: Sequence[str] = (*JanitorOperator.template_fields, "host")
+
+    def __init__(self, *, host: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.host = host
+
+    def perform(self, context: Context, judge: Judge) -> dict[str, Any]:
+        """Read the ledgers, judge their runs, and have the host remove what ended ones left."""
+        hook = host_hook(self.host)
+        with hook.connected() as client:
+            hook.ensure_program(client)
+            listed = hook.ledger(client, "list")["runs"]
+        books = [book for book in listed if "fault" not in book]
+        where = self.host["connection"]
+        findings = [
+            Thing(where, "ledger", each["run"], each["run"]).found("failed", each["fault"])
+            for each in listed
+            if "fault" in each
+        ]
+        verdicts = {book["run"]: judge.of_all(book["owners"]) for book in books}
+        findings += [
+            Thing(where, entry["kind"], entry["thing"], book["run"]).found("kept", verdicts[book["run"]].why)
+            for book in books
+            if not verdicts[book["run"]].ours
+            for entry in book["open"]
+        ]
+        ended = [
+            {"run": run, "dead": verdict.dead, "succeeded": verdict.succeeded, "why": verdict.why}
+            for run, verdict in verdicts.items()
+            if verdict.ended
+        ]
+        observed = self._clean(hook, ended)
+        findings += [{"where": where, **finding} for finding in observed["findings"]]
+        at_source = [
+            {**entry, "host": self.host, "run": book["run"], "why": verdicts[book["run"]].why}
+            for book in books
+            for entry in book["open"]
+            if entry["kind"] in AT_SOURCE and verdicts[book["run"]].ended
+        ]
+        return {"findings": findings, "busy": observed["busy"], "at_source": at_source}
+
+    def _clean(self, hook: KvmHostHook, ended: list[dict[str, Any]]) -> dict[str, Any]:
+        options = {"directory": hook.directory, "runs": ended, "dry_run": self.only_look}
+        result = hook.run_stage("janitor", options)
+        if not result.get("succeeded"):
+            raise AirflowException((result.get("error") or {}).get("message", "the janitor stage gave no reason"))
+        observed = result["observed"]
+        assert isinstance(observed, dict)  # noqa: S101 - the host program is ours, sent by its content hash
+        return observed
+
+
+class CleanSourceOperator(JanitorOperator):
+    """Looks at one vCenter: at every snapshot that bears our name or our mark, and at what ledgers say of it.
+
+    Returns ``{"findings"}``. What is gone there is struck off the ledgers of the hosts.
+
+    :param vcenter: its connection; templated
+    """
+
+    template_fields: Sequence[str] = (*JanitorOperator.template_fields, "vcenter")
+
+    def __init__(self, *, vcenter: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.vcenter = vcenter
+
+    def perform(self, context: Context, judge: Judge) -> dict[str, Any]:
+        """Remove the snapshots of ended runs, then strike off what is gone."""
+        answers = [answer for answer in context["ti"].xcom_pull(task_ids=[HOSTS]) or [] if answer]
+        busy = {run for answer in answers for run in answer["busy"]}
+        noted = [
+            entry
+            for answer in answers
+            for entry in answer["at_source"]
+            if entry["facts"].get("vcenter") == self.vcenter and entry["run"] not in busy
+        ]
+        with VsphereHook(self.vcenter).session() as session:
+            findings = [
+                finding
+                for found in our_snapshots(session)
+                if (finding := self._handle(session, judge, busy, found)) is not None
+            ]
+            left = {(found.vm, found.snapshot.name) for found in our_snapshots(session)}
+        return {"findings": findings + self._strike_off(noted, left)}
+
+    def _handle(self, session: Session, judge: Judge, busy: set[str], found: FoundSnapshot) -> dict[str, Any] | None:
+        """Decide about one snapshot and do it; None for one whose run works with it."""
+        from hyperflow.vsphere.snapshot import read_ownership
+
+        name = f"{found.vm_name}: {found.snapshot.name} ({found.snapshot.moref})"
+        ownership = read_ownership(found.snapshot.description)
+        reason = foreign(found.snapshot, ownership)
+        if ownership is None or reason is not None:
+            return Thing(self.vcenter, "snapshot", name, "").found("kept", str(reason))
+        thing = Thing(self.vcenter, "snapshot", name, f"{safe(ownership.dag)}/{safe(ownership.run)}")
+        verdict = judge.of({"airflow": ownership.airflow, "dag": ownership.dag, "run": ownership.run})
+        if not verdict.ours:
+            return thing.found("kept", verdict.why)
+        if not verdict.ended:
+            return None
+        if thing.run in busy:
+            return thing.found("kept", "processes of the run are alive on a host")
+        if self.only_look:
+            return thing.found("would remove", verdict.why)
+        return self._remove(session, thing, found, ownership, verdict)
+
+    @staticmethod
+    def _remove(
+        session: Session, thing: Thing, found: FoundSnapshot, ownership: Ownership, verdict: Verdict
+    ) -> dict[str, Any]:
+        """Remove one snapshot; whose it is, is looked at once more, and that it is gone is read back."""
+        from hyperflow.vsphere.errors import VsphereError
+        from hyperflow.vsphere.snapshot import remove_snapshot
+
+        snapshot = found.snapshot
+        try:
+            removed = remove_snapshot(session, found.vm, snapshot.moref, name=snapshot.name, ownership=ownership)
+        except VsphereError as fault:
+            return thing.found("failed", str(fault))
+        return thing.found("removed", "; ".join([verdict.why, *removed.warnings]))
+
+    def _strike_off(self, noted: list[dict[str, Any]], left: set[tuple[str, str]]) -> list[dict[str, Any]]:
+        """Strike off, in the hosts' ledgers, what is not at this vCenter any more.
+
+        :param left: MoRef of the VM and name of each snapshot that is still there
+        """
+        gone = [
+            entry
+            for entry in noted
+            if entry["kind"] != "snapshot" or (entry["facts"].get("vm"), entry["facts"].get("name")) not in left
+        ]
+        findings = []
+        for entry in gone:
+            why = LEASE_END if entry["kind"] == "lease" else f"it is not there; {entry['why']}"
+            findings.append(Thing(self.vcenter, entry["kind"], entry["thing"], entry["run"]).found("gone", why))
+        if not self.only_look:
+            for host, run in {(_key(entry["host"]), entry["run"]) for entry in gone}:
+                entries = [entry for entry in gone if (_key(entry["host"]), entry["run"]) == (host, run)]
+                bare = [{key: entry[key] for key in ("kind", "thing")} for entry in entries]
+                hook = host_hook(entries[0]["host"])
+                with hook.connected() as client:
+                    hook.ledger(client, "done", "--run", run, request={"why": "gone at its vCenter", "entries": bare})
+        return findings
+
+
+class ReportLeftoversOperator(JanitorOperator):
+    """Brings the findings together; fails when something could not be looked at, or not be removed.
+
+    Pushes ``{"dry_run", "keep_days", "findings", "faults"}`` first.
+
+    :param vcenters: the connections that were looked at
+    """
+
+    def __init__(self, *, vcenters: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.vcenters = list(vcenters)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Bring together what the places told."""
+        ti = context["ti"]
+        answers = [answer for task in (HOSTS, SOURCES) for answer in ti.xcom_pull(task_ids=[task]) or [] if answer]
+        faults = [
+            str(fault)
+            for task in (HOSTS, SOURCES)
+            for fault in ti.xcom_pull(task_ids=[task], key=FAILURE_KEY) or []
+            if fault
+        ]
+        findings = [finding for answer in answers for finding in answer["findings"]]
+        findings += self._without_a_place([entry for answer in answers for entry in answer.get("at_source", [])])
+        faults += [f"{one['kind']} {one['thing']}: {one['why']}" for one in findings if one["action"] == "failed"]
+        found = {"dry_run": self.only_look, "keep_days": self.keep_days, "findings": findings, "faults": faults}
+        ti.xcom_push(key=RESULT_KEY, value=found)
+        if faults:
+            raise AirflowFailException("; ".join(faults))
+        return {"findings": len(findings)}
+
+    def _without_a_place(self, noted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Name what lies at a vCenter that no plan names any more, so that nobody has looked."""
+        return [
+            Thing(entry["facts"].get("vcenter", ""), entry["kind"], entry["thing"], entry["run"]).found(
+                "kept", UNPLANNED
+            )
+            for entry in noted
+            if entry["facts"].get("vcenter") not in self.vcenters
+        ]
+
+
+def host_hook(host: dict[str, str]) -> KvmHostHook:
+    """Reach a host, by its connection and staging directory."""
+    return KvmHostHook(ssh_conn_id=host["connection"], directory=f"{host['staging_directory']}/{JOB_FOLDER}")
+
+
+@dataclass(frozen=True)
+class FoundSnapshot:
+    """A snapshot, and MoRef and name of the VM that has it."""
+
+    vm: str
+    vm_name: str
+    snapshot: SnapshotFacts
+
+
+def our_snapshots(session: Session) -> list[FoundSnapshot]:
+    """Find the snapshots that bear our name or our mark, children before their parents."""
+    from hyperflow.vsphere.snapshot import OWNER, list_snapshots, read_ownership
+
+    return [
+        FoundSnapshot(moref, vm_name, snapshot)
+        for moref, vm_name, snapshots in list_snapshots(session)
+        for snapshot in reversed(snapshots)
+        if snapshot.name.startswith(f"{OWNER}-") or read_ownership(snapshot.description) is not None
+    ]
+
+
+def foreign(snapshot: SnapshotFacts, ownership: Ownership | None) -> str | None:
+    """Say why a snapshot is not one that Hyperflow made; None when it is."""
+    from hyperflow.vsphere.snapshot import snapshot_name
+
+    if ownership is None:
+        return "its description has no owner that Hyperflow wrote: somebody else made it"
+    expected = snapshot_name(safe(ownership.run))
+    if snapshot.name != expected:
+        return f"its name is not {expected}, which its owner would have given it: somebody renamed or copied it"
+    return None
+
+
+def _key(host: dict[str, str]) -> tuple[str, str]:
+    return host["connection"], host["staging_directory"]

@@ -1,0 +1,31 @@
+"""Who a run is, as Hyperflow signs what it creates: which Airflow, which DAG, which run."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+INSTANCE_VARIABLE = "hyperflow_instance"
+
+
+def instance() -> str:
+    """Name this Airflow: a UUID that is made once and kept among its variables, beside its runs.
+
+    Two Airflows may share a vCenter or a host. Only the one that has a run's record can tell whether the run is dead,
+    so what another one signed is never touched. An Airflow that loses its database becomes another one.
+    """
+    from airflow.sdk import Variable
+
+    known = Variable.get(INSTANCE_VARIABLE, default=None)
+    if known is None:
+        Variable.set(INSTANCE_VARIABLE, str(uuid.uuid4()), description="Who Hyperflow is; signs what it creates")
+        known = Variable.get(INSTANCE_VARIABLE)  # of two tasks that are the first at once, one has won
+    return str(known)
+
+
+def owner_of(context: Context) -> dict[str, str]:
+    """Give the owner that entries of the ledger carry."""
+    return {"airflow": instance(), "dag": context["dag"].dag_id, "run": str(context["run_id"])}
