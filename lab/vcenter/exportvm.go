@@ -67,7 +67,11 @@ func (e *exporter) ExportSnapshot(ctx *simulator.Context, req *types.ExportSnaps
 		body.Fault_ = simulator.Fault("", &types.ManagedObjectNotFound{Obj: req.This})
 		return body
 	}
-	vm := ctx.Map.Get(snapshot.Vm).(*simulator.VirtualMachine)
+	vm, ok := ctx.Map.Get(snapshot.Vm).(*simulator.VirtualMachine)
+	if !ok { // destroyed; the simulator keeps the snapshot
+		body.Fault_ = simulator.Fault("", &types.ManagedObjectNotFound{Obj: req.This})
+		return body
+	}
 	l, fault := e.lease(ctx, vm, snapshot.Config.Hardware.Device)
 	if fault != nil {
 		body.Fault_ = fault

@@ -48,6 +48,7 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     answer: Answer
     requests: list[str]
+    context: ssl.SSLContext
     sha256: str
     sha1: str
 
@@ -79,6 +80,7 @@ def serve(certificate: Path, answer: Answer) -> Iterator[Server]:
     server = Server(("127.0.0.1", 0), Handler)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     server.answer = answer
+    server.context = context
     server.requests = []
     der = ssl.PEM_cert_to_DER_cert((certificate.parent / "certificate.pem").read_text())
     server.sha256 = hashlib.sha256(der).hexdigest()

@@ -21,6 +21,7 @@ from hyperflow.kvmhost.stage import BadRequest, Job, StageError, TryAgain
 from hyperflow.kvmhost.tls import PinnedConnection, read_thumbprints
 
 RETRY_STATUSES = (408, 429, 500, 502, 503, 504)
+LEASE_STATUSES = (401, 403, 404, 410)  # the URL's ticket counts no more; the next try has a lease of its own
 MARGIN = 16 << 20  # bytes to leave on the file system
 
 
@@ -256,8 +257,10 @@ def _check_response(response: http.client.HTTPResponse, endpoint: str, options: 
         raise BadRequest(f"{endpoint}: redirects to {location}, which is not followed: its certificate is not known")
     if response.status in RETRY_STATUSES:
         raise TryAgain(f"{endpoint}: answers {response.status} {response.reason}")
+    if response.status in LEASE_STATUSES:
+        raise TryAgain(f"{endpoint}: answers {response.status} {response.reason}: the lease of this download is over")
     if response.status != 200:
-        raise StageError(f"{endpoint}: answers {response.status} {response.reason}, expected 200; is the lease over?")
+        raise StageError(f"{endpoint}: answers {response.status} {response.reason}, expected 200")
     encoding = response.getheader("Content-Encoding", "identity")
     if encoding != "identity":
         raise StageError(f"{endpoint}: sends Content-Encoding {encoding!r}, expected the bytes as they are")
