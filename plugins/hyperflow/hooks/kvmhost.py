@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ from airflow.providers.ssh.hooks.ssh import SSHHook
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.kvmhost_program import pack
-
 from hyperflow.manifest.shown import shown
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 PYTHON = "/usr/bin/python3"  # the distribution's own: it is the one that has guestfs and nbd
 CHUNK = 32 * 1024  # bytes per read from a channel
+COMMAND_LIMIT = 120.0  # seconds for a command that takes some 0.2 s; a job that is ended may take 15 s to die
+STAGE_LIMIT = 600.0  # seconds for a stage that is waited for: a check, a report, a cleanup
 
 
 class KvmHostError(AirflowException):
@@ -85,16 +88,45 @@ class KvmHostHook(SSHHook):
         finally:
             client.close()
 
-    def run(self, client: paramiko.SSHClient, command: list[str], stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+    def run(
+        self, client: paramiko.SSHClient, command: list[str], stdin: bytes = b"", limit: float = COMMAND_LIMIT
+    ) -> tuple[int, bytes, bytes]:
         """Run a command on the host to its end.
 
         :param command: program and arguments; quoted here, so that data stays data
+        :param limit: seconds after which the connection is given up: one that hangs says nothing for ever
         :return: exit status, standard output, standard error
-        :raises KvmHostError: when the connection ends before the command does
+        :raises KvmHostError: when the connection ends, or is given up, before the command has ended
         """
+        import paramiko
+
+        expired = threading.Event()
+
+        def give_up() -> None:
+            expired.set()
+            client.close()  # ends every wait below
+
+        watchdog = threading.Timer(limit, give_up)
+        watchdog.daemon = True
+        watchdog.start()
+        reason = ""
+        try:
+            status, output, errors = self._run(client, command, stdin)
+        except (OSError, paramiko.SSHException, EOFError) as fault:
+            status, reason = -1, f" ({fault})"
+        finally:
+            watchdog.cancel()
+        if status < 0:
+            if expired.is_set():
+                reason = f": no answer for {limit:.0f} s"
+            what = " ".join(command[:4]) if command[0] == PYTHON else command[0]
+            raise KvmHostError(f"connection {self.ssh_conn_id}: lost while {what} ran on {self.remote_host}{reason}")
+        return status, output, errors
+
+    def _run(self, client: paramiko.SSHClient, command: list[str], stdin: bytes) -> tuple[int, bytes, bytes]:
         transport = client.get_transport()
         if transport is None:
-            raise KvmHostError(f"connection {self.ssh_conn_id}: the SSH session is closed")
+            raise EOFError("the SSH session is closed")
         channel = transport.open_session()
         channel.exec_command(shlex.join(command))
         channel.sendall(stdin)
@@ -106,10 +138,7 @@ class KvmHostHook(SSHHook):
                 errors += channel.recv_stderr(CHUNK)
         while piece := channel.recv_stderr(CHUNK):
             errors += piece
-        status = channel.recv_exit_status()
-        if status < 0:
-            raise KvmHostError(f"connection {self.ssh_conn_id}: lost while {command[0]} ran on {self.remote_host}")
-        return status, bytes(output), bytes(errors)
+        return channel.recv_exit_status(), bytes(output), bytes(errors)
 
     def ensure_program(self, client: paramiko.SSHClient) -> str:
         """Put the host program where it belongs, unless a file of that name and content is there.
@@ -121,7 +150,7 @@ class KvmHostHook(SSHHook):
             f"set -e; umask 077; mkdir -p {shlex.quote(self.directory)}/bin; "
             f"f={shlex.quote(path)}; "
             f'if ! echo "{program.sha256}  $f" | sha256sum --check --status 2>/dev/null; then '
-            'cat > "$f.$$"; mv "$f.$$" "$f"; '
+            'trap \'rm -f "$f.$$"\' EXIT; cat > "$f.$$"; mv "$f.$$" "$f"; '
             f'echo "{program.sha256}  $f" | sha256sum --check --status; '
             "else cat > /dev/null; fi"
         )
@@ -168,7 +197,7 @@ class KvmHostHook(SSHHook):
         with self.connected() as client:
             program = self.ensure_program(client)
             status, output, errors = self.run(
-                client, [PYTHON, program, stage, "--result", "-"], json.dumps(options).encode()
+                client, [PYTHON, program, stage, "--result", "-"], json.dumps(options).encode(), STAGE_LIMIT
             )
         for line in errors.decode(errors="replace").split("\n"):
             if line:

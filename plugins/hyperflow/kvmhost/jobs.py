@@ -55,6 +55,10 @@ LOOK = 0.2  # seconds between two looks whether the stage has ended while someth
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+class Overtaken(Exception):
+    """A start that has come after a later one."""
+
+
 def main(arguments: list[str]) -> int:
     """Run ``job start|poll|kill|collect|remove``; each prints one line of JSON first."""
     parser = argparse.ArgumentParser(prog="hyperflow-kvmhost job")
@@ -64,7 +68,12 @@ def main(arguments: list[str]) -> int:
     starting.add_argument("--stage", choices=STAGES, required=True)
     starting.add_argument("--run", required=True, help="the run this job belongs to, DAG/RUN")
     starting.add_argument("--restart", action="store_true", help="end a running copy instead of attaching to it")
-    starting.add_argument("--now", type=float, help="the caller's time, seconds since 1970: the log keeps to its clock")
+    starting.add_argument(
+        "--now",
+        type=float,
+        dest="asked",
+        help="the caller's time, seconds since 1970: the log keeps to its clock, and a start that is late is refused",
+    )
     polling = commands.add_parser("poll", help="state, and the log from an offset")
     polling.add_argument("--job", type=Path, required=True, help="the generation's directory")
     polling.add_argument("--reader", default="", help="who reads: the try of a task; see job_log.py")
@@ -97,13 +106,10 @@ def main(arguments: list[str]) -> int:
 
 def _start_command(parsed: argparse.Namespace) -> int:
     options = sys.stdin.read(OPTIONS_LIMIT + 1)
-    skew = 0.0 if parsed.now is None else parsed.now - time.time()
+    asked = time.time() if parsed.asked is None else parsed.asked
     try:
-        answer = start(parsed.directory, parsed.stage, parsed.run, options, restart=parsed.restart, skew=skew)
-    except TimeoutError as fault:
-        print(json.dumps({"error": str(fault)}))
-        return EXIT_TRY_AGAIN
-    except ledger.LedgerError as fault:
+        answer = start(parsed.directory, parsed.stage, parsed.run, options, restart=parsed.restart, asked=asked)
+    except (TimeoutError, Overtaken, ledger.LedgerError) as fault:
         print(json.dumps({"error": str(fault)}))
         return EXIT_TRY_AGAIN
     except OSError as fault:
@@ -114,7 +120,7 @@ def _start_command(parsed: argparse.Namespace) -> int:
 
 
 def start(
-    directory: Path, stage: str, run: str, options: str, *, restart: bool = False, skew: float = 0.0
+    directory: Path, stage: str, run: str, options: str, *, restart: bool = False, asked: float
 ) -> dict[str, Any]:
     """Start a stage detached, or attach to what an earlier start of the same task left.
 
@@ -122,8 +128,9 @@ def start(
     Whatever else is there is ended before a new generation starts, so that one copy runs at any moment.
 
     :param restart: end a running copy: what it works with (a lease) is gone
-    :param skew: seconds to add to this host's clock for the caller's
+    :param asked: when the caller asked, by its clock, in seconds since 1970
     :return: ``{"job": generation directory, "attached": bool}``
+    :raises Overtaken: when a later start has been here before
     """
     book = ledger.of_task(directory, run)
     if book is not None and not directory.is_dir():
@@ -133,6 +140,7 @@ def start(
         generations = _generations(directory)
         if generations:
             last = generations[-1]
+            _require_later(last, asked)
             state = observe(last)
             if (state["state"] == RUNNING and not restart) or _succeeded_unseen(last, state):
                 return {"job": str(last), "attached": True}
@@ -144,8 +152,21 @@ def start(
         except OSError:
             shutil.rmtree(job)
             raise
-        _launch(job, stage, run, options, skew)
+        _launch(job, stage, run, options, asked)
     return {"job": str(job), "attached": False}
+
+
+def _require_later(job: Path, asked: float) -> None:
+    """Refuse a start that was asked for before the one that made ``job``.
+
+    A connection that hung can come alive after its client has given it up and started the job by another one.
+    """
+    try:
+        record = json.loads((job / "job.json").read_text())
+    except FileNotFoundError:
+        return
+    if asked < record["asked"]:
+        raise Overtaken(f"{job}: was started by a later request; this one has come too late and is dropped")
 
 
 def observe(job: Path) -> dict[str, Any]:
@@ -239,14 +260,14 @@ def remove(directory: Path) -> int:
     return len(jobs)
 
 
-def _launch(job: Path, stage: str, run: str, options: str, skew: float) -> None:
+def _launch(job: Path, stage: str, run: str, options: str, asked: float) -> None:
     """Start the supervisor in a session of its own and wait until it has recorded itself."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.close(writer)
-            _supervise(job, stage, run, reader, skew)
+            _supervise(job, stage, run, reader, asked)
         finally:
             os._exit(1)  # never back into the caller's stack
     os.close(reader)
@@ -260,7 +281,7 @@ def _launch(job: Path, stage: str, run: str, options: str, skew: float) -> None:
         time.sleep(0.01)
 
 
-def _supervise(job: Path, stage: str, run: str, options: int, skew: float) -> None:
+def _supervise(job: Path, stage: str, run: str, options: int, asked: float) -> None:
     """Run the stage as a child, away from every terminal, and write down what it says and how it ended."""
     os.setsid()
     if os.fork():
@@ -268,7 +289,7 @@ def _supervise(job: Path, stage: str, run: str, options: int, skew: float) -> No
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    log = job_log.LogWriter(job.parent, job, skew)
+    log = job_log.LogWriter(job.parent, job, asked - time.time())
     environment = {**os.environ, "HYPERFLOW_JOB": str(job), "HYPERFLOW_RUN": run}
     program = [sys.argv[0]] if sys.argv[0].endswith(".pyz") else ["-m", "hyperflow.kvmhost"]
     process = subprocess.Popen(
@@ -287,6 +308,7 @@ def _supervise(job: Path, stage: str, run: str, options: int, skew: float) -> No
         "boot_id": _boot_id(),
         "stage": stage,
         "run": run,
+        "asked": asked,
     }
     write_atomically(job / "job.json", json.dumps(record))
     _follow(process, log)

@@ -1,0 +1,279 @@
+"""The way to the host is cut, hangs, or ends at a host that is not what it was: real sshd, real job, real trigger."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hyperflow.hooks import kvmhost as hook_module
+from hyperflow.hooks.kvmhost import KvmHostError, KvmHostHook
+from hyperflow.triggers import job as trigger_module
+from hyperflow.triggers.job import JobTrigger
+from structlog.testing import capture_logs
+
+from lab import kvmhost
+from tests.faults import talking
+from tests.faults.sshd import Sshd
+
+pytestmark = pytest.mark.lab
+
+CONNECTION = "faults_ssh"
+OUTAGE = 20.0  # seconds
+LIMIT = 120.0  # seconds a test waits before it gives up
+
+
+@dataclass
+class Host:
+    """A host with the program on it, and the directory of one task."""
+
+    sshd: Sshd
+    hook: KvmHostHook
+    task: Path
+
+    def start(self, lines: int, seconds: float, *more: str, asked: float | None = None) -> dict[str, Any]:
+        """Start a job that talks, as an operator does, or attach to one.
+
+        :param asked: the time it is for the one who asks; None for the host's
+        """
+        arguments = self.arguments(time.time() if asked is None else asked, *more)
+        with self.hook.connected() as client:
+            return self.hook.job(client, *arguments, stdin=talking.options(lines, seconds))
+
+    def arguments(self, asked: float, *more: str) -> tuple[str, ...]:
+        """What ``job start`` is told."""
+        run = f"{self.task.parent.parent.name}/{self.task.parent.name}"
+        start = ("start", "--directory", str(self.task), "--stage", talking.STAGE, "--run", run)
+        return (*start, "--now", f"{asked:.3f}", *more)
+
+    def processes(self) -> list[int]:
+        """The job's processes, of all its generations."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"HYPERFLOW_JOB={self.task}/".encode() in (path / "environ").read_bytes():
+                    found.append(int(path.name))
+            except OSError:
+                continue  # it has ended
+        return found
+
+    def generations(self) -> list[str]:
+        """How often a copy was started."""
+        return sorted(path.name for path in self.task.iterdir() if path.name.isdigit())
+
+
+class Program(KvmHostHook):
+    """The hook with the talking program."""
+
+    path: str
+
+    @property
+    def program(self) -> str:
+        """Path of the program on the host."""
+        return self.path
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    state = tmp_path / "kvmhost"
+    started = kvmhost.start(state)
+    connection = {
+        "conn_type": "ssh",
+        "host": started.ssh_host,
+        "port": started.ssh_port,
+        "login": started.ssh_user,
+        "extra": {"key_file": started.key_file, "host_key": started.host_key},
+    }
+    monkeypatch.setenv(f"AIRFLOW_CONN_{CONNECTION.upper()}", json.dumps(connection))
+    hook = Program(ssh_conn_id=CONNECTION, directory=str(tmp_path / "staging"))
+    hook.path = str(talking.pack(tmp_path))
+    sshd = Sshd(state, started)
+    under_test = Host(sshd, hook, tmp_path / "staging/jobs/dag/run/task")
+    yield under_test
+    for pid in under_test.processes():
+        os.kill(pid, signal.SIGKILL)
+    sshd.end()
+    kvmhost.stop(state)
+
+
+class Reader:
+    """A trigger that serves one try of a task, and what it put into the task log."""
+
+    def __init__(self, host: Host, job: str) -> None:
+        self.trigger = JobTrigger(ssh_conn_id=CONNECTION, program=host.hook.program, job=job, poll_interval=0.2)
+        self.trigger.task_instance = SimpleNamespace(id=uuid.uuid4(), task_id="task")
+        self.records: list[Any] = []
+
+    def follow(self, *meanwhile: Callable[[], Any]) -> dict[str, Any]:
+        """Run the trigger to its event, and what happens meanwhile beside it."""
+
+        async def run() -> list[Any]:
+            beside = [asyncio.create_task(asyncio.to_thread(each)) for each in meanwhile]
+            events = [event.payload async for event in self.trigger.run()]
+            await asyncio.gather(*beside)
+            return events
+
+        with capture_logs() as self.records:
+            (event,) = asyncio.run(run())
+        assert isinstance(event, dict)
+        return event
+
+    @property
+    def lines(self) -> list[str]:
+        """What the stage said, as the trigger has logged it."""
+        return [record["event"] for record in self.records if "timestamp" in record]
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    limit = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_sshd_is_down_while_a_stage_talks_and_while_another_is_to_start(host: Host) -> None:
+    started = host.start(100, OUTAGE * 0.75)
+    reader = Reader(host, started["job"])
+    refused = []
+
+    def outage() -> None:
+        wait_for(lambda: b"line 10\n" in (host.task / "log").read_bytes())
+        host.sshd.kill()
+        begun = time.monotonic()
+        with pytest.raises(KvmHostError) as fault:
+            host.start(1, 0)
+        refused.append(str(fault.value))
+        time.sleep(max(OUTAGE - (time.monotonic() - begun), 0))
+        host.sshd.start()
+
+    event = reader.follow(outage)
+
+    assert (event["state"], event["exit_status"]) == ("DONE", 0)
+    assert reader.lines == talking.lines(100), "the stage went on, and nothing of what it said is lost"
+    assert "no SSH session with 127.0.0.1" in refused[0]
+    assert host.start(1, 0)["attached"] is False, "it was collected: the next start is another one's"
+
+
+def test_a_connection_that_hangs_is_given_up_and_polled_by_another(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trigger_module, "KEEPALIVE", 1)
+    started = host.start(50, 5.0)
+    reader = Reader(host, started["job"])
+    stopped: list[int] = []
+
+    def hang() -> None:
+        wait_for(lambda: b"line 10\n" in (host.task / "log").read_bytes() and host.sshd.sessions())
+        stopped.extend(host.sshd.sessions())
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+
+    event = reader.follow(hang)
+
+    assert stopped
+    assert (event["state"], event["exit_status"]) == ("DONE", 0)
+    assert reader.lines == talking.lines(50)
+
+
+def test_a_start_that_hangs_is_given_up_and_ends_nothing_when_it_comes_late(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hook_module, "COMMAND_LIMIT", 2.0)
+    monkeypatch.setattr(Program.run, "__defaults__", (b"", 2.0))
+    before = time.time()
+    with host.hook.connected() as client:
+        (hung,) = host.sshd.sessions()
+        os.kill(hung, signal.SIGSTOP)
+        with pytest.raises(KvmHostError, match="no answer for 2 s"):
+            host.hook.job(client, *host.arguments(before, "--restart"), stdin=talking.options(1, 0))
+    second = host.start(30, 5.0, "--restart")
+    os.kill(hung, signal.SIGCONT)  # and now the first start arrives
+    reader = Reader(host, second["job"])
+
+    event = reader.follow()
+
+    assert (event["state"], event["exit_status"]) == ("DONE", 0)
+    assert reader.lines == talking.lines(30)
+    assert host.generations() == ["1"]
+
+
+def test_a_host_that_was_rebooted_has_lost_the_job_and_does_it_again(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "boot_id").write_text("11111111-2222-3333-4444-555555555555\n")
+    rebooted = (
+        f"ForceCommand unshare --mount sh -c 'mount --bind {tmp_path}/boot_id /proc/sys/kernel/random/boot_id && "
+        'exec sh -c "$SSH_ORIGINAL_COMMAND"\'\n'
+    )
+    first = host.start(1000, 60.0)
+    reader = Reader(host, first["job"])
+
+    def power_cut() -> None:
+        wait_for(lambda: b"line 20\n" in (host.task / "log").read_bytes())
+        supervisor = json.loads((Path(first["job"]) / "job.json").read_text())["pid"]
+        for pid in [supervisor, *host.processes()]:
+            os.kill(pid, signal.SIGKILL)
+        host.sshd.kill()
+        host.sshd.start(rebooted)
+
+    event = reader.follow(power_cut)
+
+    assert event["state"] == "LOST"
+    assert "restarted" in event["reason"]
+    said = reader.lines
+    assert said == talking.lines(len(said))
+    assert len(said) > 20
+    second = host.start(10, 0.5)
+    again = Reader(host, second["job"])
+    assert again.follow()["state"] == "DONE"
+    assert again.lines == talking.lines(10), "the try after it shows what came after it"
+    assert host.generations() == ["1", "2"]
+
+
+def test_a_host_whose_clock_is_an_hour_off_is_followed_in_the_time_of_who_asked(host: Host) -> None:
+    ours = datetime.now(UTC) - timedelta(hours=1)
+    reader = Reader(host, host.start(40, 2.0, asked=ours.timestamp())["job"])
+
+    event = reader.follow()
+
+    assert (event["state"], event["exit_status"]) == ("DONE", 0)
+    assert reader.lines == talking.lines(40)
+    assert datetime.fromisoformat(event["result"]["started"]) - ours > timedelta(minutes=59)
+    for record in reader.records:
+        if "timestamp" in record:
+            assert abs(datetime.fromisoformat(record["timestamp"]) - ours) < timedelta(minutes=5)
+    # Attached to, killed and started again as ever: nothing of a job is judged by a clock that somebody sets.
+    second = host.start(1000, 60.0, asked=ours.timestamp() + 1)
+    assert host.start(1000, 60.0, asked=ours.timestamp() + 2) == {"job": second["job"], "attached": True}
+
+
+def test_a_triggerer_that_was_killed_is_replaced_and_no_line_is_new_or_missing(host: Host) -> None:
+    started = host.start(60, 6.0)
+    reader = Reader(host, started["job"])
+    with capture_logs() as reader.records:
+        asyncio.run(_until(reader.trigger, lambda: len(reader.lines) > 3))
+    first = [record for record in reader.records if "timestamp" in record]
+
+    replacement = Reader(host, started["job"])
+    replacement.trigger.task_instance = reader.trigger.task_instance
+    event = replacement.follow()
+
+    assert (event["state"], event["exit_status"]) == ("DONE", 0)
+    assert replacement.lines == talking.lines(60)
+    second = [record for record in replacement.records if "timestamp" in record]
+    assert first == second[: len(first)], "records that both wrote are equal to the last field"
+    assert len({record["timestamp"] for record in second}) == 60
+
+
+async def _until(trigger: JobTrigger, condition: Callable[[], bool]) -> None:
+    """Run a trigger for a while and drop it where it stands."""
+    running = asyncio.create_task(anext(trigger.run()))  # type: ignore[arg-type]
+    while not condition():
+        await asyncio.sleep(0.01)
+    running.cancel()
