@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import re
 
-# Markdown's own characters, HTML's, and the at sign and colon by which bare addresses become links.
-_MARKDOWN = re.compile(r"[\\`*_{}\[\]()<>#+\-.!|~&@:$\"'=]")
-
 
 def shown(text: str) -> str:
     """Keep text to one line that reads as it is written: what is not printable is written out, as ``\\u202e``.
@@ -17,5 +14,8 @@ def shown(text: str) -> str:
 
 
 def shown_in_markdown(text: str) -> str:
-    """Write text so that Markdown shows it and obeys none of it: no link, no image, no HTML."""
-    return _MARKDOWN.sub(lambda match: f"&#{ord(match[0])};", shown(text))
+    """Write text as a code span of Markdown, in which nothing is obeyed: no link, no image, no HTML."""
+    line = shown(text)
+    longest = max((len(run) for run in re.findall("`+", line)), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence} {line} {fence}"  # the blanks are no part of it: CommonMark takes one away at each end
