@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from airflow.configuration import conf
@@ -35,8 +36,9 @@ def build_janitor(plans: Sequence[Plan]) -> DAG:
         DAG_ID,
         dag_display_name="Janitor: leftovers of dead runs",
         description="Find and remove what dead runs have left on hosts and at vCenters",
-        # The first run is at the next midnight: not as soon as somebody installs Hyperflow.
-        schedule=CronTriggerTimetable("@daily", timezone="UTC", run_immediately=False),
+        # The first run is at the next midnight, not as soon as somebody installs Hyperflow. False would not say that:
+        # Airflow 3.3.2 takes it for "when less than a tenth of the interval has passed".
+        schedule=CronTriggerTimetable("@daily", timezone="UTC", run_immediately=timedelta(0)),
         catchup=False,
         max_active_runs=1,
         is_paused_upon_creation=False,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hyperflow.kvmhost.ledger import Entry, Ledger
 
 from lab import kvmhost
 from tests.kvmhost.stages import running
@@ -112,6 +113,20 @@ def test_processes_of_the_run_end_and_those_of_others_and_its_own_job_do_not(tmp
     assert result["exit_status"] == 0, result["log"]
     assert result["observed"]["processes_ended"] == [sleepers[0].pid]
     assert alive == [False, True, True]
+
+
+def test_what_is_gone_and_what_the_caller_vouches_for_is_struck_off_the_ledger(tmp_path: Path, staging: Path) -> None:
+    book, run = Ledger(tmp_path / "staging/.hyperflow"), "dag/run"
+    partial = staging / ".web01-disk1.vmdk.partial"
+    gone = [Entry("partial", str(partial)), Entry("overlay", str(staging / "work/boot")), Entry("snapshot", "vc/vm/s")]
+    kept = [Entry("fix-overlay", str(staging / "work")), Entry("staged-disk", str(staging / "web01-disk2.vmdk"))]
+    book.add(run, [*gone, *kept], {"airflow": "a", "dag": "dag", "run": "run"})
+    wanted = options(tmp_path, run=run, partials=[str(partial)], ledger_directory=str(tmp_path / "staging/.hyperflow"))
+
+    result = running.run("cleanup", {**wanted, "settled": ["snapshot", "lease"]})
+
+    assert result["exit_status"] == 0, result["log"]
+    assert book.read(run).open == kept
 
 
 @pytest.fixture
