@@ -4,15 +4,192 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
-from hyperflow.manifest.facts import DiskFacts, StagedDisk, VmFacts
+from hyperflow.manifest import guest_ids
+from hyperflow.manifest.facts import StagedDisk, VmFacts
 from hyperflow.manifest.faults import Fault
-from hyperflow.manifest.guest_ids import firmware, os_hint
 from hyperflow.manifest.load import ManifestError, manifest_of
 from hyperflow.manifest.models import ExportWarning, Manifest, Output, Pipeline
 
 EXPORT_METHOD = "hyperflow-nfc"
+
+
+class ManifestBuilder:
+    """Collects what is known of an exported VM; every step gives the builder back, :meth:`build` the manifest.
+
+    What is None, or never said, is left out of the manifest. Nothing is checked before :meth:`build`, which
+    lists everything at once::
+
+        ManifestBuilder("web01").hardware(cpu=2, memory_mb=1536, firmware="efi").disk("disk-0", path, size).build()
+
+    :param vm_name: the VM's name at its source, also for messages
+    """
+
+    def __init__(self, vm_name: str) -> None:
+        self._vm_name = vm_name
+        self._source: dict[str, Any] = {}
+        self._vm: dict[str, Any] = {}
+        self._disks: list[dict[str, Any]] = []
+        self._nics: list[dict[str, Any]] = []
+        self._notes: list[str] = []
+        self._warnings: list[dict[str, Any]] = []
+        self._metadata: dict[str, Any] = {}
+        self._tags: dict[str, str] = {}
+        self._sections: dict[str, Any] = {}
+
+    def source(
+        self,
+        *,
+        provider: str | None = None,
+        vm_id: str | None = None,
+        datacenter: str | None = None,
+        exported: datetime | None = None,
+        export_method: str | None = None,
+    ) -> Self:
+        """Say where the VM comes from.
+
+        :param exported: when the export ended; an aware time, written in UTC
+        """
+        self._source = {
+            "provider": provider,
+            "vm_id": vm_id,
+            "vm_name": self._vm_name,
+            "datacenter": datacenter,
+            "export_timestamp": None if exported is None else timestamp(exported),
+            "export_method": export_method,
+        }
+        return self
+
+    def hardware(
+        self,
+        *,
+        cpu: int | None = None,
+        memory_mb: int | None = None,
+        firmware: str | None = None,
+        secureboot: bool | None = None,
+    ) -> Self:
+        """Say what the VM is made of.
+
+        :param memory_mb: MiB; ``mem_gb`` is rounded up, the exact size stands beside it
+        :param firmware: as vSphere says, ``bios`` or ``efi``; ``unknown`` is written for any other word
+        """
+        self._vm |= {
+            "cpu": cpu,
+            "mem_gb": None if memory_mb is None else -(-memory_mb // 1024),  # 512 MB are 1, never 0
+            "mem_mb": memory_mb,
+            "firmware": None if firmware is None else guest_ids.firmware(firmware),
+            "secureboot": secureboot,
+        }
+        return self
+
+    def guest(self, guest_id: str | None, full_name: str | None = None, os_version: str | None = None) -> Self:
+        """Say what runs in the VM; ``os_hint`` is derived from it.
+
+        :param guest_id: vSphere's, as ``ubuntu64Guest``
+        :param full_name: as ``Ubuntu Linux (64-bit)``
+        :param os_version: product and version when known; otherwise the full name, or the id
+        """
+        self._vm |= {
+            "os_hint": guest_ids.os_hint(guest_id, full_name),
+            "os_version": os_version or full_name or guest_id,
+            "guest_id": guest_id,
+        }
+        return self
+
+    def disk(
+        self,
+        disk_id: str,
+        path: str,
+        size: int,
+        *,
+        source_format: str = "vmdk",
+        sha256: str | None = None,
+        boot_order: int | None = None,
+        label: str | None = None,
+        virtual_bytes: int | None = None,
+    ) -> Self:
+        """Add a disk; the first in boot order becomes the one of type boot.
+
+        :param path: absolute, on the KVM host
+        :param size: bytes of the file
+        :param sha256: 64 hexadecimal digits
+        :param boot_order: from 0; the place among the disks that were added when None
+        :param virtual_bytes: size the guest sees
+        """
+        self._disks.append(
+            {
+                "id": disk_id,
+                "source_format": source_format,
+                "bytes": size,
+                "local_path": path,
+                "checksum": None if sha256 is None else f"sha256:{sha256}",
+                "boot_order_hint": len(self._disks) if boot_order is None else boot_order,
+                "label": label,
+                "disk_type": "data",
+                "virtual_bytes": virtual_bytes,
+            }
+        )
+        return self
+
+    def nic(self, nic_id: str, *, mac: str | None = None, network: str | None = None) -> Self:
+        """Add a network adapter; ``network`` is the network's name at the source."""
+        self._nics.append({"id": nic_id, "mac": mac, "network": network})
+        return self
+
+    def note(self, text: str) -> Self:
+        """Add a note for people."""
+        self._notes.append(text)
+        return self
+
+    def warn(self, warning: ExportWarning) -> Self:
+        """Add a warning; it reaches the report."""
+        self._warnings.append(warning.to_document())
+        return self
+
+    def tag(self, key: str, value: str) -> Self:
+        """Add a tag."""
+        self._tags[key] = value
+        return self
+
+    def made(self, at: datetime, *, job_id: str | None = None) -> Self:
+        """Say when the manifest was made, and by what.
+
+        :param at: an aware time
+        :param job_id: as the DAG run's id
+        """
+        self._metadata = {"job_id": job_id, "created_at": timestamp(at)}
+        return self
+
+    def pipeline(self, pipeline: Pipeline) -> Self:
+        """Say what to do with the disks."""
+        self._sections["pipeline"] = pipeline.to_document()
+        return self
+
+    def output(self, output: Output) -> Self:
+        """Say where the images go."""
+        self._sections["output"] = output.to_document()
+        return self
+
+    def build(self) -> Manifest:
+        """Make the manifest.
+
+        :raises ManifestError: whatever the loader refuses, all of it
+        """
+        document: dict[str, Any] = {
+            "manifest_version": "1.0",
+            "source": _said(self._source or {"vm_name": self._vm_name}),
+            "vm": _said(self._vm),
+            "disks": [_said(disk) for disk in self._disks],
+            "nics": [_said(nic) for nic in self._nics],
+            "notes": list(self._notes),
+            "warnings": list(self._warnings),
+            "metadata": _said(self._metadata) | {"tags": dict(self._tags)},
+            **self._sections,
+        }
+        if self._disks:
+            min(document["disks"], key=lambda disk: disk["boot_order_hint"])["disk_type"] = "boot"
+        return manifest_of(document, f"manifest of {self._vm_name}")
 
 
 def build_manifest(
@@ -41,28 +218,43 @@ def build_manifest(
     :raises ManifestError: disks missing or too many, or whatever the loader refuses, all of it
     """
     by_id = _match(vm, staged)
-    document: dict[str, Any] = {
-        "manifest_version": "1.0",
-        "source": {
-            "provider": vm.provider,
-            "vm_id": vm.vm_id,
-            "vm_name": vm.vm_name,
-            "datacenter": vm.datacenter,
-            "export_timestamp": timestamp(exported),
-            "export_method": export_method,
-        },
-        "vm": _hardware(vm, os_version),
-        "disks": [_disk(disk, by_id[disk.id], _boot_id(vm)) for disk in vm.disks],
-        "nics": [{"id": nic.id, "mac": nic.mac, "network": nic.network} for nic in vm.nics],
-        "notes": list(notes),
-        "warnings": [warning.to_document() for warning in warnings],
-        "metadata": {"job_id": job_id, "created_at": timestamp(exported), "tags": dict(tags or {})},
-    }
+    builder = (
+        ManifestBuilder(vm.vm_name)
+        .source(
+            provider=vm.provider,
+            vm_id=vm.vm_id,
+            datacenter=vm.datacenter,
+            exported=exported,
+            export_method=export_method,
+        )
+        .hardware(cpu=vm.cpu, memory_mb=vm.memory_mb, firmware=vm.firmware, secureboot=vm.secureboot)
+        .guest(vm.guest_id, vm.guest_full_name, os_version)
+        .made(exported, job_id=job_id)
+    )
+    for disk in vm.disks:
+        file = by_id[disk.id]
+        builder.disk(
+            disk.id,
+            file.path,
+            file.bytes,
+            sha256=file.sha256,
+            boot_order=disk.boot_order,
+            label=disk.label,
+            virtual_bytes=file.virtual_bytes,
+        )
+    for nic in vm.nics:
+        builder.nic(nic.id, mac=nic.mac, network=nic.network)
+    for text in notes:
+        builder.note(text)
+    for warning in warnings:
+        builder.warn(warning)
+    for key, value in (tags or {}).items():
+        builder.tag(key, value)
     if pipeline is not None:
-        document["pipeline"] = pipeline.to_document()
+        builder.pipeline(pipeline)
     if output is not None:
-        document["output"] = output.to_document()
-    return manifest_of(document, f"manifest of {vm.vm_name}")
+        builder.output(output)
+    return builder.build()
 
 
 def timestamp(moment: datetime) -> str:
@@ -73,6 +265,10 @@ def timestamp(moment: datetime) -> str:
     if moment.tzinfo is None:
         raise ValueError(f"time: found {moment.isoformat()}, expected one with a time zone")
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _match(vm: VmFacts, staged: Sequence[StagedDisk]) -> dict[str, StagedDisk]:
@@ -90,37 +286,3 @@ def _match(vm: VmFacts, staged: Sequence[StagedDisk]) -> dict[str, StagedDisk]:
     if faults:
         raise ManifestError(f"manifest of {vm.vm_name}", faults)
     return by_id
-
-
-def _boot_id(vm: VmFacts) -> str | None:
-    return min(vm.disks, key=lambda disk: disk.boot_order).id if vm.disks else None
-
-
-def _hardware(vm: VmFacts, os_version: str | None) -> dict[str, Any]:
-    return {
-        "cpu": vm.cpu,
-        "mem_gb": -(-vm.memory_mb // 1024),  # rounded up: 512 MB are 1, never 0
-        "mem_mb": vm.memory_mb,
-        "firmware": firmware(vm.firmware),
-        "secureboot": vm.secureboot,
-        "os_hint": os_hint(vm.guest_id, vm.guest_full_name),
-        "os_version": os_version or vm.guest_full_name or vm.guest_id,
-        "guest_id": vm.guest_id,
-    }
-
-
-def _disk(disk: DiskFacts, file: StagedDisk, boot_id: str | None) -> dict[str, Any]:
-    written: dict[str, Any] = {
-        "id": disk.id,
-        "source_format": "vmdk",
-        "bytes": file.bytes,
-        "local_path": file.path,
-    }
-    if file.sha256 is not None:
-        written["checksum"] = f"sha256:{file.sha256}"
-    return written | {
-        "boot_order_hint": disk.boot_order,
-        "label": disk.label,
-        "disk_type": "boot" if disk.id == boot_id else "data",
-        "virtual_bytes": file.virtual_bytes,
-    }
