@@ -4,13 +4,17 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format install system schemas lock clean
+.PHONY: demo test bench lint format install system schemas lock clean
 
 demo: install system            ## move the lab's guest from its vCenter to KVM and show the proof
 	./hyperflow demo
 
 test: install system            ## every test, the real migration included
 	$(PYTHON) -m pytest
+
+bench: install system           ## measure against the usual tools; some names only: make bench ONLY="convert_qcow2 fix"
+	lab/install-packages curl e2fsprogs openssl virt-v2v
+	PYTHONPATH=plugins:. $(PYTHON) -m bench $(ONLY)
 
 lint: install
 	$(VENV)/bin/ruff check .
