@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from hyperflow.manifest.models import Manifest
 
 # A manifest is data from another machine: what asks to be run is refused, not ignored.
-RUNNABLE = "^(?:.*[_-])?(?:[Hh]ook|[Cc]ommand|[Ss]cript)s?$"
+RUNNABLE = (
+    r"(?:^|[^A-Za-z])(?:[Hh]ook|HOOK|[Cc]ommand|COMMAND|[Ss]cript|SCRIPT)[Ss]?[ \t\r\n]*$"
+    r"|[a-z](?:Hook|Command|Script)s?[ \t\r\n]*$"
+)
 
 
 def faults(document: Any) -> list[tuple[Location, Fault]]:

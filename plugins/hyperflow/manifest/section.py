@@ -114,7 +114,9 @@ class Matching:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        written = {**handler(schema), "pattern": f"^(?:{self.pattern})$", "not": {"pattern": "[\\r\\n]"}}
+        # Go's RE2, which hypersdk's side of the contract has, knows \x00 and not \u0000.
+        portable = re.sub(r"\\u00([0-9A-Fa-f]{2})", r"\\x\1", self.pattern)
+        written = {**handler(schema), "pattern": f"^(?:{portable})$", "not": {"pattern": "[\\r\\n]"}}
         return written if self.limit is None else {**written, "maxLength": self.limit}
 
     def _check(self, value: str) -> str:
