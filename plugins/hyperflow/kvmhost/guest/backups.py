@@ -78,6 +78,16 @@ class Changes:
         self._files.handle.ln_s(target, path)
         self._note(path, CREATED, None)
 
+    def folder(self, path: str, mode: int, owner: tuple[int, int]) -> None:
+        """Make a folder where nothing is.
+
+        :param owner: user and group id
+        """
+        self._files.handle.mkdir_p(path)
+        self._files.handle.chmod(mode, path)
+        self._files.handle.chown(*owner, path)
+        self._note(path, CREATED, None)
+
     def paths(self) -> list[str]:
         """The files that are there after the change, and the originals that were kept."""
         there = [path for path, entry in self._done.items() if entry["change"] != REMOVED]

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from hyperflow.kvmhost import manifest_file
-from hyperflow.kvmhost.guest import bootloader, fstab, initramfs, inspection, interfaces, network, overlay, stale, tools
+from hyperflow.kvmhost.guest import (
+    bootloader,
+    configuration,
+    fstab,
+    initramfs,
+    inspection,
+    interfaces,
+    network,
+    overlay,
+    stale,
+    tools,
+)
 from hyperflow.kvmhost.guest.appliance import Appliance
 from hyperflow.kvmhost.guest.backups import FOLDER, Changes
+from hyperflow.kvmhost.guest.configuration import Configuration
 from hyperflow.kvmhost.guest.files import GuestFiles, printable
 from hyperflow.kvmhost.guest.inspection import Guest
 from hyperflow.kvmhost.guest.network import Nic
@@ -36,6 +48,7 @@ class Options:
     :param remove_vmware_tools: else they are left where they do nothing on KVM, and disabled where they would
     :param fstab_mode: stabilize-all, bypath-only or noop
     :param nics: the target's network cards, in the source's order
+    :param configuration: the manifest's: users, services, hostname and network to set
     """
 
     manifest: ManifestReference
@@ -47,6 +60,7 @@ class Options:
     remove_vmware_tools: bool
     fstab_mode: str
     nics: list[Nic]
+    configuration: Configuration = field(default_factory=Configuration)
 
 
 def run(options: Options, job: Job) -> dict[str, Any]:
@@ -59,6 +73,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     """
     if options.fstab_mode not in fstab.MODES:
         raise BadRequest(f"fstab_mode: found {options.fstab_mode!r}, expected one of {', '.join(fstab.MODES)}")
+    configuration.check(options.configuration)
     manifest = manifest_file.load(options.manifest.path, options.manifest.sha256)
     complete, partial = options.work_directory / "fix", options.work_directory / ".fix.partial"
     for leftover in (complete, partial):
@@ -131,6 +146,8 @@ class Fix:
         require_virtio(kernels, self._job)
         vmware_tools = tools.handle(self._files, self._changes, self._options.remove_vmware_tools, self._job)
         self._steps.done("vmware tools")
+        configured = configuration.apply(self._files, self._changes, self._options.configuration, self._job)
+        self._steps.done("configuration")
         tables = self._tables()
         stale.forget_disks(self._files, self._changes)
         found = interfaces.read(self._files, self._job)
@@ -150,6 +167,7 @@ class Fix:
             "boot_entries": [entry.as_json() for entry in entries],
             "network": links,
             "vmware_tools": vmware_tools,
+            "configuration": configured,
         }
 
     def _tables(self) -> dict[str, Any]:
