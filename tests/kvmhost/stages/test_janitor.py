@@ -98,6 +98,13 @@ def test_a_run_that_ended_of_late_keeps_what_a_person_can_go_on_from(place: Plac
     assert sorted(entry.thing for entry in place.ledger.read(RUN).open) == sorted(kept)
 
 
+def test_a_run_that_succeeded_keeps_the_disks_that_it_staged(place: Place, leftovers: dict[str, Path]) -> None:
+    found = place.clean(succeeded=True)
+    assert {thing for thing, action in found.items() if action == "kept"} == {str(leftovers["staged-disk"])}
+    assert leftovers["staged-disk"].exists()
+    assert place.clean() == {}
+
+
 def test_a_run_that_is_not_named_keeps_everything(place: Place, leftovers: dict[str, Path]) -> None:
     assert place.clean(OTHER) == {}
     assert all(path.exists() for path in leftovers.values())
@@ -214,7 +221,7 @@ def domains() -> list[str]:
 def test_the_domain_of_a_dead_run_is_undefined_and_its_images_stay(
     place: Place, open_folder: Path, domain: str
 ) -> None:
-    assert place.clean(succeeded=True) == {domain: "kept"}
+    assert place.clean(succeeded=True, dry_run=True) == {domain: "kept"}
     assert domain in domains()
     assert place.clean(dry_run=True) == {domain: "would remove"}
     assert domain in domains()

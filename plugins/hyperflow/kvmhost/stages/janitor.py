@@ -30,6 +30,7 @@ FAILED = "failed"
 
 TO_GO_ON = ("staged-disk", "fix-overlay")  # what a failed run needs when a person clears its failed task
 DECODED = re.compile(r"\..+\.decoded\.partial")  # a folder, see images/decoded.py
+RESULTS = ("staged-disk", "domain")  # what a run that succeeded leaves on purpose
 OVERLAYS = ("fix", ".fix.partial", ".inspect.partial", "boot")  # names below a VM's work folder
 FORGET_SECONDS = 90 * 24 * 3600.0  # a ledger with nothing open in it tells its story for that long
 
@@ -122,7 +123,10 @@ class Janitor:
         findings = []
         for entry in book.open:
             if entry.kind in (*ledger.ON_DISK, "domain"):
-                action, why = self._handle(entry, ended)
+                if entry.kind in RESULTS and ended.succeeded:
+                    action, why = self._strike(entry, ended, KEPT, "its run succeeded: it is a result")
+                else:
+                    action, why = self._handle(entry, ended)
                 findings.append(Finding(ended.run, entry.kind, entry.thing, action, why))
         return findings
 
@@ -219,8 +223,6 @@ class Janitor:
             raise Left("its path is none that a run of Hyperflow has on this host")
 
     def _require_own_domain(self, entry: Entry, ended: EndedRun) -> None:
-        if ended.succeeded:
-            raise Left("its run succeeded: the domain is the result")
         domain = self._domain(entry)
         reason = None if domain is None else domains.why_left(self._uri, domain, entry.facts.get("vm", ""), ended.run)
         if reason is not None:
