@@ -58,16 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_airflow(migrate)
     migrate.set_defaults(run=_migrate)
 
-    manifest = commands.add_parser("manifest", help="Artifact Manifest v1.0").add_subparsers(
-        required=True, metavar="ACTION"
-    )
-    for action, meaning in (
-        ("validate", "check a manifest against the contract"),
-        ("verify", "check the manifest, and its disks' sizes and digests"),
-    ):
-        command = manifest.add_parser(action, help=meaning)
-        command.add_argument("file", type=Path, metavar="FILE")
-        command.set_defaults(run=_manifest, action=action)
+    _add_manifest(commands.add_parser("manifest", help="Artifact Manifest v1.0; exit status 0 valid, 1 invalid"))
 
     host = commands.add_parser("host", help="KVM hosts").add_subparsers(required=True, metavar="ACTION")
     checking = host.add_parser("check", help="tools, acceleration and space of a host, through Airflow")
@@ -86,6 +77,26 @@ def _parser() -> argparse.ArgumentParser:
     _add_airflow(janitor)
     janitor.set_defaults(run=_janitor)
     return parser
+
+
+def _add_manifest(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
+    for action, meaning in (
+        ("validate", "check a manifest against schema and rules of the contract"),
+        ("verify", "check the manifest, and its disks' sizes and digests"),
+        ("show", "show a manifest as tables"),
+    ):
+        command = actions.add_parser(action, help=meaning)
+        command.add_argument("file", type=Path, metavar="FILE")
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+    build = actions.add_parser("build", help="make the manifest of what an exporter left")
+    build.add_argument("export", type=Path, metavar="DIR|OVF", help="a descriptor, or a folder with one or with images")
+    build.add_argument("--output", type=Path, metavar="FILE", help="artifact-manifest.json beside the disks, else")
+    build.add_argument("--no-checksums", action="store_true", help="do not read the disks for their SHA-256")
+    build.add_argument("--force", action="store_true", help="replace a manifest that is there")
+    build.add_argument("--json", action="store_true", help="print one JSON object")
+    actions.add_parser("schema", help="print the JSON Schema, Draft 7")
+    parser.set_defaults(run=_manifest)
 
 
 def _add_airflow(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +138,18 @@ def _migrate(parsed: argparse.Namespace) -> int:
 def _manifest(parsed: argparse.Namespace) -> int:
     from hyperflow.cli import manifest
 
-    return manifest.validate(parsed.file) if parsed.action == "validate" else manifest.verify(parsed.file)
+    if parsed.action == "schema":
+        return manifest.schema()
+    if parsed.action == "build":
+        return manifest.build(
+            parsed.export,
+            output=parsed.output,
+            checksums=not parsed.no_checksums,
+            replace=parsed.force,
+            as_json=parsed.json,
+        )
+    check = {"validate": manifest.validate, "verify": manifest.verify, "show": manifest.show}[parsed.action]
+    return check(parsed.file, as_json=parsed.json)
 
 
 def _host_check(parsed: argparse.Namespace) -> int:

@@ -69,12 +69,14 @@ def verify_manifest(
     folder: Path | None = None,
     progress: ProgressCallback | None = None,
     workers: int | None = None,
+    always_read: bool = False,
 ) -> list[VerifiedDisk]:
     """Read every file the manifest names and compare size and SHA-256.
 
     :param folder: the manifest's; a file that is said to lie in it must do so when all links are followed
     :param progress: told of every block read; what it raises ends the reading of every disk, and is raised
     :param workers: files read at once; the number of CPUs when None
+    :param always_read: read also what has no checksum, for its digest
     :return: a verdict a disk, in the manifest's order; nothing is raised for what is wrong with a file
     """
     limit = workers or os.cpu_count() or 1
@@ -87,7 +89,7 @@ def verify_manifest(
             progress(disk_id, read, total)
 
     with ThreadPoolExecutor(max_workers=min(limit, len(manifest.disks))) as pool:
-        waiting = [pool.submit(verify_disk, disk, folder, step) for disk in manifest.disks]
+        waiting = [pool.submit(verify_disk, disk, folder, step, always_read=always_read) for disk in manifest.disks]
         try:
             return [each.result() for each in waiting]
         except BaseException:  # Ctrl-C among them: without this the threads would read their terabytes first
@@ -96,7 +98,9 @@ def verify_manifest(
             raise
 
 
-def verify_disk(disk: Disk, folder: Path | None = None, progress: ProgressCallback | None = None) -> VerifiedDisk:
+def verify_disk(
+    disk: Disk, folder: Path | None = None, progress: ProgressCallback | None = None, *, always_read: bool = False
+) -> VerifiedDisk:
     """Read one disk's file and compare it with the manifest; see :func:`verify_manifest`."""
     try:
         path = _real_path(disk, folder)
@@ -109,7 +113,7 @@ def verify_disk(disk: Disk, folder: Path | None = None, progress: ProgressCallba
     except OSError as fault:
         return _not_opened(disk, fault)
     try:
-        return _compare(disk, descriptor, progress)
+        return _compare(disk, descriptor, progress, always_read)
     except OSError as fault:
         return _verdict(disk, Verdict.UNREADABLE, fault.strerror or str(fault), "a file that can be read")
     finally:
@@ -150,18 +154,20 @@ def _not_opened(disk: Disk, fault: OSError) -> VerifiedDisk:
     return _verdict(disk, Verdict.UNREADABLE, fault.strerror or str(fault), "a file that can be read")
 
 
-def _compare(disk: Disk, descriptor: int, progress: ProgressCallback | None) -> VerifiedDisk:
+def _compare(disk: Disk, descriptor: int, progress: ProgressCallback | None, always_read: bool) -> VerifiedDisk:
     before = os.fstat(descriptor)
     if not stat.S_ISREG(before.st_mode):
         return _verdict(disk, Verdict.NOT_REGULAR, _kind(before.st_mode), "a regular file")
     if before.st_size != disk.bytes:
         return _verdict(disk, Verdict.SIZE_DIFFERS, f"{before.st_size} bytes", f"{disk.bytes} bytes")
-    if disk.sha256 is None:
+    if disk.sha256 is None and not always_read:
         return _verdict(disk, Verdict.NO_CHECKSUM, "no checksum in the manifest", "one")
     digest, read = _digest(disk, descriptor, progress)
     moved = _changed_meanwhile(disk, descriptor, before, read)
     if moved is not None:
         return moved
+    if disk.sha256 is None:
+        return _verdict(disk, Verdict.NO_CHECKSUM, "no checksum in the manifest", "one", digest)
     verdict = Verdict.MATCHES if digest == disk.sha256 else Verdict.DIGEST_DIFFERS
     return _verdict(disk, verdict, digest, disk.sha256, digest)
 
