@@ -18,10 +18,10 @@ LONG = 12 * 2**30  # bytes of a sparse disk: its checksum takes some ten seconds
 LIMIT = 120.0  # seconds a test waits before it gives up
 
 
-def job(*arguments: str, stdin: str = "") -> tuple[dict[str, Any], bytes]:
+def job(*arguments: str, stdin: str = "", program: str = "") -> tuple[dict[str, Any], bytes]:
     """Run ``job ...`` as the control plane does; its answer, and the log that follows it."""
     done = subprocess.run(
-        ["/usr/bin/python3", "-m", "hyperflow.kvmhost", "job", *arguments],
+        ["/usr/bin/python3", *([program] if program else ["-m", "hyperflow.kvmhost"]), "job", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT / "plugins")},
         input=stdin.encode(),
         capture_output=True,

@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import sys
 import time
 import traceback
@@ -56,6 +57,18 @@ OPTIONS_LIMIT = 16 * 1024 * 1024  # bytes; a manifest of a thousand disks has so
 RESERVE = "reserve"  # beside a job's result: disk that is freed when the result does not fit otherwise
 
 OptionsType = TypeVar("OptionsType")
+
+
+ADVICE = {  # what a fault of the operating system asks a person to do
+    errno.ENOSPC: "make room on the host, then clear the task",
+    errno.EDQUOT: "raise the quota on the host, then clear the task",
+    errno.EROFS: "mount it writable (after a fault of the disk?), or take another directory",
+    errno.EACCES: "let the connection's user write there, or take another directory",
+    errno.EPERM: "let the connection's user write there, or take another directory",
+    errno.EIO: "the host's disk or its network storage fails; see the host's kernel log",
+    errno.ENOMEM: "free some memory on the host, or raise the stage's limit",
+    errno.ESTALE: "the network storage was taken away; mount it again",
+}
 
 
 class StageError(Exception):
@@ -137,7 +150,8 @@ class Job:
         }
         if error is not None:
             result["error"] = {"kind": error.kind, "message": str(error)}
-        return result
+        carried: dict[str, Any] = _carried(result)
+        return carried
 
 
 def run_stage(name: str, options_text: str, result_path: Path) -> int:
@@ -159,9 +173,7 @@ def run_stage(name: str, options_text: str, result_path: Path) -> int:
     except StageError as fault:
         error = fault
     except MemoryError:
-        error = StageError(
-            "the memory that this stage may use is at its end; raise the limit, or free some on the host"
-        )
+        error = StageError(f"no more memory for this stage; {ADVICE[errno.ENOMEM]}")
     except OSError as fault:
         traceback.print_exc(file=sys.stdout)
         error = StageError(explain(fault))
@@ -180,16 +192,7 @@ def explain(fault: OSError) -> str:
     said = f"{what}{fault.strerror or fault}"
     if fault.errno == errno.ENOENT and what and "/" not in what:
         return f"{said}: this program is not installed on the host, or was removed; install it"
-    advice = {
-        errno.ENOSPC: "make room on the host, then clear the task",
-        errno.EDQUOT: "raise the quota on the host, then clear the task",
-        errno.EROFS: "mount it writable (after a fault of the disk?), or take another directory",
-        errno.EACCES: "let the connection's user write there, or take another directory",
-        errno.EPERM: "let the connection's user write there, or take another directory",
-        errno.EIO: "the host's disk or its network storage fails; see the host's kernel log",
-        errno.ENOMEM: "free some memory on the host, or raise the stage's limit",
-        errno.ESTALE: "the network storage was taken away; mount it again",
-    }.get(fault.errno or 0)
+    advice = ADVICE.get(fault.errno or 0)
     return f"{said}; {advice}" if advice else f"{type(fault).__name__}: {said}"
 
 
@@ -282,6 +285,16 @@ def _read_object(expected: Any, value: Any, path: str, faults: list[str]) -> Any
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             faults.append(f"{path}.{name}: missing")
     return None if faults else expected(**arguments)
+
+
+def _carried(value: Any) -> Any:
+    """Show bytes of a guest that are no UTF-8 as ``\\xNN``: messages and databases on the way carry Unicode only."""
+    if isinstance(value, str):
+        shown = re.sub("[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", value)
+        return shown.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {_carried(key): _carried(inner) for key, inner in value.items()}
+    return [_carried(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _one_line(message: str) -> str:

@@ -10,17 +10,23 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from hyperflow.kvmhost import acceleration
+from hyperflow.kvmhost.progress import size
 from hyperflow.kvmhost.stage import Job, StageError
 
 MEMORY_MB = 1280  # mkinitramfs of a large kernel and its compressor fit; libguestfs' default is 768 or 1280
 MOST_CPUS = 4
 LIMIT = 3600.0  # seconds; a program of a hostile guest may run for ever
+LOOK = 1.0  # seconds between two looks at the file system of the overlays
+# Bytes left on it at which the appliance is ended: QEMU stops a machine whose disk cannot grow until somebody makes
+# room, and guestfs waits for it.
+LEAST_FREE = 8 << 20
 
 # QEMU before 8 translates code for the address it runs at: with random addresses each new process of a shell script is
 # translated again. Measured with QEMU 7.2: /bin/true in 12 ms instead of 58, an initramfs in 17 s instead of 48.
@@ -38,7 +44,7 @@ class Appliance:
     and the appliance shut down, with every error of that raised; a block that failed only closes it.
 
     :param overlays: qcow2 files; their format is never probed
-    :param limit: seconds after which the appliance is killed
+    :param limit: seconds after which the appliance is killed; it is killed too when its overlays cannot grow any more
     :raises StageError: for every fault of guestfs inside the block, with its message
     """
 
@@ -47,8 +53,9 @@ class Appliance:
         self._job = job
         self._limit = limit
         self._handle: Any = None
-        self._timer: threading.Timer | None = None
-        self._expired = False
+        self._watch: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._killed_for = ""
 
     def __enter__(self) -> Any:
         os.environ["LIBGUESTFS_BACKEND"] = "direct"  # libvirt's would run the appliance as another user
@@ -65,9 +72,8 @@ class Appliance:
             raise StageError(f"libguestfs did not start its appliance: {fault}") from fault
         version = self._handle.version()
         self._job.tools["libguestfs"] = ".".join(str(version[part]) for part in ("major", "minor", "release"))
-        self._timer = threading.Timer(self._limit, self._expire, [self._handle.get_pid()])
-        self._timer.daemon = True
-        self._timer.start()
+        self._watch = threading.Thread(target=self._watch_over, args=[self._handle.get_pid()], daemon=True)
+        self._watch.start()
         return self._handle
 
     def __exit__(
@@ -82,11 +88,11 @@ class Appliance:
                 self._handle.sync()
                 self._handle.shutdown()  # unlike close, it says when a disk could not be written
         except FAULTS as late:
-            raise StageError(f"the guest's disks were not closed cleanly: {late}") from late
+            raise StageError(self._killed_for or f"the guest's disks were not closed cleanly: {late}") from late
         finally:
             self._close()
-        if self._expired:
-            raise StageError(f"stopped after {self._limit:.0f} s: a program of the guest did not end") from fault
+        if self._killed_for:
+            raise StageError(self._killed_for) from fault
         if isinstance(fault, FAULTS):
             raise StageError(f"in the guest: {fault}") from fault
 
@@ -104,12 +110,25 @@ class Appliance:
             handle.add_drive_opts(str(overlay), format="qcow2", cachemode="unsafe")
         handle.launch()
 
-    def _expire(self, pid: int) -> None:
-        self._expired = True
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    def _watch_over(self, pid: int) -> None:
+        """Kill the appliance when there is no hope that it ends by itself."""
+        folder = self._overlays[0].parent
+        began = time.monotonic()
+        while not self._ended.wait(LOOK):
+            found = os.statvfs(folder)
+            if found.f_bavail * found.f_frsize < LEAST_FREE:
+                free = size(found.f_bavail * found.f_frsize)
+                self._killed_for = f"{folder}: {free} free, and the guest's changes still grow; make room there"
+            elif time.monotonic() - began > self._limit:
+                self._killed_for = f"stopped after {self._limit:.0f} s: a program of the guest did not end"
+            else:
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            return
 
     def _close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._ended.set()
+        if self._watch is not None:
+            self._watch.join()
         self._handle.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hyperflow.kvmhost.stage import Job, StageError
+from hyperflow.kvmhost.stage import ADVICE, Job, StageError
 
 DRIVERS = {"vhd": "vpc"}  # where QEMU's name of a format is another one
 _PERCENT = re.compile(rb"\((\d+)\.\d+/100%\)")
@@ -170,4 +172,9 @@ def _call(arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
 
 
 def _said(errors: bytes) -> str:
-    return errors.decode("utf-8", "replace").strip()[-2000:] or "it failed without a word"
+    """What qemu-img said; with what to do where the host is at fault."""
+    said = errors.decode("utf-8", "replace").strip()[-2000:] or "it failed without a word"
+    for number in (errno.ENOSPC, errno.ENOMEM, errno.EROFS):
+        if os.strerror(number) in said:
+            return f"{said}; {ADVICE[number]}"
+    return said

@@ -1,0 +1,314 @@
+"""What a KVM host can do to a stage: no disk, no memory, no program, a file in the way. Each is said, and is over."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import talking
+from tests.kvmhost.guest import phony
+from tests.kvmhost.images import images, vmdk_writer
+from tests.kvmhost.stages import running, staged, tls_server
+from tests.kvmhost.stages.tls_server import Handler
+from tests.kvmhost.test_jobs import job, wait
+
+pytestmark = pytest.mark.lab
+
+RUN = "dag/run"
+MIB = 1 << 20
+GRAINS = 64  # of the disk that is moved, none of which compresses
+CAPACITY = 70 * 65536
+LIMIT = 240.0  # seconds a test waits before it gives up
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file system of its own, with a staging folder on it.
+
+    :param root: where it is mounted
+    """
+
+    root: Path
+
+    @property
+    def task(self) -> Path:
+        """The directory of the jobs of a task."""
+        return self.root / ".hyperflow/jobs" / RUN / "task"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Makes a stage one of that task's job, whose ledger is on this file system."""
+        return {"HYPERFLOW_JOB": str(self.task / "1"), "HYPERFLOW_RUN": RUN}
+
+    def fill(self, leave: int) -> None:
+        """Use up the file system, as another program does.
+
+        :param leave: bytes that stay free
+        """
+        found = os.statvfs(self.root)
+        with (self.root / "somebody-elses").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(found.f_bavail * found.f_frsize - leave, 1))
+
+    def free(self) -> None:
+        """Make room again."""
+        (self.root / "somebody-elses").unlink()
+
+    def make_read_only(self) -> None:
+        """Mount it read-only, as the kernel does after a fault of the disk."""
+        subprocess.run(["mount", "-o", "remount,ro", str(self.root)], check=True)
+
+
+@contextmanager
+def file_system(root: Path, size: int) -> Iterator[Place]:
+    """Mount a file system of that many bytes."""
+    root.mkdir(mode=0o755)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(root)], check=True)
+    try:
+        (root / ".hyperflow").mkdir()
+        yield Place(root)
+    finally:
+        subprocess.run(["umount", "--lazy", str(root)], check=True)
+
+
+@contextmanager
+def held_before_it_creates(place: Place) -> Iterator[Callable[[int], None]]:
+    """Hold the ledger: a stage that has checked all it wants to check waits there before it creates anything.
+
+    :return: waits until that process is there
+    """
+    ledger = place.root / ".hyperflow/ledger"
+    ledger.mkdir(mode=0o700, exist_ok=True)
+    with (ledger / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def arrived(pid: int) -> None:
+            until(lambda: any(line.split()[1] == "->" and str(pid) in line.split() for line in locks()))
+
+        yield arrived
+
+
+def locks() -> list[str]:
+    return Path("/proc/locks").read_text().splitlines()
+
+
+def until(condition: Callable[[], Any]) -> None:
+    limit = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen"
+        time.sleep(0.02)
+
+
+def meanwhile(
+    stage: str,
+    options: dict[str, Any],
+    place: Place,
+    fault: Callable[[], None],
+    environment: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Run a stage and make a fault when it is about to create its first file; its result."""
+    result = place.root.parent / "result.json"
+    result.unlink(missing_ok=True)
+    with held_before_it_creates(place) as arrived:
+        process = running.start(stage, options, result, {**place.environment, **(environment or {})})
+        arrived(process.pid)
+        fault()
+    log, _ = process.communicate()
+    document: dict[str, Any] = json.loads(result.read_text())
+    return {**document, "exit_status": process.returncode, "log": log}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with file_system(tmp_path / "host", 160 * MIB) as mounted:
+        yield mounted
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Iterator[Place]:
+    with file_system(tmp_path / "output", 160 * MIB) as mounted:
+        yield mounted
+
+
+@pytest.fixture
+def conversion(tmp_path: Path, output: Place) -> dict[str, Any]:
+    """Options of a conversion onto a file system of its own, with a fix to lay over."""
+    source = images.stream_optimized(raw_disk(tmp_path), tmp_path / "disk.vmdk")
+    overlay = tmp_path / "overlay.qcow2"
+    images.qemu_img("create", "-q", "-f", "qcow2", "-b", source, "-F", "vmdk", overlay)
+    images.qemu_io(overlay, "write -P 7 70000 200000")
+    return {
+        "manifest": staged.manifest(tmp_path, source),
+        "disk_id": "disk-0",
+        "overlay": str(overlay),
+        "output_directory": str(output.root / "images"),
+        "filename": "disk-0.qcow2",
+        "format": "qcow2",
+    }
+
+
+def raw_disk(folder: Path) -> Path:
+    path = folder / "disk.raw"
+    path.write_bytes(b"".join(images.noise(n) for n in range(GRAINS)))
+    return path
+
+
+def failed(result: dict[str, Any], *words: str) -> None:
+    """The stage failed for good, and said in one line what happened to which file and what to do."""
+    assert (result["succeeded"], result["exit_status"]) == (False, 1), result["log"]
+    for word in words:
+        assert word in result["error"]["message"]
+    assert "\n" not in result["error"]["message"]
+
+
+def output_of(options: dict[str, Any]) -> list[str]:
+    return sorted(path.name for path in Path(options["output_directory"]).iterdir())
+
+
+def test_the_disk_is_full_while_an_image_is_made(place: Place, output: Place, conversion: dict[str, Any]) -> None:
+    result = meanwhile("convert", conversion, place, lambda: output.fill(MIB))
+
+    failed(result, "No space left on device", "make room")
+    assert output_of(conversion) == []
+    output.free()
+    assert running.run("convert", conversion)["succeeded"]
+
+
+def test_the_output_directory_becomes_read_only(place: Place, output: Place, conversion: dict[str, Any]) -> None:
+    result = meanwhile("convert", conversion, place, output.make_read_only)
+
+    failed(result, "ead-only file system", str(output.root), "mount it writable")
+    assert output_of(conversion) == []
+
+
+def test_qemu_img_goes_while_an_image_is_made(place: Place, conversion: dict[str, Any], tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "qemu-img").symlink_to("/usr/bin/qemu-img")
+
+    result = meanwhile("convert", conversion, place, (programs / "qemu-img").unlink, {"PATH": str(programs)})
+
+    failed(result, "qemu-img", "not installed", "package")
+    assert output_of(conversion) == []
+
+
+def test_somebody_puts_a_file_where_the_image_goes(place: Place, conversion: dict[str, Any]) -> None:
+    target = Path(conversion["output_directory"], conversion["filename"])
+
+    result = meanwhile("convert", conversion, place, lambda: target.write_text("somebody's"))
+
+    assert result["exit_status"] == 64
+    assert "move it away" in result["error"]["message"]
+    assert target.read_text() == "somebody's"
+    again = running.run("convert", conversion)
+    assert again["exit_status"] == 64
+    assert target.read_text() == "somebody's"
+    target.rename(target.with_name("theirs"))
+    first = running.run("convert", conversion)
+    second = running.run("convert", conversion)
+    assert first["succeeded"]
+    assert "already converted" in second["log"]
+    assert second["observed"] == first["observed"]
+
+
+def test_the_memory_that_a_stage_may_use_is_at_its_end(conversion: dict[str, Any], tmp_path: Path) -> None:
+    process = running.start("convert", conversion, tmp_path / "result.json")
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (90 * MIB, 90 * MIB))
+    log, _ = process.communicate()
+    result = json.loads((tmp_path / "result.json").read_text())
+
+    failed({**result, "exit_status": process.returncode, "log": log}, "emory", "raise the stage's limit")
+    assert output_of(conversion) == []
+    assert running.run("convert", conversion)["succeeded"]
+
+
+def test_the_disk_is_full_while_an_export_arrives(place: Place, tmp_path: Path) -> None:
+    vmdk = vmdk_writer.write(tmp_path / "a.vmdk", CAPACITY, [(n, images.noise(n)) for n in range(GRAINS)]).read_bytes()
+
+    def answer(handler: Handler) -> None:
+        handler.start(None)  # of unknown length: that it does not fit shows when it is here
+        handler.wfile.write(vmdk)
+
+    with tls_server.serve(tls_server.make_certificate(tmp_path), answer) as server:
+        options = {
+            "url": server.url,
+            "target": str(place.root / "web01/web01-disk1.vmdk"),
+            "disk_id": "disk-0",
+            "thumbprints": [server.sha256],
+            "capacity_bytes": CAPACITY,
+            "source": "vm-1 snapshot-2 run-3",
+        }
+        start = ("start", "--directory", str(place.task), "--stage", "download", "--run", RUN)
+        place.task.mkdir(parents=True)  # noted already: the lock on the ledger is the stage's to wait for
+        with held_before_it_creates(place) as arrived:
+            first = job(*start, stdin=json.dumps(options))[0]["job"]
+            arrived(stage_of(first))
+            place.fill(MIB)
+        ended = wait(first)
+        assert ended["exit_status"] == 1
+        assert "No space left on device" in ended["result"]["error"]["message"]
+        assert "web01-disk1.vmdk" in ended["result"]["error"]["message"]
+        assert list((place.root / "web01").iterdir()) == []
+        assert b"error: " in (place.task / "log").read_bytes().splitlines()[-1]
+        place.free()
+        second = wait(job(*start, stdin=json.dumps(options))[0]["job"])
+    assert second["result"]["observed"]["sha256"] == hashlib.sha256(vmdk).hexdigest()
+
+
+def test_a_job_ends_with_its_log_and_its_result_on_a_disk_without_a_byte_left(tmp_path: Path) -> None:
+    with file_system(tmp_path / "host", 8 * MIB) as place:
+        started = job(
+            *("start", "--directory", str(place.task), "--stage", talking.STAGE, "--run", RUN),
+            stdin=talking.options(2000, 4.0).decode(),
+            program=str(talking.pack(tmp_path)),
+        )[0]["job"]
+        until(lambda: b"line 10\n" in (place.task / "log").read_bytes())
+        place.fill(0)
+
+        ended = wait(started)
+
+        assert (ended["state"], ended["exit_status"]) == ("DONE", 0)
+        assert ended["result"]["observed"] == {"lines": 2000}
+        said = [line.partition(" ")[2] for line in (place.task / "log").read_text().splitlines()]
+        assert said == talking.lines(2000)
+
+
+def test_the_disk_is_full_while_a_guest_is_fixed(place: Place, tmp_path: Path) -> None:
+    disk = phony.disk(tmp_path / "a.raw", phony.LINUX)
+    options = {
+        "manifest": staged.manifest(tmp_path, disk, source_format="raw"),
+        "work_directory": str(place.root / "web01/work"),
+        "backup": True,
+        "update_grub": True,
+        "regen_initramfs": False,
+        "print_fstab": False,
+        "remove_vmware_tools": False,
+        "fstab_mode": "stabilize-all",
+        "nics": [],
+    }
+
+    result = meanwhile("fix", options, place, lambda: place.fill(MIB))
+
+    failed(result, "free", "make room")
+    assert not (place.root / "web01/work/fix").exists()
+
+
+def stage_of(path: str) -> int:
+    """The process of a job's stage."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"HYPERFLOW_JOB={path}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                return int(process.name)
+    raise AssertionError(f"{path} has no process")
