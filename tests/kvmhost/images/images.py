@@ -96,6 +96,6 @@ def content_digest(disk: bytes) -> str:
     total = hashlib.sha256()
     for index in range(-(-len(disk) // GRAIN)):
         chunk = disk[index * GRAIN : (index + 1) * GRAIN].ljust(GRAIN, b"\0")
-        if any(chunk):
+        if chunk != bytes(GRAIN):
             total.update(index.to_bytes(8, "big") + hashlib.sha256(chunk).digest())
     return total.hexdigest()
