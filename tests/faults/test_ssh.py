@@ -141,7 +141,10 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.05)
 
 
-def test_sshd_is_down_while_a_stage_talks_and_while_another_is_to_start(host: Host) -> None:
+def test_sshd_is_down_while_a_stage_talks_and_while_another_is_to_start(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trigger_module, "RECONNECT_DELAYS", (1.0,))  # no need to wait for the tenth second
     started = host.start(100, OUTAGE * 0.75)
     reader = Reader(host, started["job"])
     refused = []
