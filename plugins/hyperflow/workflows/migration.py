@@ -148,9 +148,10 @@ def describe(plan: Plan, vm: PlannedVm) -> str:
         if host
         else "-"
     )
+    about = f" ({shown_in_markdown(vm.profile.description)})" if vm.profile.description else ""
     return (
         f"Moves {shown_in_markdown(vm.selector.value)} from vCenter `{plan.vcenter.connection}` "
-        f"to KVM host {where}, with profile `{vm.profile.name}`. Plan: {shown_in_markdown(str(plan.path))}.\n\n"
+        f"to KVM host {where}, with profile `{vm.profile.name}`{about}. Plan: {shown_in_markdown(str(plan.path))}.\n\n"
         "The source VM gets one snapshot for the time of the export and is not changed otherwise. "
         "The run succeeds only when the converted guest was booted and said itself that it is up."
     )
