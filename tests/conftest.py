@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +21,24 @@ os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__PLUGINS_FOLDER"] = str(ROOT / "plugins")
 os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 
+# How long an example takes says something about the machine's other work, and nothing about the code.
+hypothesis.settings.register_profile(
+    "hyperflow", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("hyperflow")
+
 from lab import running  # noqa: E402 - Airflow reads the settings above when a part of it is imported
+
+# One libvirt and one set of loopback ports serve the whole machine: what uses them runs in one worker, one by one.
+SHARING = ("lab", "faults")  # folders
+SHARED = {"running_lab", "host"}  # fixtures
+
+
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Tell the workers of `make test` what belongs together: the lab in one, every other file whole."""
+    for item in items:
+        shares = item.path.parent.name in SHARING or SHARED & set(item.fixturenames)
+        item.add_marker(pytest.mark.xdist_group("lab" if shares else str(item.path)))
 
 
 @pytest.fixture(scope="session")
