@@ -36,7 +36,9 @@ def measure(name: str, disk: data.Disk, folder: Path) -> Result:
     return of_pair(name, ours, peer, goal, notes)
 
 
-def convert(reference: dict[str, str], image: Path, form: dict[str, Any], folder: Path) -> stages.Ran:
+def convert(
+    reference: dict[str, str], image: Path, form: dict[str, Any], folder: Path, *, watch: bool = False
+) -> stages.Ran:
     """Run the stage as a migration does: the image's own SHA-256 is validate's work, which reads the image anyway."""
     options = {
         "manifest": reference,
@@ -46,7 +48,7 @@ def convert(reference: dict[str, str], image: Path, form: dict[str, Any], folder
         "hash_image": False,
         **form,
     }
-    return stages.run("convert", options, folder)
+    return stages.run("convert", options, folder, watch=watch)
 
 
 def _forget(image: Path) -> None:

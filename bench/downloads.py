@@ -37,7 +37,9 @@ def measure(name: str, disk: data.Disk, folder: Path) -> Result:
     return of_pair(name, ours, peer, GOALS[name], notes)
 
 
-def download(name: str, server: tuple[str, str], disk: data.Disk, target: Path, folder: Path) -> stages.Ran:
+def download(
+    name: str, server: tuple[str, str], disk: data.Disk, target: Path, folder: Path, *, watch: bool = False
+) -> stages.Ran:
     """Run the stage.
 
     :param server: what :func:`serve` gave
@@ -52,7 +54,7 @@ def download(name: str, server: tuple[str, str], disk: data.Disk, target: Path, 
         "source": "bench",
         "decode": decode if name == "download_decoded" else None,
     }
-    return stages.run("download", options, folder)
+    return stages.run("download", options, folder, watch=watch)
 
 
 @contextlib.contextmanager

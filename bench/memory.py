@@ -45,17 +45,19 @@ def _peaks(disk: data.Disk, folder: Path) -> dict[str, float]:
 
     try:
         reference = stages.manifest(work, [disk.path])
-        ran("checksum", stages.run("checksum", {"manifest": reference, "disk_id": "disk-0"}, work))
+        ran("checksum", stages.run("checksum", {"manifest": reference, "disk_id": "disk-0"}, work, watch=True))
         for name, (_, form, _arguments) in conversions.KINDS.items():
-            made = ran(name, conversions.convert(reference, work / "output" / "disk-0", form, work)).observed
+            made = ran(
+                name, conversions.convert(reference, work / "output" / "disk-0", form, work, watch=True)
+            ).observed
             keys = ("disk_id", "path", "format", "virtual_bytes", "sha256", "content_sha256")
             options: dict[str, Any] = {"images": [{key: made[key] for key in keys}]}
-            ran(f"validate of {name}", stages.run("validate", options, work))
+            ran(f"validate of {name}", stages.run("validate", options, work, watch=True))
             shutil.rmtree(work / "output")
         with downloads.serve(disk.path, work, UNHELD) as server:
             for name in downloads.GOALS:
                 target = work / "staging" / "disk-1.vmdk"
-                ran(name, downloads.download(name, server, disk, target, work))
+                ran(name, downloads.download(name, server, disk, target, work, watch=True))
                 shutil.rmtree(target.parent)
     finally:
         shutil.rmtree(work)

@@ -16,8 +16,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = "/usr/bin/python3"  # the host's own: the virtual environment has no guestfs
 
-# Runs the stage as a child of its own and asks the kernel what that child, and those it waited for, had at their peak.
-_MEASURED = """
+# Runs a command as a child of its own and asks the kernel what that child, and those it waited for, had at their peak.
+_WATCH = """
 import resource, subprocess, sys
 status = subprocess.run(sys.argv[1:]).returncode
 print("peak", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
@@ -34,7 +34,7 @@ class Ran:
     """A stage that has run.
 
     :param seconds: wall, the start of Python included
-    :param peak_kib: largest resident memory of the stage's process, or of a program that it started
+    :param peak_kib: largest resident memory of the stage's process, or of a program that it started; 0 when not watched
     :param observed: what it reported
     """
 
@@ -43,14 +43,17 @@ class Ran:
     observed: dict[str, Any]
 
 
-def run(stage: str, options: dict[str, Any], folder: Path) -> Ran:
+def run(stage: str, options: dict[str, Any], folder: Path, *, watch: bool = False) -> Ran:
     """Run a stage to its end.
 
     :param folder: where its result goes
+    :param watch: measure its memory, which takes a process more
     :raises BenchError: when it fails, with its log
     """
     result = folder / f"{stage}.json"
-    command = [PYTHON, "-c", _MEASURED, PYTHON, "-m", "hyperflow.kvmhost", stage, "--result", str(result)]
+    command = [PYTHON, "-m", "hyperflow.kvmhost", stage, "--result", str(result)]
+    if watch:
+        command = [PYTHON, "-c", _WATCH, *command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "plugins")}
     begun = time.monotonic()
     done = subprocess.run(
@@ -59,7 +62,8 @@ def run(stage: str, options: dict[str, Any], folder: Path) -> Ran:
     seconds = time.monotonic() - begun
     if done.returncode != 0:
         raise BenchError(f"stage {stage} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return Ran(seconds, int(done.stderr.rsplit("peak ", 1)[1]), json.loads(result.read_text())["observed"])
+    peak = int(done.stderr.rsplit("peak ", 1)[1]) if watch else 0
+    return Ran(seconds, peak, json.loads(result.read_text())["observed"])
 
 
 def timed(*commands: Sequence[str | Path]) -> float:

@@ -116,8 +116,8 @@ class _Bench:
 
 
 def workers() -> int:
-    """Tell how many threads inflate: the CPUs this process may use, at least two."""
-    return min(WORKERS_LIMIT, max(2, len(os.sched_getaffinity(0))))
+    """Tell how many threads inflate: the CPUs this process may use, and two for those that wait for the disk."""
+    return min(WORKERS_LIMIT, len(os.sched_getaffinity(0)) + 2)
 
 
 class Decoder:
