@@ -14,6 +14,7 @@ from hyperflow.plans.migration import Migration, effective
 from hyperflow.plans.overrides import parse_overrides
 from hyperflow.plans.plan import PlanError
 from hyperflow.plans.profile import Profile, ProfileSettings
+from hyperflow.workflows.migration import describe
 from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[2]
@@ -154,8 +155,6 @@ def test_a_plan_comes_before_the_profile(tmp_path: Path, path: str) -> None:
 
 
 def test_the_profiles_description_is_on_the_dags_page(tmp_path: Path) -> None:
-    from hyperflow.workflows.migration import describe
-
     migration(tmp_path, {"description": "For `web` servers"}, {}, {})
     plan = load_plan(tmp_path / "plan.yaml")
     assert "with profile `p` (`` For `web` servers ``)." in describe(plan, plan.vms[0])
