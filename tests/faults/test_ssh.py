@@ -16,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hyperflow.hooks import kvmhost as hook_module
 from hyperflow.hooks.kvmhost import KvmHostError, KvmHostHook
 from hyperflow.triggers import job as trigger_module
 from hyperflow.triggers.job import JobTrigger
@@ -189,10 +188,9 @@ def test_a_connection_that_hangs_is_given_up_and_polled_by_another(host: Host, m
 def test_a_start_that_hangs_is_given_up_and_ends_nothing_when_it_comes_late(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hook_module, "COMMAND_LIMIT", 2.0)
-    monkeypatch.setattr(Program.run, "__defaults__", (b"", 2.0))
     before = time.time()
-    with host.hook.connected() as client:
+    with host.hook.connected() as client, monkeypatch.context() as impatient:
+        impatient.setattr(Program.run, "__defaults__", (b"", 2.0))
         (hung,) = host.sshd.sessions()
         os.kill(hung, signal.SIGSTOP)
         with pytest.raises(KvmHostError, match="no answer for 2 s"):
