@@ -42,7 +42,7 @@ class Changes:
         if old is None:
             if handle.is_symlink(path) or handle.exists(path):
                 raise StageError(f"{path} in the guest: no regular file, expected one or nothing")
-            handle.mkdir_p(posixpath.dirname(path))
+            self._make_parent(path)
             handle.write(path, content)
             handle.chmod(mode, path)
             self._note(path, CREATED, None)
@@ -74,7 +74,7 @@ class Changes:
 
     def linked(self, path: str, target: str) -> None:
         """Make a symbolic link where nothing is."""
-        self._files.handle.mkdir_p(posixpath.dirname(path))
+        self._make_parent(path)
         self._files.handle.ln_s(target, path)
         self._note(path, CREATED, None)
 
@@ -103,6 +103,11 @@ class Changes:
             }
             for path, entry in self._done.items()
         ]
+
+    def _make_parent(self, path: str) -> None:
+        folder = posixpath.dirname(path)
+        if not self._files.is_directory(folder):  # mkdir_p refuses a link to a directory
+            self._files.handle.mkdir_p(folder)
 
     def _note(self, path: str, change: str, backup: str | None) -> None:
         known = self._done.get(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,14 +34,30 @@ class GuestFiles:
     def read(self, path: str, limit: int = TEXT_LIMIT) -> bytes | None:
         """Read a file; None where there is no regular file, such as a FIFO that would never end.
 
-        :raises StageError: when it has more than ``limit`` bytes
+        :raises StageError: when it has more than ``limit`` bytes, or is a link to a file that only its owner may read
         """
         if not self.handle.is_file(path, followsymlinks=True):
             return None
-        found = self.handle.filesize(path)
+        status = self.handle.lstatns(path)
+        if stat.S_ISLNK(status["st_mode"]):
+            status = self._status_of_target(path)
+        found: int = status["st_size"]
         if found > limit:
             raise StageError(f"{path} in the guest: found {found} bytes, expected at most {limit}")
         return self._content(path, found)
+
+    def _status_of_target(self, path: str) -> dict[str, int]:
+        """Look where a link leads. What is read of a configuration goes into reports, and may be written again.
+
+        A link to a secret, /etc/fstab -> /etc/shadow, would be shown or changed for a configuration that it is not.
+        """
+        status: dict[str, int] = self.handle.statns(path)
+        if not status["st_mode"] & stat.S_IROTH:
+            raise StageError(
+                f"{path} in the guest: found a link to {self.real_path(path)}, which not everybody may read; expected "
+                "a configuration file: make it a file of its own in the source VM"
+            )
+        return status
 
     def _content(self, path: str, count: int) -> bytes:
         """Read in one message where it fits: under TCG a download takes ten times as long as a call."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable
 
 from hyperflow.kvmhost.guest import devices as device_names
 from hyperflow.kvmhost.guest import fstab
@@ -18,6 +18,7 @@ SYSTEM_PATHS = ("/boot", "/efi", "/etc", "/home", "/opt", "/root", "/tmp", "/usr
 ESP = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"  # GPT type of an EFI system partition
 BIOS_BOOT = "21686148-6449-6E6F-744E-656564454649"  # of GRUB's partition on a GPT disk that BIOS boots
 OS_RELEASE = "/etc/os-release"
+HOSTNAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,252})")  # hostname(7)
 _SUBVOLUME = re.compile(r"subvol=([A-Za-z0-9_@./-]+)")
 
 
@@ -125,7 +126,13 @@ def mount_system(handle: Any, guest: Guest, job: Job) -> None:
         subvolume = _SUBVOLUME.search(mount.options) if mount.filesystem.type == "btrfs" else None
         options = f"subvol={subvolume[1]}" if subvolume else ""
         # mount does not run in a chroot: a link must be resolved before, inside the guest
-        handle.mount_options(options, mount.filesystem.device, handle.realpath(mount.path))
+        place = handle.realpath(mount.path)
+        if place == "/":
+            raise StageError(
+                f"fstab mounts {printable(mount.spec)} on {printable(mount.path)}, which leads to /: it would hide the "
+                "system; correct fstab or the link in the source VM"
+            )
+        handle.mount_options(options, mount.filesystem.device, place)
 
 
 def firmware(handle: Any) -> str:
@@ -182,12 +189,22 @@ def _operating_system(handle: Any, root: str) -> dict[str, str | None]:
     facts = {
         "type": handle.inspect_get_type(root),
         "distro": handle.inspect_get_distro(root),
-        "product_name": handle.inspect_get_product_name(root),
+        "product_name": _told(handle.inspect_get_product_name, root),
         "version": f"{major}.{minor}" if minor else str(major),
         "arch": handle.inspect_get_arch(root),
-        "hostname": handle.inspect_get_hostname(root),
+        "hostname": _told(handle.inspect_get_hostname, root),
     }
-    return {key: None if value == "unknown" else str(value) for key, value in facts.items()}
+    if facts["hostname"] is not None and not HOSTNAME.fullmatch(facts["hostname"]):
+        facts["hostname"] = None  # a first line of something else: /etc/hostname may be a link to any file
+    return {key: None if value in (None, "unknown") else str(value) for key, value in facts.items()}
+
+
+def _told(question: Callable[[str], str], root: str) -> str | None:
+    """Ask guestfs; None where the guest's answer is no UTF-8, which its Python binding cannot give."""
+    try:
+        return question(root)
+    except UnicodeError:
+        return None
 
 
 def _mounts(text: str, devices: Devices) -> list[Mount]:
