@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import jsonschema
 import pytest
-from hyperflow.manifest.builder import build_manifest, timestamp
+from hyperflow.manifest.builder import ManifestBuilder, build_manifest, timestamp
 from hyperflow.manifest.facts import DiskFacts, NicFacts, StagedDisk, VmFacts
 from hyperflow.manifest.guest_ids import os_hint
 from hyperflow.manifest.load import ManifestError, parse_manifest
@@ -143,6 +143,85 @@ def test_the_builder_refuses_what_the_loader_would_refuse():
         build(web01(count=0), [])
 
 
+def test_the_builder_is_fluent_and_leaves_out_what_was_not_said():
+    manifest = (
+        ManifestBuilder("web01")
+        .source(provider="vsphere", exported=NOW)
+        .hardware(cpu=2, memory_mb=512, firmware="efi", secureboot=True)
+        .guest("windows2019srv_64Guest")
+        .disk("system", "/s/a.qcow2", 10, source_format="qcow2", boot_order=1)
+        .disk("swap", "/s/b.raw", 0, source_format="raw", boot_order=0, virtual_bytes=0)
+        .nic("nic-0", network="VM Network")
+        .note("a note")
+        .warn(ExportWarning(stage="export", message="slow"))
+        .tag("owner", "ops")
+        .made(NOW, job_id="run-1")
+        .pipeline(Pipeline.model_validate({"convert": {"enabled": True}}))
+        .output(Output(format="raw"))
+        .build()
+    )
+    assert manifest.to_document() == {
+        "manifest_version": "1.0",
+        "source": {"provider": "vsphere", "vm_name": "web01", "export_timestamp": "2026-11-23T21:00:05Z"},
+        "vm": {
+            "cpu": 2,
+            "mem_gb": 1,
+            "mem_mb": 512,
+            "firmware": "uefi",
+            "secureboot": True,
+            "os_hint": "windows",
+            "os_version": "windows2019srv_64Guest",
+            "guest_id": "windows2019srv_64Guest",
+        },
+        "disks": [
+            {
+                "id": "system",
+                "source_format": "qcow2",
+                "bytes": 10,
+                "local_path": "/s/a.qcow2",
+                "boot_order_hint": 1,
+                "disk_type": "data",
+            },
+            {
+                "id": "swap",
+                "source_format": "raw",
+                "bytes": 0,
+                "local_path": "/s/b.raw",
+                "boot_order_hint": 0,
+                "disk_type": "boot",
+                "virtual_bytes": 0,
+            },
+        ],
+        "nics": [{"id": "nic-0", "network": "VM Network"}],
+        "notes": ["a note"],
+        "warnings": [{"stage": "export", "message": "slow"}],
+        "metadata": {"job_id": "run-1", "created_at": "2026-11-23T21:00:05Z", "tags": {"owner": "ops"}},
+        "pipeline": {"convert": {"enabled": True}},
+        "output": {"format": "raw"},
+    }
+
+
+def test_the_fluent_builder_lists_all_that_the_loader_would_refuse_and_only_at_the_end():
+    builder = (
+        ManifestBuilder("web01")
+        .hardware(cpu=0, memory_mb=0)
+        .disk("a b", "relative", -1, source_format="ova", sha256="ABC")
+        .disk("c", "/s/c", True)
+        .disk("c", "/s/c", 1)
+        .nic("nic-0", mac="none")
+        .tag("hooks", "is a tag")
+    )
+    with pytest.raises(ManifestError) as refused:
+        builder.build()
+    assert {fault.path for fault in refused.value.faults} == {
+        *("vm.cpu", "vm.mem_gb", "vm.mem_mb", "disks[0].id", "disks[0].local_path", "disks[0].bytes"),
+        *("disks[0].source_format", "disks[0].checksum", "disks[1].bytes", "disks[2].id", "disks[2].local_path"),
+        "nics[0].mac",
+    }
+    with pytest.raises(ManifestError, match="disks: found a list of 0, expected at least 1"):
+        ManifestBuilder("web01").build()
+
+
 def test_a_time_is_written_in_utc_and_must_have_a_zone():
     assert timestamp(NOW.astimezone(timezone(timedelta(hours=5, minutes=30)))) == "2026-11-23T21:00:05Z"
     with pytest.raises(ValueError, match="time zone"):
@@ -154,6 +233,7 @@ def test_every_guest_id_of_vsphere_has_the_family_its_name_says():
         *("dos", "freebsd", "solaris", "os2", "eComStation", "netware", "openServer", "unixWare"),
         *("darwin", "vmkernel", "otherGuest"),
     )
+    assert len(vim.vm.GuestOsDescriptor.GuestOsIdentifier.values) > 150
     for guest_id in vim.vm.GuestOsDescriptor.GuestOsIdentifier.values:
         expected = "windows" if guest_id.startswith("win") else "unknown" if guest_id.startswith(neither) else "linux"
         assert (guest_id, os_hint(guest_id)) == (guest_id, expected)

@@ -268,3 +268,13 @@ def test_a_document_that_json_cannot_carry_leaves_the_old_file_alone(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         save({"a": float("nan")}, path)
     assert read_document(path, 100).value == {"a": 1}
+
+
+def test_a_yaml_manifest_as_hypersdk_writes_it_is_read(tmp_path):
+    # Written by hypersdk's own manifest package with gopkg.in/yaml.v3: plain time stamps, quotes only where needed.
+    manifest = load_manifest(SEED_EXAMPLE.with_name("hypersdk-example.yaml"))
+    assert manifest.metadata.tags == {"a": "1:30", "no": "on"}
+    assert manifest.source.export_timestamp.startswith("2026-11-24T02:48:34.")
+    assert [disk.boot_order_hint for disk in manifest.disks] == [999, 1]  # Go's omitempty leaves out a 0
+    save(manifest, tmp_path / "again.yaml")
+    assert load_manifest(tmp_path / "again.yaml").to_document() == manifest.to_document()
