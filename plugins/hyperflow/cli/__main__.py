@@ -60,6 +60,14 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_manifest(commands.add_parser("manifest", help="Artifact Manifest v1.0; exit status 0 valid, 1 invalid"))
 
+    convert = commands.add_parser("convert", help="convert the disks of a manifest on this machine, without Airflow")
+    convert.add_argument("file", type=Path, metavar="MANIFEST")
+    convert.add_argument("--output", type=Path, metavar="DIR", help="for images and report; else as the manifest says")
+    convert.add_argument("--profile", metavar="NAME", help="or its file: what runs where the manifest has no pipeline")
+    convert.add_argument("--format", choices=["qcow2", "raw", "vdi"], help="of the images; else as the manifest says")
+    convert.add_argument("--dry-run", action="store_true", help="check disks and say what would be done; write nothing")
+    convert.set_defaults(run=_convert)
+
     host = commands.add_parser("host", help="KVM hosts").add_subparsers(required=True, metavar="ACTION")
     checking = host.add_parser("check", help="tools, acceleration and space of a host, through Airflow")
     checking.add_argument("connection", metavar="CONNECTION", help="the host's Airflow connection")
@@ -150,6 +158,18 @@ def _manifest(parsed: argparse.Namespace) -> int:
         )
     check = {"validate": manifest.validate, "verify": manifest.verify, "show": manifest.show}[parsed.action]
     return check(parsed.file, as_json=parsed.json)
+
+
+def _convert(parsed: argparse.Namespace) -> int:
+    from hyperflow.cli.convert import convert
+
+    return convert(
+        parsed.file,
+        output=parsed.output,
+        profile=parsed.profile,
+        image_format=parsed.format,
+        dry_run=parsed.dry_run,
+    )
 
 
 def _host_check(parsed: argparse.Namespace) -> int:

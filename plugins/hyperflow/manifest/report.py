@@ -43,7 +43,9 @@ class Stage(StagePart):
 class PipelineReport(ClosedSection):
     """The run as a whole."""
 
-    success: bool = Field(description="Every stage that was wanted succeeded, and the guest proved that it boots")
+    success: bool = Field(
+        description="Every stage that was wanted succeeded, and a migration's guest proved that it boots"
+    )
     duration_seconds: Seconds
     stages: dict[str, Stage] = Field(description="In the order they ran")
 
@@ -102,8 +104,8 @@ class ReportedVm(ClosedSection):
     """The VM that was moved."""
 
     name: str
-    slug: str
-    selector: str = Field(description="How the plan names it")
+    slug: Maybe[str] = None
+    selector: Maybe[str] = Field(default=None, description="How the plan names it")
     provider: Maybe[str] = None
     vm_id: Maybe[str] = None
     datacenter: Maybe[str] = None
@@ -113,11 +115,11 @@ class ReportedVm(ClosedSection):
 
 
 class Run(ClosedSection):
-    """The DAG run."""
+    """The DAG run; without one when ``hyperflow convert`` ran by itself."""
 
-    dag_id: str
-    run_id: str
-    plan: str
+    dag_id: Maybe[str] = None
+    run_id: Maybe[str] = None
+    plan: Maybe[str] = None
     profile: Maybe[str] = None
     requested_by: Maybe[str] = None
     overrides: Maybe[dict[str, JsonValue]] = Field(default=None, description="What the run set otherwise")
@@ -127,7 +129,7 @@ class Run(ClosedSection):
 class Hosts(ClosedSection):
     """Who took part, by connection and by their own names."""
 
-    vcenter: str
+    vcenter: Maybe[str] = None
     kvm: str
     kvm_name: Maybe[str] = None
 

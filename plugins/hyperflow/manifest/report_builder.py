@@ -98,6 +98,7 @@ def build_report(
     source_cleanup: SourceCleanup | None = None,
     warnings: Sequence[Message] = (),
     errors: Sequence[Message] = (),
+    boot_wanted: bool = True,
 ) -> Report:
     """Make the report of a run, also of one that failed early.
 
@@ -106,6 +107,7 @@ def build_report(
 
     :param stages: name -> stage, in the order they ran
     :param manifest: the manifest the run worked from, None when there was none yet
+    :param boot_wanted: false for a manifest's conversion, whose pipeline has no boot: it can be a success unproven
     :raises ReportError: the parts do not make a report; a fault of the caller
     """
     said = [*_messages(stages, "warnings"), *warnings]
@@ -116,7 +118,7 @@ def build_report(
         "version": "1.0",
         "timestamp": timestamp(ended),
         "pipeline": {
-            "success": outcome == "proven",
+            "success": outcome == "proven" or (outcome == "unproven" and not boot_wanted),
             "duration_seconds": round((ended - started).total_seconds(), 3),
             "stages": {name: stage.to_document() for name, stage in stages.items()},
         },

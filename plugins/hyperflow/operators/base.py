@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
+    from hyperflow.plans.host_run import HostRun
     from hyperflow.plans.migration import Migration
     from hyperflow.vsphere.facts import VmFacts
 
@@ -32,13 +33,13 @@ TRY_AGAIN = "try-again"  # the kind of a stage's error that may pass
 JOB_FOLDER = ".hyperflow"  # below the staging directory of the host
 
 
-class MigrationOperator(BaseOperator):
-    """A task of one VM's migration.
+class HostRunOperator(BaseOperator):
+    """A task of a run that works on a KVM host: a VM's migration, or the conversion of a manifest.
 
     A subclass implements :meth:`perform`, and :meth:`resume` where it defers. Whatever makes it fail is kept for
     the report before Airflow sees it.
 
-    :param migration: the run's settings as preflight resolved them (``Migration`` as JSON); templated
+    :param migration: the run's settings as preflight resolved them (a ``HostRun`` as JSON); templated
     """
 
     template_fields: Sequence[str] = ("migration",)
@@ -49,11 +50,15 @@ class MigrationOperator(BaseOperator):
         self.migration = migration
 
     @cached_property
-    def settings(self) -> Migration:
+    def settings(self) -> HostRun:
         """The run's settings."""
+        from pydantic import TypeAdapter
+
+        from hyperflow.plans.conversion import Conversion
         from hyperflow.plans.migration import Migration
 
-        return Migration.model_validate_json(json.dumps(self.migration))
+        run: TypeAdapter[Migration | Conversion] = TypeAdapter(Migration | Conversion)
+        return run.validate_json(json.dumps(self.migration))
 
     @cached_property
     def host(self) -> KvmHostHook:
@@ -106,6 +111,17 @@ class MigrationOperator(BaseOperator):
             raise
 
 
+class MigrationOperator(HostRunOperator):
+    """A task of one VM's migration."""
+
+    @cached_property
+    def settings(self) -> Migration:
+        """The run's settings: profile < plan < VM < run."""
+        from hyperflow.plans.migration import Migration
+
+        return Migration.model_validate_json(json.dumps(self.migration))
+
+
 class VmOperator(MigrationOperator):
     """A task that needs to know the VM.
 
@@ -139,7 +155,7 @@ class ClosingOperator(VmOperator):
         return self._reporting_failure(context, self.perform, context)
 
 
-class HostStageOperator(MigrationOperator):
+class HostStageOperator(HostRunOperator):
     """Runs one stage as a detached job on the KVM host and defers until it ended.
 
     :param stage: the stage's name
@@ -228,7 +244,7 @@ def stage_of(migration: Migration, name: str) -> dict[str, Any]:
     return dict(pipeline[name])
 
 
-def job_root(migration: Migration) -> str:
+def job_root(migration: HostRun) -> str:
     """Folder on the host for the program and the jobs, beside the VMs' staging folders."""
     return f"{PurePosixPath(migration.staging_directory).parent}/{JOB_FOLDER}"
 
@@ -238,7 +254,7 @@ def run_key(context: Context) -> str:
     return f"{safe(context['dag'].dag_id)}/{safe(context['run_id'])}"
 
 
-def job_directory(migration: Migration, context: Context) -> str:
+def job_directory(migration: HostRun, context: Context) -> str:
     """The task's job directory on the host: the same for every try, another for every mapped task."""
     ti = context["ti"]
     task = safe(ti.task_id) if ti.map_index is None or ti.map_index < 0 else f"{safe(ti.task_id)}.{ti.map_index}"

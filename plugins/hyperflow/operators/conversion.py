@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowSkipException
 
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import HostStageOperator, stage_of, take_result
+from hyperflow.operators.base import HostStageOperator, take_result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,11 @@ class ManifestStageOperator(HostStageOperator):
     def __init__(self, *, manifest: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.manifest = manifest
+
+    def skip_unless_wanted(self) -> None:
+        """End here when the run's pipeline has this stage disabled."""
+        if not self.settings.wants(self.stage):
+            raise AirflowSkipException(self.settings.why_off(self.stage))
 
     @property
     def manifest_reference(self) -> dict[str, str]:
@@ -66,11 +71,8 @@ class InspectGuestOperator(ManifestStageOperator):
 
     def options(self, context: Context) -> dict[str, Any]:
         """Give the manifest and what is to be collected."""
-        return {
-            "manifest": self.manifest_reference,
-            "work_directory": self.settings.work_directory,
-            "collect_guest_info": stage_of(self.settings, "inspect")["collect_guest_info"],
-        }
+        self.skip_unless_wanted()
+        return self.settings.inspect_options(self.manifest_reference)
 
 
 class FixGuestOperator(ManifestStageOperator):
@@ -88,15 +90,8 @@ class FixGuestOperator(ManifestStageOperator):
 
     def options(self, context: Context) -> dict[str, Any]:
         """Give the manifest and the pipeline's choices."""
-        choices = stage_of(self.settings, "fix")
-        if not choices.pop("enabled"):
-            raise AirflowSkipException("the profile's pipeline has fix disabled")
-        return {
-            "manifest": self.manifest_reference,
-            "work_directory": self.settings.work_directory,
-            **choices,
-            "nics": [{"mac": nic["mac"]} for nic in self.vm["nics"]],
-        }
+        self.skip_unless_wanted()
+        return self.settings.fix_options(self.manifest_reference, [nic["mac"] for nic in self.vm["nics"]])
 
     def resume(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
         """Show what was changed in the guest."""
@@ -123,19 +118,10 @@ class ConvertDiskOperator(ManifestStageOperator):
 
     def options(self, context: Context) -> dict[str, Any]:
         """Give the manifest, the disk, its overlay and the output's form."""
-        choices, disk_id = stage_of(self.settings, "convert"), self.disk["id"]
-        return {
-            "manifest": self.manifest_reference,
-            "disk_id": disk_id,
-            "overlay": (self.fix or {}).get("overlays", {}).get(disk_id),
-            "output_directory": self.settings.output_directory,
-            "filename": self.settings.image_name(disk_id),
-            "format": self.settings.output.format,
-            "compress": choices["compress"],
-            "compress_level": choices.get("compress_level"),
-            "compress_type": choices.get("compress_type", "zstd"),
-            "hash_image": not stage_of(self.settings, "validate")["enabled"],
-        }
+        self.skip_unless_wanted()
+        disk_id = self.disk["id"]
+        overlay = (self.fix or {}).get("overlays", {}).get(disk_id)
+        return self.settings.convert_options(self.manifest_reference, disk_id, overlay)
 
 
 class ValidateImagesOperator(ManifestStageOperator):
@@ -153,11 +139,7 @@ class ValidateImagesOperator(ManifestStageOperator):
 
     def options(self, context: Context) -> dict[str, Any]:
         """Give the images with the digests that convert observed."""
-        choices = stage_of(self.settings, "validate")
-        if not choices["enabled"]:
-            raise AirflowSkipException("the profile's pipeline has validate disabled")
-        keys = ("disk_id", "path", "format", "virtual_bytes", "sha256", "content_sha256")
-        return {
-            "images": [{key: image[key] for key in keys} for image in self.images or []],
-            "check_image_integrity": choices["check_image_integrity"],
-        }
+        self.skip_unless_wanted()
+        if not self.settings.wants("convert"):
+            raise AirflowSkipException(self.settings.why_off(self.stage))
+        return self.settings.validate_options(self.images or [])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import HostStageOperator, job_directory, run_key, stage_of
+from hyperflow.operators.base import HostStageOperator, MigrationOperator, job_directory, run_key, stage_of
 from hyperflow.operators.ownership import owner_of
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
-class ExportDiskOperator(HostStageOperator):
+class ExportDiskOperator(MigrationOperator, HostStageOperator):
     """Has the host download one disk, straight from ESXi or vCenter, with an NFC lease of its own.
 
     Returns the download's observations: ``{"disk_id", "path", "bytes", "sha256", "virtual_bytes", ...}``.

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.configuration import AIRFLOW_HOME
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException
 
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import FAILURE_KEY, RESULT_KEY, ClosingOperator, finished_tasks, safe
+from hyperflow.operators.base import RESULT_KEY, ClosingOperator
 from hyperflow.operators.cleanup import SOURCE_KEY
-from hyperflow.operators.results import require_as_asked
+from hyperflow.operators.run_report import FAILED, REPORT_KEY, RunReportOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from hyperflow.manifest.models import Manifest
-    from hyperflow.manifest.report import BootProof, Report, ReportedVm, SourceCleanup, Stage, StagePart
+    from hyperflow.manifest.report import BootProof, Report, ReportedVm, SourceCleanup
 
-REPORT_KEY = "report"  # XCom: {"host": connection or None, "path", "outcome"}
 ORDER = (
     *("preflight", "snapshot", "export", "remove_snapshot", "manifest", "checksum", "inspect", "fix", "convert"),
     *("validate", "boot", "define", "cleanup"),
 )
-FAILED, SKIPPED, NOT_REACHED = "failed", "skipped", "upstream_failed"  # task states of Airflow
 
 
-class WriteReportOperator(ClosingOperator):
+class WriteReportOperator(RunReportOperator, ClosingOperator):
     """Writes ``report.json`` into the output directory and fails when the migration did.
 
     Where the host cannot be reached, or the run ended before its settings were known, the report is written below
@@ -41,6 +36,8 @@ class WriteReportOperator(ClosingOperator):
     :param vcenter: connection of the vCenter
     :param host_connection: connection of the host, as in the plan
     """
+
+    order = ORDER
 
     def __init__(
         self, *, plan: str, slug: str, selector: str, vcenter: str, host_connection: str, **kwargs: Any
@@ -67,11 +64,6 @@ class WriteReportOperator(ClosingOperator):
             reasons = "; ".join(f"{error.stage}: {error.message}" for error in report.errors)
             raise AirflowFailException(shown(f"the migration of {self.selector} failed: {reasons}. Report: {where}"))
         return summary
-
-    @property
-    def was_dry_run(self) -> bool:
-        """Whether the run was a dry one."""
-        return bool(self.migration) and self.settings.dry_run
 
     def build(self, context: Context) -> Report:
         """Make the report of what the tasks left."""
@@ -103,55 +95,15 @@ class WriteReportOperator(ClosingOperator):
             source_cleanup=self.source_cleanup(context),
         )
 
-    def stages(self, context: Context) -> dict[str, Stage | StagePart]:
-        """What each task left, in the order they ran; tasks per disk as parts of one stage."""
-        from hyperflow.manifest.report_builder import stage_of_parts
-
-        crumbs: dict[str, dict[int, dict[str, Any]]] = {}
-        for crumb in finished_tasks(context):
-            crumbs.setdefault(crumb["task_id"], {})[crumb["map_index"]] = crumb
-        disks = [disk["id"] for disk in (self.vm or {}).get("disks", [])]
-        stages: dict[str, Stage | StagePart] = {}
-        for name in ORDER:
-            instances = crumbs.get(name, {})
-            parts = {index: self.part(context, name, crumb) for index, crumb in sorted(instances.items())}
-            if -1 in parts:
-                stages[name] = parts[-1]
-            elif parts:
-                stages[name] = stage_of_parts(
-                    {disks[index] if index < len(disks) else str(index): part for index, part in parts.items()}
-                )
-        return stages
-
-    def part(self, context: Context, task_id: str, crumb: dict[str, Any]) -> Stage:
-        """What one task left: its result, or why it failed or did not run."""
-        from hyperflow.manifest.report import Stage
-        from hyperflow.manifest.report_builder import host_part
-
-        state, duration = crumb["state"], crumb["duration"] or 0.0
-        if state == NOT_REACHED:
-            return Stage(success=False, duration=0.0, skipped="not reached, because an earlier task failed")
-        if state == SKIPPED:
-            return Stage(success=False, duration=0.0, skipped=self.why_skipped(task_id))
-        pulled = {"task_ids": task_id, "map_indexes": crumb["map_index"]}
-        result = context["ti"].xcom_pull(**pulled, key=RESULT_KEY)
-        failure = context["ti"].xcom_pull(**pulled, key=FAILURE_KEY)
-        document = host_part(result).to_document() if isinstance(result, dict) else {"duration": duration}
-        document["success"] = state == "success"
-        if state == FAILED:
-            told = failure["message"] if isinstance(failure, dict) else "the task was ended from outside; see its log"
-            document["error"] = told
-        return Stage.model_validate(document)
+    def disk_ids(self) -> list[str]:
+        """The VM's disks."""
+        return [disk["id"] for disk in (self.vm or {}).get("disks", [])]
 
     def why_skipped(self, task_id: str) -> str:
-        """Tell why a task was skipped: somebody asked for it."""
-        if self.was_dry_run:
-            return "dry run"
-        if task_id == "cleanup":
-            return "the run had created nothing"
-        if task_id == "boot":
+        """Tell why a task was skipped; the boot proof is a person's choice."""
+        if task_id == "boot" and not self.was_dry_run:
             return "skip_boot: nothing proves that this guest boots"
-        return "disabled in the profile's pipeline"
+        return super().why_skipped(task_id)
 
     def manifest(self, context: Context) -> tuple[Manifest | None, dict[str, Any]]:
         """The manifest the run worked from, and where it lies."""
@@ -196,23 +148,3 @@ class WriteReportOperator(ClosingOperator):
         return SourceCleanup(
             clean=not observed["left"], snapshots_left=observed["left"], leases_left=[], observed=observed
         )
-
-    def write(self, context: Context, report: Report) -> dict[str, Any]:
-        """Write the report on the host, or here when that cannot be."""
-        document = report.to_document()
-        if self.migration and not self.was_dry_run:
-            options = {"path": self.settings.report_path, "report": document}
-            try:
-                result = self.host.run_stage("report", options)
-                if result.get("succeeded"):
-                    require_as_asked("report", options, result["observed"])
-                    return {"host": self.settings.host_connection, "path": result["observed"]["path"]}
-                reason: Any = result.get("error")
-            except (AirflowException, OSError, ValueError) as fault:
-                reason = fault
-            self.log.warning("the report could not be written on the host, so it is kept here: %s", reason)
-        folder = Path(AIRFLOW_HOME) / "hyperflow-reports" / safe(context["dag"].dag_id) / safe(context["run_id"])
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "report.json"
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        return {"host": None, "path": str(path)}

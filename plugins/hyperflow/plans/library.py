@@ -31,6 +31,18 @@ def load_profile(path: Path) -> Profile:
     return profile
 
 
+def project_profile(name: str) -> Profile:
+    """Find a profile of the project by its name.
+
+    :raises PlanError: when there is none, or it is faulty
+    """
+    library = Library([PROJECT_PROFILES])
+    faults = [each for _, each in library.faults(("profile",), name)]
+    if faults:
+        raise PlanError("profiles of the project", faults)
+    return library.profiles[name]
+
+
 def merged_profile(profile: Profile, *overrides: ProfileSettings | None) -> ProfileSettings:
     """Lay overrides over a profile, the later over the earlier."""
     layers = [layer.to_document() for layer in (profile, *overrides) if layer is not None]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from hyperflow.manifest.faults import Fault, render
-from hyperflow.manifest.models import Output, Pipeline
+from hyperflow.manifest.models import Output
+from hyperflow.plans.host_run import HostRun
 from hyperflow.plans.library import merged_profile
 from hyperflow.plans.overrides import Overrides
 from hyperflow.plans.plan import Plan, PlanError, PlannedVm
@@ -22,17 +21,12 @@ from hyperflow.plans.settings import (
 )
 from hyperflow.plans.slug import Selector
 
-MANIFEST_NAME = "artifact-manifest.json"
-REPORT_NAME = "report.json"
 
-
-class Migration(BaseModel):
+class Migration(HostRun):
     """All that the DAG of one VM needs; ``model_dump(mode="json")`` and ``model_validate`` are inverse.
 
     Paths are on the KVM host. Directories already end in the VM's slug, so that VMs never meet.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     plan: str
     dag_id: str
@@ -40,15 +34,8 @@ class Migration(BaseModel):
     selector: Selector
     vcenter_connection: str
     datacenter: str | None
-    host_connection: str
-    staging_directory: str
-    output_directory: str
-    profile: str
     descriptor: bool  # an OVF descriptor is written
     manifest_checksum: bool
-    verify_manifest: bool
-    pipeline: Pipeline
-    output: Output
     networks: dict[str, str]
     domain_name: str
     cpus: int | None  # None: as at the source, so for the next two
@@ -58,15 +45,8 @@ class Migration(BaseModel):
     boot_timeout_seconds: int
     boot_memory_mb: int | None
     skip_boot: bool
-    dry_run: bool
     snapshots: Literal["refuse", "allow"]
-    parallel_disks: int
     decode_while_downloading: bool
-
-    @property
-    def manifest_path(self) -> str:
-        """The manifest's path."""
-        return f"{self.staging_directory}/{MANIFEST_NAME}"
 
     @property
     def ovf_path(self) -> str | None:
@@ -74,31 +54,13 @@ class Migration(BaseModel):
         return f"{self.staging_directory}/{self.slug}.ovf" if self.descriptor else None
 
     @property
-    def work_directory(self) -> str:
-        """Where the stages keep overlays."""
-        return f"{self.staging_directory}/work"
-
-    @property
     def boot_directory(self) -> str:
         """Where the boot proof's console log and screenshot are kept."""
         return f"{self.output_directory}/boot"
 
-    @property
-    def report_path(self) -> str:
-        """The report's path."""
-        return f"{self.output_directory}/{REPORT_NAME}"
-
     def staged_disk(self, index: int) -> str:
         """Path of the exported disk ``index``, which counts from 0; the file's name counts from 1."""
         return f"{self.staging_directory}/{self.slug}-disk{index + 1}.vmdk"
-
-    def image(self, disk_id: str) -> str:
-        """Path of a disk's final image."""
-        return f"{self.output_directory}/{self.image_name(disk_id)}"
-
-    def image_name(self, disk_id: str) -> str:
-        """File name of a disk's final image."""
-        return f"{disk_id}.{self.output.format}"
 
     def libvirt_network(self, source: str) -> str | None:
         """Tell where a NIC in the vSphere network ``source`` goes; None when the plan does not say."""

@@ -38,7 +38,10 @@ def options(folder: Path, disks: list[Path], source_format: str = "raw", **chang
 def test_the_labs_guest_is_fixed_and_every_claim_was_read_back(tmp_path: Path) -> None:
     disks = vmdks(ensure_guest())
     before = [phony.digest(disk) for disk in disks]
-    result = running.run("fix", options(tmp_path, disks, "vmdk", regen_initramfs=True))
+    services = {"enable": ["debug-shell"], "disable": ["systemd-timesyncd"], "mask": ["fstrim.timer"]}
+    configuration = {"services": services, "users": {"deploy": {"password_hash": "$6$saltsalt$" + "a" * 86}}}
+    wanted = options(tmp_path, disks, "vmdk", regen_initramfs=True, configuration=configuration)
+    result = running.run("fix", wanted)
     assert result["succeeded"], result["log"]
     observed = result["observed"]
     assert [phony.digest(disk) for disk in disks] == before, "the staged files are never written to"
@@ -61,6 +64,12 @@ def test_the_labs_guest_is_fixed_and_every_claim_was_read_back(tmp_path: Path) -
     kept = {one["path"]: one["backup"] for one in observed["changed_files"]}
     assert kept["/etc/fstab"].startswith("/var/backups/hyperflow/")
     assert result["warnings"] == []
+    assert observed["configuration"]["services"] == [
+        {"unit": "debug-shell.service", "before": "disabled", "state": "enabled"},
+        {"unit": "systemd-timesyncd.service", "before": "enabled", "state": "disabled"},
+        {"unit": "fstrim.timer", "before": "enabled", "state": "masked"},
+    ]
+    assert observed["configuration"]["users"][0]["uid"] == 1000
 
 
 def test_links_odd_bytes_and_missing_tools_of_a_guest_are_coped_with(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ class Options:
 
 
 def run(options: Options, job: Job) -> dict[str, Any]:
-    """Check that the disks are there, then write the OVF descriptor and, last, the manifest.
+    """Check that the disks are there, then write the OVF descriptor and, last, the manifest; its folder is made.
 
     :raises BadRequest: when a disk is missing or has another size than the document says
     """
@@ -38,6 +38,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
         raise BadRequest("options.ovf: found ovf without ovf_path or the reverse, expected both or neither")
     disks = manifest_file.read_disks(options.manifest, "options.manifest")
     text = json.dumps(options.manifest, indent=2) + "\n"
+    options.path.parent.mkdir(parents=True, exist_ok=True)
     if options.ovf_path is not None and options.ovf is not None:
         _write(options.ovf_path, options.ovf)
     _write(options.path, text)
