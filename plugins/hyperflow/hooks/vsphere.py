@@ -16,7 +16,8 @@ class VsphereHook(BaseHook):
     """Opens sessions with the vCenter of a connection.
 
     Connection: host, port (443), login, password; extra: ``thumbprint`` (SHA-256 or SHA-1 of the certificate) or
-    ``ca_file``, where the system's certificate authorities do not know the vCenter.
+    ``ca_file``, where the system's certificate authorities do not know the vCenter; ``task_time_limit``, seconds that
+    taking or removing a snapshot may last (default: half an hour, two hours).
 
     :param vsphere_conn_id: the connection of the vCenter
     """
@@ -43,6 +44,18 @@ class VsphereHook(BaseHook):
         """The pinned certificate of the connection, where it has one."""
         value = session_arguments(self.get_connection(self.vsphere_conn_id))["thumbprint"]
         return str(value) if value else None
+
+    def task_time_limit(self, default: float) -> float:
+        """Seconds that a task of this vCenter may last.
+
+        :raises ValueError: when the connection's ``task_time_limit`` is no number of seconds
+        """
+        value = self.get_connection(self.vsphere_conn_id).extra_dejson.get("task_time_limit", default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ValueError(
+                f"connection {self.vsphere_conn_id}: task_time_limit: found {value!r}, expected a number of seconds"
+            )
+        return float(value)
 
 
 def open_session(connection: Connection) -> Session:

@@ -44,6 +44,7 @@ class HostRunOperator(BaseOperator):
 
     template_fields: Sequence[str] = ("migration",)
     ui_color = "#e8f1fa"
+    works_on_vm: ClassVar[bool] = True  # false for what must be done also when another run has the VM
 
     def __init__(self, *, migration: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -69,11 +70,20 @@ class HostRunOperator(BaseOperator):
         """Do the task's work; a dry run ends here."""
         if self.settings.dry_run:
             raise AirflowSkipException("dry run: nothing is created, copied or changed")
-        return self._reporting_failure(context, self.perform, context)
+        return self._reporting_failure(context, self._perform_alone, context)
 
     def execute_complete(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
         """Go on after the trigger has fired."""
         return self._reporting_failure(context, self.resume, context, event, **kept)
+
+    def _perform_alone(self, context: Context) -> Any:
+        """Do the work if no other run has the VM: a run that failed may be gone on with after another one has begun."""
+        from hyperflow.operators.claim import claim
+
+        vm = context["ti"].xcom_pull(task_ids=PREFLIGHT, key="vm", map_indexes=-1) if self.works_on_vm else None
+        if vm:
+            claim(context, vm["instance_uuid"] or vm["moref"], vm["name"])
+        return self.perform(context)
 
     def perform(self, context: Context) -> Any:
         """Do the work, or start it and defer."""

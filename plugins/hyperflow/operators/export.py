@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import HostStageOperator, MigrationOperator, job_directory, run_key, stage_of
+from hyperflow.operators.base import HostStageOperator, MigrationOperator, job_directory, run_key, stage_of, take_result
 from hyperflow.operators.ownership import owner_of
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class ExportDiskOperator(MigrationOperator, HostStageOperator):
     """Has the host download one disk, straight from ESXi or vCenter, with an NFC lease of its own.
 
-    Returns the download's observations: ``{"disk_id", "path", "bytes", "sha256", "virtual_bytes", ...}``.
+    Returns the download's observations, and of what they are: ``{"disk_id", "path", "bytes", "sha256", "virtual_bytes",
+    ..., "entity"}``.
 
     :param disk: the disk's facts (``DiskFacts`` as JSON), one of preflight's ``disks``; templated
     :param snapshot: what :class:`CreateSnapshotOperator` returned; templated
@@ -82,3 +83,7 @@ class ExportDiskOperator(MigrationOperator, HostStageOperator):
             ),
             method_name="execute_complete",
         )
+
+    def resume(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
+        """Say of which snapshot the disk is."""
+        return {**take_result(context, event), "entity": self.snapshot["entity"]}

@@ -42,6 +42,7 @@ class WriteManifestOperator(VmOperator):
         from hyperflow.manifest.models import ExportWarning
         from hyperflow.manifest.ovf import build_ovf
 
+        self.require_one_moment()
         settings, vm, staged = self.settings, manifest_vm(self.facts), self.staged_disks()
         try:
             manifest = build_manifest(
@@ -65,8 +66,22 @@ class WriteManifestOperator(VmOperator):
             "ovf": build_ovf(vm, staged) if settings.ovf_path else None,
         }
         observed = accept_result(context, self.host.run_stage("manifest", options))
-        return {"host": settings.host_connection, "path": observed["path"], "sha256": observed["sha256"]}
         require_as_asked("manifest", options, observed)
+        return {"host": settings.host_connection, "path": observed["path"], "sha256": observed["sha256"]}
+
+    def require_one_moment(self) -> None:
+        """See that all disks are of the same snapshot: a disk that was exported again alone is of a later moment.
+
+        :raises AirflowFailException: naming the disks of each
+        """
+        moments: dict[str, list[str]] = {}
+        for export in self.exports:
+            moments.setdefault(str(export.get("entity")), []).append(export["disk_id"])
+        if len(moments) > 1:
+            found = "; ".join(f"{', '.join(disks)} of {entity}" for entity, disks in sorted(moments.items()))
+            raise AirflowFailException(
+                f"the disks were not exported at one moment: {found}. Clear the tasks snapshot and export of all disks"
+            )
 
     def staged_disks(self) -> list[manifest_facts.StagedDisk]:
         """The disks on the host, as their downloads observed them."""

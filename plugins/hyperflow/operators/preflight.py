@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import MigrationOperator, accept_result, domain_uuid, vm_key
+from hyperflow.operators.base import MigrationOperator, accept_result, domain_uuid, run_key, vm_key
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -57,6 +57,8 @@ class PreflightOperator(MigrationOperator):
         self.migration = migration.model_dump(mode="json", by_alias=True)
         facts, found = self.read_source(migration)
         vm = facts.to_json()
+        if not migration.dry_run:
+            self.take_vm(context, facts)
         ti.xcom_push(key="vm", value=vm)
         self.refuse_critical(facts, found)
         warnings = [shown(f"{each.message}. {each.what_to_do}") for each in found if each.level == "warning"]
@@ -99,6 +101,22 @@ class PreflightOperator(MigrationOperator):
             *(shown(str(facts.guest_full_name or facts.guest_id)), facts.power_state),
         )
         return facts, concerns(facts, allow_snapshots=migration.snapshots == "allow")
+
+    def take_vm(self, context: Context, facts: VmFacts) -> None:
+        """Have the VM for this run alone, and keep the plan for as long as the run works.
+
+        :raises AirflowFailException: naming the run that has it
+        """
+        from hyperflow.operators.claim import claim, refuse_snapshots_of_others
+        from hyperflow.operators.kept_plan import keep_plan
+
+        try:
+            claim(context, vm_key(facts), facts.name)
+            refuse_snapshots_of_others(context, facts)
+        except AirflowFailException:
+            context["ti"].xcom_push(key="migration", value=None)  # the folders are the other run's, its report too
+            raise
+        keep_plan(plan_location(self.plan_file), run_key(context))
 
     def refuse_critical(self, facts: VmFacts, found: list[Concern]) -> None:
         """Log every concern; stop at critical ones, all of them in one message."""

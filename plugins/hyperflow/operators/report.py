@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowFailException
 
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import RESULT_KEY, ClosingOperator
+from hyperflow.operators.base import (
+    RESULT_KEY,
+    ClosingOperator,
+    run_key,
+    vm_key,
+)
+from hyperflow.operators.claim import release
 from hyperflow.operators.cleanup import SOURCE_KEY
+from hyperflow.operators.kept_plan import let_go_of_plan
+from hyperflow.operators.preflight import plan_location
 from hyperflow.operators.run_report import FAILED, REPORT_KEY, RunReportOperator
 
 if TYPE_CHECKING:
@@ -31,6 +39,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
     Airflow's home instead. Pushes the XCom ``report``; the log tells path and reasons.
 
     :param plan: the plan's name
+    :param plan_file: its path
     :param slug: the VM's slug
     :param selector: how the plan names the VM
     :param vcenter: connection of the vCenter
@@ -40,17 +49,21 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
     order = ORDER
 
     def __init__(
-        self, *, plan: str, slug: str, selector: str, vcenter: str, host_connection: str, **kwargs: Any
+        self, *, plan: str, plan_file: str, slug: str, selector: str, vcenter: str, host_connection: str, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.plan = plan
+        self.plan_file = plan_file
         self.slug = slug
         self.selector = selector
         self.vcenter = vcenter
         self.host_connection = host_connection
 
     def perform(self, context: Context) -> dict[str, Any]:
-        """Write the report."""
+        """Write the report, and give back what the run alone had: the VM and its plan."""
+        if self.vm:
+            release(context, vm_key(self.facts))
+        let_go_of_plan(plan_location(self.plan_file), run_key(context))
         report = self.build(context)
         place = self.write(context, report)
         outcome = report.summary.outcome

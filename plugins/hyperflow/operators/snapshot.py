@@ -18,20 +18,33 @@ if TYPE_CHECKING:
     from hyperflow.vsphere.session import Session
     from hyperflow.vsphere.snapshot import Ownership
 
+CREATION_LIMIT = 1800.0  # seconds to take a snapshot; the connection's task_time_limit says otherwise
+REMOVAL_LIMIT = 7200.0  # seconds to remove one: joining a large delta disk takes hours
+
 
 class SourceOperator(VmOperator):
     """A task that works at the vCenter."""
 
+    @property
+    def vcenter(self) -> VsphereHook:
+        """The vCenter of the VM."""
+        return VsphereHook(self.settings.vcenter_connection)
+
     def perform(self, context: Context) -> Any:
         """Log in and do the work; vCenter's errors decide whether it is tried again."""
-        from hyperflow.vsphere.errors import VsphereError
+        from hyperflow.vsphere.errors import TaskUnfinished, VsphereError
 
         started = datetime.now(UTC)
         try:
-            with VsphereHook(self.settings.vcenter_connection).session() as session:
+            with self.vcenter.session() as session:
                 return self.keep_result(context, self.work(session, context), started)
+        except TaskUnfinished as fault:
+            limit = f"connection {self.settings.vcenter_connection}, task_time_limit in its extra"
+            raise AirflowFailException(f"{fault}. Who needs more time sets it: {limit}") from fault
         except VsphereError as fault:
             raise (AirflowException if fault.temporary else AirflowFailException)(str(fault)) from fault
+        except ValueError as fault:
+            raise AirflowFailException(str(fault)) from fault
 
     def work(self, session: Session, context: Context) -> dict[str, Any]:
         """Do the task's work at the vCenter."""
@@ -65,6 +78,7 @@ class CreateSnapshotOperator(SourceOperator):
                 moref,
                 name=name,
                 description=ownership.description(),
+                time_limit=self.vcenter.task_time_limit(CREATION_LIMIT),
                 on_progress=lambda percent: self.log.info("snapshot: %d %%", percent),
             )
         except TaskFailed as fault:
@@ -82,7 +96,6 @@ class CreateSnapshotOperator(SourceOperator):
             "warnings": list(created.warnings),
         }
 
-
     def note(self, context: Context, name: str) -> None:
         """Have the host's ledger name the snapshot before it is there."""
         connection, moref = self.settings.vcenter_connection, self.facts.moref
@@ -97,21 +110,49 @@ class CreateSnapshotOperator(SourceOperator):
 class RemoveSnapshotOperator(SourceOperator):
     """Removes this run's snapshots and reads back that none is left; a teardown.
 
-    Returns ``{"removed": [MoRef], "left": [], "warnings": [...]}``.
+    Returns ``{"removed": [MoRef], "left": [], "warnings": [...]}``; a warning is also what somebody did to the VM
+    since preflight.
     """
+
+    works_on_vm = False
 
     def work(self, session: Session, context: Context) -> dict[str, Any]:
         """Remove what this run created, whoever recorded it."""
-        return remove_own_snapshots(session, self.facts.moref, context)
+        limit = self.vcenter.task_time_limit(REMOVAL_LIMIT)
+        removed = remove_own_snapshots(session, self.facts.moref, context, limit)
+        for warning in (told := self.changes_meanwhile(session)):
+            self.log.warning(warning)
+        return {**removed, "warnings": [*removed["warnings"], *told]}
+
+    def changes_meanwhile(self, session: Session) -> list[str]:
+        """Tell what somebody did to the VM while it was exported; that it is gone is told with its snapshot."""
+        from hyperflow.vsphere.changes import changes
+        from hyperflow.vsphere.errors import NotFound
+        from hyperflow.vsphere.inventory import read_vm
+
+        try:
+            return changes(self.facts, read_vm(session, self.facts.moref))
+        except NotFound:
+            return []
 
 
-def remove_own_snapshots(session: Session, moref: str, context: Context) -> dict[str, Any]:
-    """Remove every snapshot that this run made of a VM and read back which are left."""
+def remove_own_snapshots(
+    session: Session, moref: str, context: Context, time_limit: float = REMOVAL_LIMIT
+) -> dict[str, Any]:
+    """Remove every snapshot that this run made of a VM and read back which are left.
+
+    :param time_limit: seconds for each
+    """
+    from hyperflow.vsphere.errors import NotFound
     from hyperflow.vsphere.snapshot import find_snapshots, remove_owned_snapshots
 
     name, ownership = snapshot_record(context)
-    removed = remove_owned_snapshots(session, moref, name=name, ownership=ownership)
-    left = [each.moref for each in find_snapshots(session, moref, name) if ownership.owns(each)]
+    try:
+        removed = remove_owned_snapshots(session, moref, name=name, ownership=ownership, time_limit=time_limit)
+        left = [each.moref for each in find_snapshots(session, moref, name) if ownership.owns(each)]
+    except NotFound as fault:
+        gone = f"{fault}: if it was deleted, its snapshots went with it; if the role on it was taken away, look there"
+        return {"removed": [], "left": [], "warnings": [gone]}
     if left:
         raise AirflowException(f"snapshots {', '.join(left)} of {moref} are still there after their removal")
     return {

@@ -28,21 +28,22 @@ def discover(folder: Path) -> list[Path]:
     return sorted((path for path in names if not path.name.startswith(".")), key=lambda path: path.name)
 
 
-def load_plan(path: Path, profiles: Path | None = None) -> Plan:
+def load_plan(path: Path, profiles: Path | None = None, original: Path | None = None) -> Plan:
     """Read a plan and the profiles it names.
 
     :param path: the plan file, YAML
     :param profiles: folder of profiles; when None, ``profiles/`` beside the plan or beside its folder, then
         the project's own
+    :param original: where the plan was, when ``path`` is a copy: it is this path that the plan then has
     :raises PlanError: with every fault, as ``path: found X, expected Y (line L, column C)``
     """
     document = read(path)
     written, faults = validate(PlanFile, document)
-    library = Library([profiles] if profiles is not None else folders_near(path))
+    library = Library([profiles] if profiles is not None else folders_near(original or path))
     faults += rules.faults(document.value, library)
     if faults or written is None:
         raise PlanError(str(path), place(faults, document.positions))
-    return Plan(written.plan, path, written.vcenter, _plan_vms(written, library))
+    return Plan(written.plan, original or path, written.vcenter, _plan_vms(written, library))
 
 
 def _plan_vms(written: PlanFile, library: Library) -> tuple[PlannedVm, ...]:

@@ -6,24 +6,31 @@ import asyncio
 import json
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.triggers.base import TriggerEvent
 
 from hyperflow.hooks.vsphere import open_session
-from hyperflow.triggers.job import JobTrigger
-from hyperflow.vsphere.errors import LeaseBusy, VsphereError
+from hyperflow.triggers.job import CONNECTION_FAULTS, HostProgramFault, JobTrigger
+from hyperflow.vsphere.errors import LeaseBusy, LeaseLost, NotFound, VsphereError
 from hyperflow.vsphere.lease import Lease, open_lease
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from hyperflow.vsphere.session import Session
 
-KEEP_ALIVE = 20.0  # seconds between two reports of progress; vSphere ends a lease after 300 s without one
+Made = TypeVar("Made")
+
+KEEP_ALIVE = 20.0  # seconds between two reports of progress, at most; vSphere ends a lease after 300 s without one
+GIVE_BACK_LIMIT = 10.0  # seconds that the end of a download waits for vCenter to take the lease back
 BUSY_DELAY = 15.0  # seconds between two tries while another lease holds the VM
 BUSY_LIMIT = 3600.0  # seconds; the other disks of the VM may be exported one after the other
+WHAT_TO_DO_WHEN_GONE = (
+    "Was the VM deleted, or did this run's snapshot go, which a run that ends removes? If the VM is there, clear the "
+    "task snapshot too, so that a new one is taken, or start a new run"
+)
 PERCENT = re.compile(rb"^\S+ progress: .*\((\d{1,3}) %\)", re.MULTILINE)
 
 
@@ -84,8 +91,14 @@ class ExportTrigger(JobTrigger):
         """Export the disk and fire."""
         try:
             event = await self._export()
+        except NotFound as fault:
+            event = {"state": "FAILED", "reason": f"{fault}. {WHAT_TO_DO_WHEN_GONE}", "retry": False}
         except VsphereError as fault:
             event = {"state": "FAILED", "reason": str(fault), "retry": fault.temporary}
+        except (HostProgramFault, *CONNECTION_FAULTS) as fault:
+            said = str(fault) or type(fault).__name__
+            reason = f"connection {self.ssh_conn_id}: the download could not be started: {said}"
+            event = {"state": "FAILED", "reason": reason, "retry": True}
         finally:
             await self._host.close()
         yield TriggerEvent(event)
@@ -101,7 +114,9 @@ class ExportTrigger(JobTrigger):
 
     async def _export(self) -> dict[str, Any]:
         connection = await get_async_connection(self.vsphere_conn_id)
-        session = await asyncio.to_thread(open_session, connection)
+        session = await unless_cancelled(
+            lambda: open_session(connection), lambda opened: None if opened is None else opened.logout()
+        )
         lease: Lease | None = None
         succeeded = False
         try:
@@ -114,14 +129,16 @@ class ExportTrigger(JobTrigger):
             succeeded = event.get("exit_status") == 0
             return event
         finally:
-            # Shielded: a triggerer that shuts down cancels this, and the lease must be given back all the same.
-            await asyncio.shield(asyncio.to_thread(self._give_back, session, lease, succeeded))
+            await self._give_back_in_time(session, lease, succeeded)
 
     async def _open_lease(self, session: Session) -> Lease:
         waited = 0.0
         while True:
             try:
-                lease = await asyncio.to_thread(open_lease, session, self.entity)
+                # Given back with its session, which opening it may have logged in anew.
+                lease = await unless_cancelled(
+                    lambda: open_lease(session, self.entity), lambda opened: self._give_back(session, opened, False)
+                )
             except LeaseBusy as fault:
                 if waited >= BUSY_LIMIT:
                     raise
@@ -152,11 +169,25 @@ class ExportTrigger(JobTrigger):
         really gone the download ends with an error of its own.
         """
         while True:
-            await asyncio.sleep(KEEP_ALIVE)
+            await asyncio.sleep(min(KEEP_ALIVE, lease.timeout / 3))
             try:
                 await asyncio.to_thread(lease.keep_alive, self._percent)
+            except LeaseLost as fault:
+                self.log.warning("the download will be cut: %s", fault)
+                return
             except VsphereError as fault:
                 self.log.warning("the lease could not be kept alive: %s", fault)
+
+    async def _give_back_in_time(self, session: Session, lease: Lease | None, succeeded: bool) -> None:
+        """Give the lease back, and do not wait long for a vCenter that hangs: a person who ends the task waits.
+
+        Shielded: a triggerer that shuts down cancels this, and the lease must be given back all the same.
+        """
+        giving = asyncio.create_task(asyncio.to_thread(self._give_back, session, lease, succeeded))
+        try:
+            await asyncio.wait_for(asyncio.shield(giving), GIVE_BACK_LIMIT)
+        except TimeoutError:
+            self.log.warning("vCenter does not answer; the lease is given back when it does, or ends by itself")
 
     def _give_back(self, session: Session, lease: Lease | None, succeeded: bool) -> None:
         """End the lease and the session; a lease that cannot be ended ends by itself, for want of progress."""
@@ -169,3 +200,21 @@ class ExportTrigger(JobTrigger):
             self.log.warning("the lease could not be given back: %s", fault)
         finally:
             session.logout()
+
+
+async def unless_cancelled(make: Callable[[], Made], undo: Callable[[Made | None], None]) -> Made:
+    """Make something in a thread, which nobody can stop: what is made after this was cancelled is undone again.
+
+    :param undo: gets what was made, or None when making it failed
+    """
+    making = asyncio.create_task(asyncio.to_thread(make))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(lambda done: _undo(done, undo))
+        raise
+
+
+def _undo(done: asyncio.Task[Made], undo: Callable[[Made | None], None]) -> None:
+    failed = done.cancelled() or done.exception() is not None
+    asyncio.get_running_loop().run_in_executor(None, undo, None if failed else done.result())

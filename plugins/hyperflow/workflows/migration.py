@@ -30,7 +30,7 @@ from hyperflow.plans.settings import Limits
 if TYPE_CHECKING:
     from hyperflow.plans.plan import Plan, PlannedVm
 
-RETRIES = 3  # only of what may pass: operators fail at once for the rest
+RETRIES = 5  # only of what may pass, such as a vCenter that is away for a minute: operators fail at once for the rest
 RETRY_DELAY = timedelta(seconds=20)
 DISK_LABEL = "{{ task.disk['id'] }}"  # mapped tasks are shown by the disk's id
 
@@ -47,7 +47,7 @@ def build_dag(plan: Plan, vm: PlannedVm) -> DAG:
         doc_md=describe(plan, vm),
         schedule=None,
         catchup=False,
-        max_active_runs=1,  # two runs of one VM would fight for its folders
+        max_active_runs=2,  # one works; a second one starts only to be told so by its preflight (operators/claim.py)
         is_paused_upon_creation=False,  # it has no schedule: only a person or a wave starts it
         default_args={"retries": RETRIES, "retry_delay": RETRY_DELAY},
         params=form(vm),
@@ -98,6 +98,7 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
     report = WriteReportOperator(
         task_id="report",
         plan=plan.name,
+        plan_file=str(plan.path),
         slug=vm.slug,
         selector=vm.selector.value,
         vcenter=plan.vcenter.connection,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from airflow.configuration import conf
 
+from hyperflow.operators.base import safe
+from hyperflow.operators.kept_plan import kept_plans
 from hyperflow.operators.preflight import plan_location
 from hyperflow.plans.check import check_plans
-from hyperflow.plans.load import discover
-from hyperflow.plans.plan import Plan
+from hyperflow.plans.load import discover, load_plan
+from hyperflow.plans.plan import Plan, PlanError
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[3] / "include" / "plans"
 
@@ -23,7 +25,7 @@ class PlanFaults(Exception):
 class PlanFolder:
     """The plans of a folder.
 
-    :param plans: those that are good
+    :param plans: those that are good, and of those that were good when a run began the VMs whose runs still work
     :param faults: what is wrong with the others, as ``file: path: found X, expected Y``
     """
 
@@ -41,4 +43,21 @@ def read_plan_folder() -> PlanFolder:
     folder = plan_location(conf.get("hyperflow", "plans_folder", fallback=str(DEFAULT_FOLDER)))
     checked = check_plans(discover(folder))
     plans = [each.plan for each in checked if each.plan is not None and not each.faults]
-    return PlanFolder(plans, [f"{each.path}: {fault}" for each in checked for fault in each.faults])
+    faults = [f"{each.path}: {fault}" for each in checked for fault in each.faults]
+    return PlanFolder(plans + _plans_of_runs(folder, plans), faults)
+
+
+def _plans_of_runs(folder: Path, plans: list[Plan]) -> list[Plan]:
+    """Read the kept copies of plans that are not there any more, or not good any more, while runs of theirs work."""
+    known = {safe(vm.dag_id) for plan in plans for vm in plan.vms}
+    found = []
+    for kept in kept_plans(folder):
+        if kept.dag in known:
+            continue
+        try:
+            plan = load_plan(kept.copy, original=kept.original)
+        except PlanError:  # its profile is gone as well, or the copy was half-written
+            continue
+        found.append(replace(plan, vms=tuple(vm for vm in plan.vms if safe(vm.dag_id) == kept.dag)))
+        known.add(kept.dag)
+    return found
