@@ -145,6 +145,21 @@ def test_exit_status_tells_wrong_usage_from_an_invalid_manifest(
     assert "Traceback" not in done.stderr
 
 
+def test_a_terminal_that_has_not_every_letter_is_written_to_all_the_same(
+    bare: dict[str, str], manifest: Any, tmp_path: Path
+) -> None:
+    document = json.loads(SEED.read_text())
+    document["source"]["vm_name"] = "Größe \U0001f600"
+    (tmp_path / "m.json").write_text(json.dumps(document))
+    bare["PYTHONIOENCODING"] = "ascii"
+    try:
+        done = manifest("show", tmp_path / "m.json")
+    finally:
+        del bare["PYTHONIOENCODING"]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Gr\\xf6\\xdfe \\U0001f600" in done.stdout
+
+
 def test_a_hostile_manifest_is_shown_and_never_obeyed(manifest: Any, tmp_path: Path) -> None:
     document = json.loads(SEED.read_text())
     document["source"]["vm_name"] = "[bold]web\x1b[2J\u202e\n[/]"

@@ -6,7 +6,9 @@ Exit status: 0 valid, 1 invalid, 2 wrong usage. With ``--json`` standard output 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import sys
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -115,6 +117,8 @@ class _Answer:
     """What a command says of one file: in words as it goes, or as one JSON object at the end."""
 
     def __init__(self, file: Path, as_json: bool) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of another encoding has not every letter
+            sys.stdout.reconfigure(errors="backslashreplace")
         self._file = file
         self._as_json = as_json
         self._console = Console(highlight=False, quiet=as_json)
