@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.kvmhost.images import vmdk_writer
@@ -78,19 +79,18 @@ def _compress(choice: random.Random, data: bytes) -> bytes:
 
 
 def _bad_grain(choice: random.Random, compressed: bytes, size: int) -> bytes:
-    return choice.choice(
-        (
-            compressed[: len(compressed) // 2],
-            compressed[:-1],
-            compressed + b"trailing",
-            zlib.compress(bytes(size + 1)),
-            zlib.compress(bytes(size * 500), 9)[: size + 512],
-            zlib.compress(b""),
-            zlib.compress(bytes(max(1, size // 2))),
-            b"\0" * 64,
-            compressed[:-4] + b"\1\2\3\4",
-        )
+    kinds: tuple[Callable[[], bytes], ...] = (
+        lambda: compressed[: len(compressed) // 2],
+        lambda: compressed[:-1],
+        lambda: compressed + b"trailing",
+        lambda: zlib.compress(bytes(size + 1)),
+        lambda: zlib.compress(bytes(64 << 20), 1)[: size + 512],  # a bomb
+        lambda: zlib.compress(b""),
+        lambda: zlib.compress(bytes(max(1, size // 2))),
+        lambda: bytes(64),
+        lambda: compressed[:-4] + b"\1\2\3\4",
     )
+    return choice.choice(kinds)()
 
 
 def _grains(choice: random.Random, header: Header, numbers: list[int], faults: int) -> list[_Piece]:
