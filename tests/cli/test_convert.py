@@ -8,6 +8,8 @@ import json
 import os
 import random
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +231,35 @@ def test_two_conversions_do_not_work_in_one_folder(raw: Path, tmp_path: Path) ->
     assert status == 1
     assert "another conversion works here" in said
     assert not (tmp_path / "output/raw.qcow2").exists()
+
+
+def test_a_conversion_that_is_ended_takes_its_appliance_along_and_leaves_no_overlay(raw: Path, tmp_path: Path) -> None:
+    file = write(tmp_path, [entry(raw, "raw")], pipeline={"inspect": {"enabled": True}})
+    process = subprocess.Popen(
+        [str(ROOT / "hyperflow"), "convert", str(file)], stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    wait_for(lambda: any("qemu-system" in command for command in naming(tmp_path)))
+    process.terminate()
+    assert process.wait(60) == 130
+    wait_for(lambda: not naming(tmp_path))
+    assert list((tmp_path / "output").iterdir()) == []
+
+
+def naming(folder: Path) -> list[str]:
+    """The command lines of processes that name a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in command:
+            found.append(command)
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.2)
