@@ -56,6 +56,8 @@ INVENTORY = {
         _vm("raw", disks=[{"rdm": True}]),
         _vm("mixed", disks=[{"controller": "lsilogic"}, {"controller": "pvscsi"}, {"controller": "lsilogic"}]),
         _vm("old-snapshots", snapshots=["before upgrade", "after"]),
+        _vm("restless", folder="/DC0/vm/Blue"),
+        _vm("doomed", folder="/DC0/vm/Blue"),
         _vm("no-tools", powerState="poweredOn", guest={"toolsRunningStatus": "guestToolsNotRunning"}),
     ],
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from hyperflow.vsphere.changes import changes
-from hyperflow.vsphere.errors import LeaseLost, SessionEnded, TaskUnfinished, Unreachable, VsphereError
+from hyperflow.vsphere.errors import LeaseLost, NotFound, SessionEnded, TaskUnfinished, Unreachable, VsphereError
 from hyperflow.vsphere.inventory import find_vm, list_vms, read_vm
 from hyperflow.vsphere.lease import open_lease
 from hyperflow.vsphere.session import Session, connect
@@ -198,6 +198,53 @@ def test_an_added_and_a_missing_disk_are_told_apart(session: Session) -> None:
     assert f"{before.disks[0].label} was added after the snapshot" in changes(fewer, before)[0]
     moved = dataclasses.replace(before, inventory_path="/DC0/vm/Elsewhere/mixed")
     assert "was moved from" in changes(before, moved)[0]
+
+
+def test_a_machine_that_is_moved_started_and_given_a_snapshot_and_a_disk_goes_on_being_exported(
+    session: Session, admin: Any
+) -> None:
+    moref = find_vm(session, "restless")
+    before = read_vm(session, moref)
+    ours = create_snapshot(session, moref, name=NAME, description=OURS.description())
+    machine = session.object(vim.VirtualMachine, moref)
+    with open_lease(session, ours.moref) as lease:
+        wait(machine.CreateSnapshot_Task("before the week-end", "by hand", False, False))
+        wait(machine.ReconfigVM_Task(one_more_disk(machine)))
+        (green,) = [each for each in machine.parent.parent.childEntity if each.name == "Green"]
+        wait(green.MoveIntoFolder_Task([machine]))
+        wait(machine.PowerOnVM_Task())
+        lease.keep_alive(50)
+    with open_lease(session, ours.moref) as lease:
+        assert [disk.disk_key for disk in lease.disks] == [disk.key for disk in before.disks]
+        lease.complete()
+    told = "\n".join(changes(before, read_vm(session, moref)))
+    for words in ("moved from /DC0/vm/Blue/restless to /DC0/vm/Green/restless", "is poweredOn now", "was added after"):
+        assert words in told
+    remove_owned_snapshots(session, moref, name=NAME, ownership=OURS)
+    assert [each.name for each in find_snapshots(session, moref)] == ["before the week-end"]
+
+
+def one_more_disk(machine: Any) -> Any:
+    (disk,) = [each for each in machine.config.hardware.device if isinstance(each, vim.vm.device.VirtualDisk)]
+    added: Any = vim.vm.device.VirtualDisk
+    added = added(key=-1, controllerKey=disk.controllerKey, unitNumber=disk.unitNumber + 1, capacityInKB=1024)
+    added.backing = vim.vm.device.VirtualDisk.FlatVer2BackingInfo(diskMode="persistent", thinProvisioned=True)
+    change = vim.vm.device.VirtualDeviceSpec(operation="add", fileOperation="create", device=added)
+    return vim.vm.ConfigSpec(deviceChange=[change])
+
+
+def test_a_machine_that_is_deleted_takes_its_lease_and_snapshot_with_it(session: Session, admin: Any) -> None:
+    moref = find_vm(session, "doomed")
+    ours = create_snapshot(session, moref, name=NAME, description=OURS.description())
+    with open_lease(session, ours.moref) as lease:
+        wait(session.object(vim.VirtualMachine, moref).Destroy_Task())
+        with pytest.raises(LeaseLost):
+            lease.keep_alive(50)
+    with pytest.raises(NotFound, match="no longer in the inventory"):
+        open_lease(session, ours.moref)
+    with pytest.raises(NotFound, match="no longer in the inventory"):
+        remove_owned_snapshots(session, moref, name=NAME, ownership=OURS)
+    assert [each for each in admin.get("/snapshots") if each["name"] == NAME] == []
 
 
 def wait(task: Any) -> None:
