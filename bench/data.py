@@ -68,7 +68,7 @@ def disk(console: Console) -> Disk:
                 check=True,
             )
             vmdk = folder / "disk.vmdk"
-            options = ["-O", "vmdk", "-o", "subformat=streamOptimized", "-m", "16", "-W"]
+            options = ["-O", "vmdk", "-o", "subformat=streamOptimized"]  # no -W: exports have their grains in order
             subprocess.run(["qemu-img", "convert", "-f", "raw", *options, raw, vmdk], check=True)
             vmdk.rename(target)
     return Disk(target, DISK_BYTES, sum(1 for _ in _grains(target)) * GRAIN_SECTORS * SECTOR)

@@ -13,7 +13,7 @@ from typing import Any
 from bench import data, stages
 from bench.results import Result, of_pair
 
-ROUNDS = 5
+ROUNDS = 3
 RATE = 200_000_000  # bytes a second
 GOALS = {"download": 1.05, "download_decoded": 1.10}
 
