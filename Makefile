@@ -13,7 +13,7 @@ test: install system            ## every test, the real migration included
 	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup
 
 bench: install system           ## measure against the usual tools; some names only: make bench ONLY="convert_qcow2 fix"
-	lab/install-packages curl e2fsprogs openssl virt-v2v
+	lab/install-packages curl e2fsprogs nbdkit openssl virt-v2v
 	PYTHONPATH=plugins:. $(PYTHON) -m bench $(ONLY)
 
 lint: install
