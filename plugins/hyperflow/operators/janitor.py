@@ -15,7 +15,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.kvmhost import KvmHostHook
 from hyperflow.hooks.vsphere import VsphereHook
-from hyperflow.operators.base import FAILURE_KEY, JOB_FOLDER, RESULT_KEY, safe
+from hyperflow.operators.base import FAILURE_KEY, JOB_FOLDER, RESULT_KEY, finished_tasks, safe
 from hyperflow.operators.ownership import instance
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 HOSTS, SOURCES, RESULT = "hosts", "sources", "result"  # the tasks
 AT_SOURCE = ("snapshot", "lease")  # kinds of the ledger that are looked for at a vCenter
+LOOKED = ("success", "skipped")  # states of a task that has looked, or had nothing to look at
 OPEN_STATES = ("queued", "running")
 LEASE_END = "a lease ends with the session of its trigger, at the latest 300 s after its last report of progress"
 
@@ -335,12 +336,7 @@ class ReportLeftoversOperator(JanitorOperator):
         """Bring together what the places told."""
         ti = context["ti"]
         answers = [answer for task in (HOSTS, SOURCES) for answer in ti.xcom_pull(task_ids=[task]) or [] if answer]
-        faults = [
-            str(fault)
-            for task in (HOSTS, SOURCES)
-            for fault in ti.xcom_pull(task_ids=[task], key=FAILURE_KEY) or []
-            if fault
-        ]
+        faults = self._failures(context)
         findings = [finding for answer in answers for finding in answer["findings"]]
         findings += self._without_a_place([entry for answer in answers for entry in answer.get("at_source", [])])
         faults += [f"{one['kind']} {one['thing']}: {one['why']}" for one in findings if one["action"] == "failed"]
@@ -349,6 +345,16 @@ class ReportLeftoversOperator(JanitorOperator):
         if faults:
             raise AirflowFailException("; ".join(faults))
         return {"findings": len(findings)}
+
+    def _failures(self, context: Context) -> list[str]:
+        """Tell why places could not be looked at; also of tasks that ended before they could say anything."""
+        faults = []
+        for crumb in finished_tasks(context):
+            task, index, state = crumb["task_id"], crumb["map_index"], crumb["state"]
+            if task in (HOSTS, SOURCES) and state not in LOOKED:
+                told = context["ti"].xcom_pull(task_ids=task, map_indexes=index, key=FAILURE_KEY)
+                faults.append(str(told or f"task {task}, number {index}: {state}, so one place was not looked at"))
+        return faults
 
     def _without_a_place(self, noted: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Name what lies at a vCenter that no plan names any more, so that nobody has looked."""

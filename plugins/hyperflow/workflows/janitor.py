@@ -42,6 +42,7 @@ def build_janitor(plans: Sequence[Plan]) -> DAG:
         catchup=False,
         max_active_runs=1,
         is_paused_upon_creation=False,
+        default_args={"retries": 1, "retry_delay": timedelta(seconds=10)},
         tags=["hyperflow"],
         render_template_as_native_obj=True,
         doc_md=__doc__,
