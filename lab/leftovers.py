@@ -1,4 +1,4 @@
-"""What a run has left, looked for where it would lie: at the vCenter, on the host's disks, among its processes."""
+"""What a run has left, looked for where it would lie: vCenter, the host's disks and processes, its ledger."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hyperflow.kvmhost.ledger import Ledger
+
 if TYPE_CHECKING:
     from lab.running import RunningLab
 
 KEPT_BY_FAILED = ("work/fix",)  # below the VM's staging folder: so that a person can clear the failed task
+NOTED_BY_FAILED = ("staged-disk", "fix-overlay")  # kinds of the ledger that stay open for the same reason
 
 
 def of_run(running_lab: RunningLab, plan: str, vm: str, *, failed: bool) -> list[str]:
@@ -30,6 +33,7 @@ def of_run(running_lab: RunningLab, plan: str, vm: str, *, failed: bool) -> list
     kept = KEPT_BY_FAILED if failed else ()
     left += [f"work {path}" for path in work.glob("*") if f"work/{path.name}" not in kept]
     left += [f"process {line}" for line in processes_of(running_lab.dags_of(plan)[0])]
+    left += _noted(folders.staging / plan / ".hyperflow", NOTED_BY_FAILED if failed else ())
     if failed:
         left += [f"domain {uuid}" for uuid in _domains_below(folders.images / plan)]
     return left
@@ -46,6 +50,14 @@ def processes_of(dag_id: str) -> list[str]:
         except OSError:
             continue  # it has ended
     return found
+
+
+def _noted(root: Path, kept: tuple[str, ...]) -> list[str]:
+    """List what the ledger has open, which must be no more than what is really there."""
+    ledger = Ledger(root)
+    books = [ledger.read(run) for run in ledger.runs()]
+    noted = [f"noted as {one.kind}: {one.thing}" for book in books for one in book.open if one.kind not in kept]
+    return noted + [f"{book.damaged} damaged lines in the ledger of {book.run}" for book in books if book.damaged]
 
 
 def _domains_below(folder: Path) -> list[str]:
