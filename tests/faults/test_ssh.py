@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.utils.log.file_task_handler import _interleave_logs
 from hyperflow.hooks.kvmhost import KvmHostError, KvmHostHook
 from hyperflow.triggers import job as trigger_module
 from hyperflow.triggers.job import JobTrigger
@@ -270,6 +271,8 @@ def test_a_triggerer_that_was_killed_is_replaced_and_no_line_is_new_or_missing(h
     second = [record for record in replacement.records if "timestamp" in record]
     assert first == second[: len(first)], "records that both wrote are equal to the last field"
     assert len({record["timestamp"] for record in second}) == 60
+    shown = _interleave_logs(iter(map(json.dumps, first)), iter(map(json.dumps, second)))
+    assert [record.event for record in shown] == talking.lines(60), "Airflow, which reads both files, shows each once"
 
 
 async def _until(trigger: JobTrigger, condition: Callable[[], bool]) -> None:
