@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from hyperflow.hooks.kvmhost import KvmHostHook
 from hyperflow.operators.results import require_as_asked, require_sound
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
+    from hyperflow.hooks.kvmhost import KvmHostHook
     from hyperflow.plans.host_run import HostRun
     from hyperflow.plans.migration import Migration
     from hyperflow.vsphere.facts import VmFacts
@@ -64,6 +64,8 @@ class HostRunOperator(BaseOperator):
     @cached_property
     def host(self) -> KvmHostHook:
         """The KVM host that the run works on."""
+        from hyperflow.hooks.kvmhost import KvmHostHook  # paramiko takes half a second, also in whoever parses DAGs
+
         return KvmHostHook(ssh_conn_id=self.settings.host_connection, directory=job_root(self.settings))
 
     def execute(self, context: Context) -> Any:

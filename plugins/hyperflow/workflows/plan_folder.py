@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hyperflow.operators.kept_plan import kept_plans
 from hyperflow.operators.preflight import plan_location
 from hyperflow.plans.check import check_plans
 from hyperflow.plans.load import discover, load_plan
+from hyperflow.plans.migration import effective
 from hyperflow.plans.plan import Plan, PlanError
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[3] / "include" / "plans"
@@ -33,6 +35,24 @@ class PlanFolder:
     faults: list[str]
 
 
+def read_plan_of(dag_id: str) -> PlanFolder:
+    """Read what one DAG needs: its plan with its VM alone, for a task that starts and has no time for a thousand.
+
+    Whatever is not plain about it, such as a plan that is not good any more, is left to :func:`read_plan_folder`.
+    """
+    folder = _folder()
+    name = dag_id.split(".")[1] if dag_id.count(".") > 1 else ""
+    mentions = re.compile(rf"""^plan:\s*["']?{re.escape(name)}["']?\s*(#.*)?$""", re.MULTILINE)
+    try:
+        paths = [path for path in discover(folder) if mentions.search(path.read_text(errors="replace"))]
+        (plan,) = (load_plan(path) for path in paths)
+        (vm,) = (vm for vm in plan.vms if vm.dag_id == dag_id)
+        effective(plan, vm)
+    except (PlanError, OSError, ValueError):
+        return read_plan_folder()
+    return PlanFolder([replace(plan, vms=(vm,))], [])
+
+
 def read_plan_folder() -> PlanFolder:
     """Read the plans of Airflow's setting ``[hyperflow] plans_folder``, by default ``include/plans``.
 
@@ -40,11 +60,15 @@ def read_plan_folder() -> PlanFolder:
 
     Plans are judged together, because two of them must not claim one DAG id or one folder.
     """
-    folder = plan_location(conf.get("hyperflow", "plans_folder", fallback=str(DEFAULT_FOLDER)))
+    folder = _folder()
     checked = check_plans(discover(folder))
     plans = [each.plan for each in checked if each.plan is not None and not each.faults]
     faults = [f"{each.path}: {fault}" for each in checked for fault in each.faults]
     return PlanFolder(plans + _plans_of_runs(folder, plans), faults)
+
+
+def _folder() -> Path:
+    return plan_location(conf.get("hyperflow", "plans_folder", fallback=str(DEFAULT_FOLDER)))
 
 
 def _plans_of_runs(folder: Path, plans: list[Plan]) -> list[Plan]:
