@@ -34,6 +34,7 @@ SHARING = ("lab", "faults")  # folders
 SHARED = {"running_lab", "host"}  # fixtures
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Tell the workers of `make test` what belongs together: the lab in one, every other file whole."""
     for item in items:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hyperflow.kvmhost import jobs
 
 from lab import kvmhost
 from tests.kvmhost.images import images, vmdk_writer
@@ -358,10 +359,12 @@ def test_a_killed_conversion_is_done_again_with_the_same_fixes(tmp_path: Path, m
     overlay = overlay_of(source)
     before = overlay.read_bytes()
     asked = options(tmp_path, staged.manifest(source.parent, source), overlay=str(overlay))
-    process = running.start("convert", asked, tmp_path / "result.json")
+    mark = {"HYPERFLOW_JOB": str(tmp_path / "job")}
+    process = running.start("convert", asked, tmp_path / "result.json", mark)
     time.sleep(moment)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+    jobs._end_processes(tmp_path / "job")  # qemu-img may outlive it; whoever starts the next generation ends it so
 
     assert overlay.read_bytes() == before
     observed = converted(asked)

@@ -177,4 +177,6 @@ def _said(errors: bytes) -> str:
     for number in (errno.ENOSPC, errno.ENOMEM, errno.EROFS):
         if os.strerror(number) in said:
             return f"{said}; {ADVICE[number]}"
+    if "thread_create" in said:  # EAGAIN: no memory for its stack, or too many processes
+        return f"{said}; {ADVICE[errno.ENOMEM]}"
     return said
