@@ -10,7 +10,7 @@ demo: install system            ## move the lab's guest from its vCenter to KVM 
 	./hyperflow demo
 
 test: install system            ## every test, the real migration included
-	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
 bench: install system           ## measure against the usual tools; some names only: make bench ONLY="convert_qcow2 fix"
 	lab/install-packages curl e2fsprogs nbdkit openssl virt-v2v

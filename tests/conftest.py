@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,17 +32,25 @@ hypothesis.settings.load_profile("hyperflow")
 
 from lab import running  # noqa: E402 - Airflow reads the settings above when a part of it is imported
 
-# One libvirt and one set of loopback ports serve the whole machine: what uses them runs in one worker, one by one.
-SHARING = ("lab", "faults")  # folders
-SHARED = {"running_lab", "host"}  # fixtures
+# One libvirt serves the whole machine: the files whose tests start the lab or its host run in one worker, one by one.
+SHARING = re.compile(r"running_lab|host: (kvmhost\.)?KvmHost|kvmhost\.start\(")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Tell the workers of `make test` what belongs together: the lab in one, every other file whole."""
-    for item in items:
-        shares = item.path.parent.name in SHARING or SHARED & set(item.fixturenames)
-        item.add_marker(pytest.mark.xdist_group("lab" if shares else str(item.path)))
+class Scheduling(LoadScopeScheduling):
+    """Gives whole files to the workers of `make test`, and all that share libvirt to one of them.
+
+    Not xdist's own groups: it marks them in a test's id, which pytest 9 does not let it change.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "lab" if SHARING.search((ROOT / path).read_text()) else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """Tell xdist how the tests are spread."""
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
