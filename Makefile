@@ -4,13 +4,16 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test bench lint format install system schemas lock clean
+.PHONY: demo test faults bench lint format install system schemas lock clean
 
 demo: install system            ## move the lab's guest from its vCenter to KVM and show the proof
 	./hyperflow demo
 
 test: install system            ## every test, the real migration included
 	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile
+
+faults: install system          ## whole runs while vCenter, Airflow and people do their worst; on a quiet machine
+	$(PYTHON) -m pytest -m night tests/faults
 
 bench: install system           ## measure against the usual tools; some names only: make bench ONLY="convert_qcow2 fix"
 	lab/install-packages curl e2fsprogs nbdkit openssl virt-v2v

@@ -82,7 +82,9 @@ class CleanUpOperator(ClosingOperator):
     def partials(self) -> list[str]:
         """Name what a download or a conversion writes before it is complete."""
         settings = self.settings
-        names = []
+        names = [
+            PurePosixPath(settings.work_directory) / stage for stage in ("inspect", "fix")
+        ]  # a killed one's folder
         for index, disk in enumerate((self.vm or {}).get("disks", [])):
             staged, image = PurePosixPath(settings.staged_disk(index)), PurePosixPath(settings.image(disk["id"]))
             # a VDI is made of a qcow2; either may be decoded while the disk is downloaded

@@ -1,0 +1,115 @@
+"""What people do to runs that work: each run ends, its copy of the work within seconds, and tells what became of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lab import leftovers
+from lab.running import RunningLab
+from tests.faults.scenario import Scenario, play
+
+pytestmark = [pytest.mark.lab, pytest.mark.night]
+
+LONG = 60  # seconds of a stall that ends by itself: long enough for Airflow to read the plans again
+
+
+def marked(scene: Scenario) -> None:
+    """Two more runs for the same VM are started; then the download's task is marked failed, and cleared."""
+    scene.stall()
+    scene.begin()
+    scene.until_stalled()
+    again = scene.lab.start(scene.dag, {"skip_boot": True})
+    other = Scenario(scene.lab, f"{scene.name}-other", scene.vm)
+    other.begin()
+    for name, dag, run in (("again", scene.dag, again), ("other", other.dag, other.run)):
+        scene.facts[name] = (scene.lab.wait(dag, run), scene.lab.failure(dag, run, "preflight"))
+    scene.facts["leases meanwhile"] = len(scene.leases())
+    scene.mark("export", "failed")
+    scene.until_left_alone()
+    scene.facts["marked"] = (scene.end(), scene.report(), scene.left(failed=True))
+    scene.lab.clear(scene.dag, scene.run, "export")
+    scene.facts["cleared"] = (scene.end(), scene.report()["errors"], scene.left(failed=False))
+
+
+def inspected(scene: Scenario) -> None:
+    """The plan is deleted while the download works; the inspection is marked failed, and cleared."""
+    scene.disturb("stall", seconds=LONG)
+    scene.begin()
+    scene.until_stalled()
+    plan = scene.lab.folders.plans / f"{scene.name}.yaml"
+    text = plan.read_text()
+    plan.unlink()
+    parsed = parsed_at(scene)
+    scene.until(lambda: parsed_at(scene) != parsed)
+    parsed = parsed_at(scene)
+    scene.until(lambda: parsed_at(scene) != parsed)  # the first one may have begun before
+    scene.until_task("inspect", "deferred")
+    scene.until(lambda: any("qemu" in line for line in leftovers.processes_of(scene.dag)))
+    scene.mark("inspect", "failed")
+    scene.until_left_alone()
+    state = scene.end()
+    plan.write_text(text)
+    scene.facts["marked"] = (state, scene.report(), scene.left(failed=True))
+    scene.lab.clear(scene.dag, scene.run, "inspect")
+    scene.facts["cleared"] = (scene.end(), scene.report()["errors"], scene.left(failed=False))
+
+
+def parsed_at(scene: Scenario) -> Any:
+    dag = scene.lab.api.request("GET", f"/api/v2/dags/{scene.dag}")
+    assert not dag["is_stale"]
+    return dag["last_parsed_time"]
+
+
+@pytest.fixture(scope="module")
+def scenes(running_lab: RunningLab) -> dict[str, Scenario]:
+    """All runs of this module, played at once."""
+    return play(
+        running_lab,
+        ("marked", "small22", marked),
+        ("inspected", "small23", inspected),
+    )
+
+
+@pytest.mark.parametrize("which", ["again", "other"])
+def test_a_second_run_for_a_vm_is_refused_and_names_the_first(scenes: dict[str, Scenario], which: str) -> None:
+    """A second run of the same DAG, and one of another plan that names the same VM."""
+    scene = scenes["marked"]
+    state, message = scene.facts[which]
+    assert state == "failed"
+    for words in ("is being migrated already", f"run {scene.run} of DAG {scene.dag}"):
+        assert words in message
+    assert scene.facts["leases meanwhile"] == 1
+
+
+@pytest.mark.parametrize(("name", "task", "disk"), [("marked", "export", "disk-0: "), ("inspected", "inspect", "")])
+def test_a_task_that_is_marked_failed_ends_its_work_and_the_run_and_leaves_nothing(
+    scenes: dict[str, Scenario], name: str, task: str, disk: str
+) -> None:
+    state, report, left = scenes[name].facts["marked"]
+    assert state == "failed"
+    assert [(error["stage"], error["message"]) for error in report["errors"]] == [
+        (task, f"{disk}the task was ended from outside; see its log")
+    ]
+    assert left == []
+
+
+@pytest.mark.parametrize("name", ["marked", "inspected"])
+def test_a_failed_task_that_is_cleared_goes_on_to_success(scenes: dict[str, Scenario], name: str) -> None:
+    assert scenes[name].facts["cleared"] == ("success", [], [])
+
+
+def test_clearing_a_later_task_downloads_nothing_again(scenes: dict[str, Scenario]) -> None:
+    scene = scenes["inspected"]
+    assert scene.ended_leases() == ["completed"]
+    task = scene.task("export")
+    assert task is not None
+    assert task.try_number == 1
+
+
+def test_a_plan_that_is_deleted_meanwhile_does_not_stop_its_run(scenes: dict[str, Scenario]) -> None:
+    """Up to the task that a person ends, and through the tasks that clean up and report."""
+    _, report, _ = scenes["inspected"].facts["marked"]
+    assert report["pipeline"]["stages"]["checksum"]["success"] is True
+    assert report["source_cleanup"]["clean"] is True

@@ -1,0 +1,171 @@
+"""What befalls a vCenter in the middle of a migration: each run goes on to its end, or says why it does not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+from pyVmomi import vim
+
+from lab import lab
+from lab.running import RunningLab
+from lab.small_guest import ensure_small_guest
+from tests.faults.scenario import Scenario, play
+
+pytestmark = [pytest.mark.lab, pytest.mark.night]
+
+OUTAGE = 25  # seconds
+HASTY = "vc_hasty"  # a connection whose tasks may last 5 s
+THEIRS = "before the week-end"  # a snapshot that somebody else takes
+
+
+def gone(scene: Scenario) -> None:
+    """vCenter is away for a while; when the download is under way again, everything about the VM is changed."""
+    scene.stall()
+    scene.begin()
+    scene.until_stalled()
+    scene.lab.vcenter.admin("POST", "/outage", {"seconds": OUTAGE})
+    scene.stall()
+    scene.until(lambda: not scene.leases())
+    scene.until_stalled()
+    disturb_vm(scene)
+    scene.lab.vcenter.admin("DELETE", f"/sessions?vm={scene.vm}")
+    scene.end()
+
+
+def disturb_vm(scene: Scenario) -> None:
+    """Take a snapshot, add a disk, move, power on and rename the VM."""
+    scene.at_source(lambda vm: vm.CreateSnapshot_Task(THEIRS, "by hand", False, False))
+    scene.at_source(lambda vm: vm.ReconfigVM_Task(one_more_disk(vm)))
+    with scene.session() as session:
+        (target,) = [
+            each for each in session.content.rootFolder.childEntity[0].vmFolder.childEntity if each.name == "Production"
+        ]
+        scene.facts["moved to"] = target.name
+        scene.at_source(lambda vm: target.MoveIntoFolder_Task([vm]))
+    scene.at_source(lambda vm: vm.PowerOnVM_Task())
+
+
+def one_more_disk(machine: Any) -> Any:
+    (disk,) = [each for each in machine.config.hardware.device if isinstance(each, vim.vm.device.VirtualDisk)]
+    added = vim.vm.device.VirtualDisk(
+        key=-1, controllerKey=disk.controllerKey, unitNumber=disk.unitNumber + 1, capacityInKB=1024
+    )
+    added.backing = vim.vm.device.VirtualDisk.FlatVer2BackingInfo(diskMode="persistent", thinProvisioned=True)
+    change = vim.vm.device.VirtualDeviceSpec(operation="add", fileOperation="create", device=added)
+    return vim.vm.ConfigSpec(deviceChange=[change])
+
+
+def ended(scene: Scenario) -> None:
+    """The lease is lost in three ways, one after the other."""
+    scene.stall()
+    scene.begin()
+    for path in (
+        f"/sessions?vm={scene.vm}",
+        f"/leases?vm={scene.vm}",
+        f"/leases?vm={scene.vm}&reason=timed%20out",
+    ):
+        scene.until_stalled()
+        if "timed" not in path:
+            scene.stall()
+        scene.lab.vcenter.admin("DELETE", path)
+        scene.until(lambda: not scene.leases())
+    scene.end()
+
+
+def hung(scene: Scenario) -> None:
+    """The snapshot's task never ends."""
+    known = {one["connection_id"]: one for one in lab.connections(scene.lab.folders, scene.lab.vcenter, scene.lab.host)}
+    source = known[lab.VCENTER_CONNECTION]
+    extra = json.dumps({**json.loads(source["extra"]), "task_time_limit": 5})
+    hasty = {**source, "connection_id": HASTY, "extra": extra}
+    scene.lab.api.request("POST", "/api/v2/connections", json=hasty)
+    scene.lab.vcenter.admin("POST", "/tasks", {"method": "CreateSnapshot_Task", "vm": scene.vm})
+    scene.begin(vcenter={"connection": HASTY})
+    scene.end()
+
+
+def deleted(scene: Scenario) -> None:
+    """The VM is deleted while it is exported."""
+    scene.stall()
+    scene.begin()
+    scene.until_stalled()
+    scene.at_source(lambda vm: vm.Destroy_Task())
+    scene.end()
+
+
+@pytest.fixture(scope="module")
+def scenes(running_lab: RunningLab) -> dict[str, Scenario]:
+    """All runs of this module, played at once."""
+    return play(
+        running_lab,
+        ("gone", "small16", gone),
+        ("ended", "small17", ended),
+        ("hung", "small18", hung),
+        ("deleted", "small19", deleted),
+    )
+
+
+def test_a_vcenter_that_was_away_costs_a_download_and_not_the_run(scenes: dict[str, Scenario]) -> None:
+    scene = scenes["gone"]
+    report = scene.report()
+    assert (scene.end(), report["errors"]) == ("success", [])
+    assert scene.staged_sha256() == small_sha256()
+    task = scene.task("export")
+    assert task is not None
+    assert task.try_number >= 3
+    assert scene.ended_leases()[-1] == "completed"
+
+
+def test_what_somebody_did_to_the_vm_meanwhile_is_in_the_report(scenes: dict[str, Scenario]) -> None:
+    scene = scenes["gone"]
+    told = " ".join(warning["message"] for warning in scene.report()["warnings"])
+    for words in ("was moved from /DC0/vm/Small/small16", "was poweredOff and is poweredOn now", "was added after"):
+        assert words in told
+
+
+def test_a_snapshot_of_somebody_else_stays_and_ours_goes(scenes: dict[str, Scenario]) -> None:
+    scene = scenes["gone"]
+    assert scene.snapshots() == [THEIRS]
+    assert scene.left(failed=False) == [f"snapshot {THEIRS}"]
+
+
+def test_a_lease_that_is_lost_in_any_way_is_replaced_by_a_new_one(scenes: dict[str, Scenario]) -> None:
+    scene = scenes["ended"]
+    report = scene.report()
+    assert (scene.end(), report["errors"]) == ("success", [])
+    own = [reason for reason in scene.ended_leases() if reason != "aborted"]
+    assert own == ["session ended", "timed out", "completed"]
+    assert scene.staged_sha256() == small_sha256()
+    assert scene.left(failed=False) == []
+
+
+def test_a_snapshot_that_never_ends_fails_the_run_and_says_where_the_limit_is(scenes: dict[str, Scenario]) -> None:
+    scene = scenes["hung"]
+    assert scene.end() == "failed"
+    message = scene.lab.failure(scene.dag, scene.run, "snapshot")
+    for words in ("within 5 seconds", "recent tasks", f"connection {HASTY}, task_time_limit"):
+        assert words in message
+    task = scene.task("snapshot")
+    assert task is not None
+    assert task.try_number == 1
+    assert message in scene.report()["errors"][0]["message"]
+    assert (scene.snapshots(), scene.left(failed=True)) == ([], [])
+
+
+def test_a_vm_that_is_deleted_fails_the_run_and_says_so(scenes: dict[str, Scenario]) -> None:
+    scene = scenes["deleted"]
+    assert scene.end() == "failed"
+    message = scene.lab.failure(scene.dag, scene.run, "export")
+    for words in ("no longer in the inventory", "Was the VM deleted"):
+        assert words in message
+    report = scene.report()
+    assert [error["stage"] for error in report["errors"]] == ["export"]
+    assert "if it was deleted, its snapshots went with it" in json.dumps(report["warnings"])
+    assert scene.left(failed=True) == []
+
+
+def small_sha256() -> str:
+    return hashlib.sha256(ensure_small_guest().read_bytes()).hexdigest()
