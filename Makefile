@@ -13,7 +13,7 @@ test: install system            ## every test, the real migration included
 	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
 faults: install system          ## whole runs while vCenter, Airflow and people do their worst; on a quiet machine
-	$(PYTHON) -m pytest -m night tests/faults
+	$(PYTHON) -m pytest -m night
 
 bench: install system           ## measure against the usual tools; some names only: make bench ONLY="convert_qcow2 fix"
 	lab/install-packages curl e2fsprogs nbdkit openssl virt-v2v

@@ -26,7 +26,7 @@ from hyperflow.vsphere.session import Session, connect
 from lab import inventory, leftovers
 from lab.running import RunningLab
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.night]
 
 GOOD, BAD = "small38", "small39"
 HELD = 8  # seconds that a download stands still, so that it can be looked at
