@@ -99,11 +99,6 @@ class Scenario:
         path += f"/{task.map_index}" if task.map_index >= 0 else ""
         self.lab.api.request("PATCH", path, json={"new_state": state})
 
-    def delete(self) -> None:
-        """Delete the run."""
-        path = f"/api/v2/dags/{self.dag}/dagRuns/{self.run}"
-        self.lab.api._client.delete(path).raise_for_status()  # it answers with nothing
-
     def end(self) -> str:
         """Wait for the run's end; its state."""
         return self.lab.wait(self.dag, self.run)
