@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from hyperflow.manifest.models import Manifest
 from hyperflow.manifest.report import Report
+from hyperflow.manifest.wave_report import WaveReport
 from hyperflow.manifest.rules import RUNNABLE
 
 SCHEMAS = Path(__file__).resolve().parents[3] / "include" / "schemas"
@@ -38,6 +39,11 @@ def manifest_schema() -> dict[str, Any]:
 def report_schema() -> dict[str, Any]:
     """Make the schema of report.json."""
     return draft7(Report, "report", "Hyperflow migration report")
+
+
+def wave_report_schema() -> dict[str, Any]:
+    """Make the schema of wave-report.json."""
+    return draft7(WaveReport, "wave-report", "Hyperflow wave report")
 
 
 def draft7(model: type[BaseModel], name: str, title: str, *, refuse_runnable: bool = False) -> dict[str, Any]:

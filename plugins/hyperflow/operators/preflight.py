@@ -109,6 +109,7 @@ class PreflightOperator(MigrationOperator):
         """
         from hyperflow.operators.claim import claim, refuse_snapshots_of_others
         from hyperflow.operators.kept_plan import keep_plan
+        from hyperflow.operators.proven import forget_proven
 
         try:
             claim(context, vm_key(facts), facts.name)
@@ -117,6 +118,7 @@ class PreflightOperator(MigrationOperator):
             context["ti"].xcom_push(key="migration", value=None)  # the folders are the other run's, its report too
             raise
         keep_plan(plan_location(self.plan_file), run_key(context))
+        forget_proven(context["dag"].dag_id)  # its images are about to be made again
 
     def refuse_critical(self, facts: VmFacts, found: list[Concern]) -> None:
         """Log every concern; stop at critical ones, all of them in one message."""

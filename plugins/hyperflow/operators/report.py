@@ -18,6 +18,7 @@ from hyperflow.operators.claim import release
 from hyperflow.operators.cleanup import SOURCE_KEY
 from hyperflow.operators.kept_plan import let_go_of_plan
 from hyperflow.operators.preflight import plan_location
+from hyperflow.operators.proven import PROVEN, SUMMARY_KEY, remember_proven
 from hyperflow.operators.run_report import FAILED, REPORT_KEY, RunReportOperator
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         where = f"{place['host']}:{place['path']}" if place["host"] else place["path"]
         summary = {**place, "outcome": outcome}
         context["ti"].xcom_push(key=REPORT_KEY, value=summary)
+        self.tell_wave(context, report, place)
         for message in report.warnings:
             self.log.warning("%s: %s", message.stage, shown(message.message))
         self.log.info("outcome: %s; report: %s", outcome, where)
@@ -77,6 +79,15 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
             reasons = "; ".join(f"{error.stage}: {error.message}" for error in report.errors)
             raise AirflowFailException(shown(f"the migration of {self.selector} failed: {reasons}. Report: {where}"))
         return summary
+
+    def tell_wave(self, context: Context, report: Report, place: dict[str, Any]) -> None:
+        """Leave what a wave tells of this run, and remember the VM as done when it was proven."""
+        from hyperflow.manifest.wave_report import summarise_run
+
+        summary = summarise_run(report, place["path"] if place["host"] else None).to_document()
+        context["ti"].xcom_push(key=SUMMARY_KEY, value=summary)
+        if report.summary.outcome == PROVEN and not report.errors:
+            remember_proven(context["dag"].dag_id, str(context["run_id"]), summary)
 
     def build(self, context: Context) -> Report:
         """Make the report of what the tasks left."""

@@ -11,8 +11,10 @@ from hyperflow.plans.library import Library, folders_near
 from hyperflow.plans.merge import merge
 from hyperflow.plans.plan import Plan, PlanError, PlannedVm
 from hyperflow.plans.reading import read, validate
-from hyperflow.plans.settings import PlanFile, VmEntry
+from hyperflow.plans.settings import PlanFile, Settings, VmEntry
 from hyperflow.plans.slug import Selector, slugs
+from hyperflow.plans.survey import Survey, read_survey
+from hyperflow.plans.wave import Candidate, resolve_waves
 
 
 def discover(folder: Path) -> list[Path]:
@@ -41,14 +43,16 @@ def load_plan(path: Path, profiles: Path | None = None, original: Path | None = 
     written, faults = validate(PlanFile, document)
     library = Library([profiles] if profiles is not None else folders_near(original or path))
     faults += rules.faults(document.value, library)
+    waves, wrong = resolve_waves(document.value, _candidates(document.value, original or path))
+    faults += wrong
     if faults or written is None:
         raise PlanError(str(path), place(faults, document.positions))
-    return Plan(written.plan, original or path, written.vcenter, _plan_vms(written, library))
+    return Plan(written.plan, original or path, written.vcenter, _plan_vms(written, library), waves)
 
 
 def _plan_vms(written: PlanFile, library: Library) -> tuple[PlannedVm, ...]:
     document = written.to_document()
-    defaults = {key: value for key, value in document.items() if key not in ("plan", "vcenter", "vms")}
+    defaults = {key: value for key, value in document.items() if key in Settings.model_fields}
     selectors = [_selector(vm) for vm in document["vms"]]
     planned = []
     for vm, selector, slug in zip(document["vms"], selectors, slugs(selectors), strict=True):
@@ -56,6 +60,42 @@ def _plan_vms(written: PlanFile, library: Library) -> tuple[PlannedVm, ...]:
         profile = library.profiles[str(settings.profile)]
         planned.append(PlannedVm(selector, slug, f"migrate.{written.plan}.{slug}", settings, profile))
     return tuple(planned)
+
+
+def _candidates(plan: Any, path: Path) -> list[Candidate]:
+    """Give the VMs of a plan file's plain data that waves can choose from: those that say which VM they are."""
+    if not isinstance(plan, dict) or not plan.get("waves") or not isinstance(plan.get("vms"), list):
+        return []
+    named = [(index, vm) for index, vm in enumerate(plan["vms"]) if isinstance(vm, dict) and _names_one(vm)]
+    selectors = [_selector(vm) for _, vm in named]
+    survey = read_survey(path, str(plan.get("plan")))
+    return [
+        _candidate(index, {**plan, **vm}, selector, slug, survey)
+        for (index, vm), selector, slug in zip(named, selectors, slugs(selectors), strict=True)
+    ]
+
+
+def _candidate(index: int, settings: dict[str, Any], selector: Selector, slug: str, survey: Survey) -> Candidate:
+    seen = survey.vms.get(slug)
+    labels, expected = settings.get("labels"), settings.get("expected_minutes")
+    path = selector.value if selector.kind == "inventory_path" else (seen.inventory_path if seen else None)
+    return Candidate(
+        index=index,
+        slug=slug,
+        name=seen.name if seen else selector.value.rpartition("/")[2],
+        value=selector.value,
+        path=path,
+        labels=frozenset(label for label in labels if isinstance(label, str)) if isinstance(labels, list) else frozenset(),
+        tags=frozenset(seen.tags) if seen else frozenset(),
+        host=seen.host if seen else None,
+        surveyed=seen is not None,
+        expected_minutes=expected if type(expected) is int else None,
+    )
+
+
+def _names_one(vm: dict[str, Any]) -> bool:
+    kinds = [kind for kind in rules.KINDS if kind in vm]
+    return len(kinds) == 1 and isinstance(vm[kinds[0]], str)
 
 
 def _selector(vm: dict[str, Any]) -> Selector:

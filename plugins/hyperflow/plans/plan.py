@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hyperflow.manifest.faults import DocumentError
 from hyperflow.plans.profile import Profile
 from hyperflow.plans.settings import VCenter, VmEntry
 from hyperflow.plans.slug import Selector
+
+if TYPE_CHECKING:
+    from hyperflow.plans.wave import Wave
 
 
 class PlanError(DocumentError):
@@ -41,12 +45,25 @@ class Plan:
     :param path: its file
     :param vcenter: where its VMs are
     :param vms: its VMs, in the file's order
+    :param waves: its waves, in the file's order
     """
 
     name: str
     path: Path
     vcenter: VCenter
     vms: tuple[PlannedVm, ...]
+    waves: tuple[Wave, ...] = field(default=())
+
+    def wave(self, name: str) -> Wave:
+        """Find a wave by its name.
+
+        :raises KeyError: there is none; the message lists what there is
+        """
+        for wave in self.waves:
+            if wave.name == name:
+                return wave
+        known = ", ".join(wave.name for wave in self.waves) or "none: the plan has no waves"
+        raise KeyError(f"wave: found none called {name!r} in plan {self.name}, expected one of {known}")
 
     def vm(self, word: str) -> PlannedVm:
         """Find a VM by its slug, DAG id, or the name, path or MoRef in the plan.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hyperflow.manifest.schema import SCHEMAS, draft7, manifest_schema, report_schema, write_schemas
+from hyperflow.manifest.schema import SCHEMAS, draft7, manifest_schema, report_schema, wave_report_schema, write_schemas
 from hyperflow.plans.profile import Profile
 from hyperflow.plans.settings import PlanFile
 
@@ -24,6 +24,7 @@ def all_schemas() -> dict[str, dict[str, Any]]:
     return {
         "artifact-manifest-v1.0": manifest_schema(),
         "report": report_schema(),
+        "wave-report": wave_report_schema(),
         "plan": plan_schema(),
         "profile": profile_schema(),
     }

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from hyperflow.manifest.section import WHOLE, ClosedSection, Matching, Maybe
 from hyperflow.plans.profile import Name, ProfileSettings
+from hyperflow.plans.wave_settings import Minutes, Person, TimeZone, WaveEntry
 
 ConnectionId = Annotated[str, Matching(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "the id of an Airflow connection", 200)]
 # vSphere shows a '/' in a name as %2f; a name has 80 characters at most.
@@ -102,6 +103,12 @@ class Settings(ClosedSection):
         default="refuse", description="What to do with a VM that has snapshots already; none is ever removed"
     )
     limits: Maybe[Limits] = None
+    labels: Maybe[Annotated[list[Name], Field(max_length=50)]] = Field(
+        default=None, description="Words of your own, by which waves choose members"
+    )
+    expected_minutes: Maybe[Minutes] = Field(
+        default=None, description="How long its migration is expected to take; measured rates tell where it is absent"
+    )
 
 
 class VmEntry(Settings):
@@ -119,3 +126,8 @@ class PlanFile(Settings):
     plan: Name = Field(description="Name of the plan; part of its DAG ids")
     vcenter: VCenter
     vms: list[VmEntry] = Field(min_length=1, max_length=2000)
+    time_zone: Maybe[TimeZone] = Field(default=None, description="Of all times in the plan, as Europe/Berlin")
+    people: Maybe[dict[Name, Person]] = Field(default=None, description="Who may be asked to approve")
+    waves: Maybe[Annotated[list[WaveEntry], Field(max_length=200)]] = Field(
+        default=None, description="Which VMs move together, in which order, and when"
+    )

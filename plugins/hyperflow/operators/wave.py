@@ -1,0 +1,431 @@
+"""The tasks of a wave: look before anything starts, start each VM's own DAG, report what became of all."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.providers.standard.triggers.external_task import DagStateTrigger
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException, TaskAwaitingInput
+from airflow.sdk.execution_time.hitl import upsert_hitl_detail
+
+from hyperflow.manifest.shown import shown, shown_in_markdown
+from hyperflow.operators.base import FAILURE_KEY
+from hyperflow.operators.preflight import plan_location
+from hyperflow.operators.proven import SUMMARY_KEY, proven_run
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from hyperflow.plans.plan import Plan
+    from hyperflow.plans.times import Opening
+    from hyperflow.plans.wave import Wave
+
+CHECK, APPROVE, REPORT, GROUP = "check", "approve", "report", "vms"  # ids of the tasks of a wave
+SKIPPED_KEY = "skipped"  # XCom: why a task was skipped
+DECISION_KEY = "decision"  # XCom: what was decided after a failure
+QUESTION_KEY = "question"  # XCom: what a person must know to approve, Markdown
+OPENING_KEY = "opening"  # XCom: {"start", "end", "latest_start"}, ISO 8601; None where the wave has no window
+GO_ON, STOP = "Go on", "Stop"
+OVER = ["success", "failed"]  # states of a run that is over
+MISSED_AFTER = timedelta(minutes=15)  # a scheduled start this late was missed, where no window says it is not
+POLL = 5  # seconds between looks at a VM's run
+
+
+def task_of(slug: str) -> str:
+    """Id of the wave's task that moves a VM."""
+    return f"{GROUP}.{slug}"
+
+
+def load_wave(plan_file: str, name: str) -> tuple[Plan, Wave]:
+    """Read a wave of a plan.
+
+    :raises AirflowFailException: with every fault
+    """
+    from hyperflow.plans.load import load_plan
+    from hyperflow.plans.plan import PlanError
+
+    try:
+        plan = load_plan(plan_location(plan_file))
+        return plan, plan.wave(name)
+    except (PlanError, KeyError) as fault:
+        raise AirflowFailException(str(fault)) from fault
+
+
+class CheckWaveOperator(BaseOperator):
+    """The first task of a wave: whether now is the time, and what a person must know to approve.
+
+    A scheduled start that was missed skips the wave; a start by a person outside of the window fails it, and says when
+    the window opens. Pushes the XComs ``opening`` and ``question``; returns the members.
+
+    :param plan_file: path of the plan
+    :param wave: the wave's name
+    """
+
+    ui_color = "#e8f1fa"
+
+    def __init__(self, *, plan_file: str, wave: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.plan_file = plan_file
+        self.wave = wave
+
+    def execute(self, context: Context) -> list[str]:
+        """Check the time; nothing is started here."""
+        return cast("list[str]", telling(context, self.check, context))
+
+    def check(self, context: Context) -> list[str]:
+        """Do so."""
+        plan, wave = load_wave(self.plan_file, self.wave)
+        now = datetime.now(UTC)
+        opening = self.opening(context, wave, now)
+        ti = context["ti"]
+        ti.xcom_push(key=OPENING_KEY, value=_written(opening))
+        question = self.question(context, plan, wave, opening)
+        ti.xcom_push(key=QUESTION_KEY, value=question)
+        for line in question.splitlines():
+            self.log.info("%s", line)
+        return list(wave.members)
+
+    def opening(self, context: Context, wave: Wave, now: datetime) -> Opening | None:
+        """Find the opening of the window that this run belongs to.
+
+        :raises AirflowSkipException: a scheduled start that was missed
+        :raises AirflowFailException: the window is closed
+        """
+        from hyperflow.plans.times import next_opening, opening_at
+
+        window, zone = wave.entry.window, wave.zone
+        opening = opening_at(window, zone, now) if window is not None else None
+        slot = _slot(context)
+        if slot is not None:
+            missed = opening_at(window, zone, slot) != opening if window is not None else now - slot > MISSED_AFTER
+            if missed:
+                raise AirflowSkipException(
+                    f"wave {wave.name} was to start at {slot:%Y-%m-%d %H:%M} UTC, and that time is over: nothing is "
+                    "started. Start the wave by hand within its window, or wait for its next date"
+                )
+        if window is not None and (opening is None or now >= opening.latest_start):
+            following = next_opening(window, zone, now)
+            raise AirflowFailException(
+                f"wave {wave.name}: its window is closed at {now.astimezone(zone):%a %Y-%m-%d %H:%M %Z}, and opens at "
+                f"{following.start.astimezone(zone):%a %Y-%m-%d %H:%M %Z}. Start it then, or change waves.window of "
+                f"{self.plan_file}"
+            )
+        return opening
+
+    def question(self, context: Context, plan: Plan, wave: Wave, opening: Opening | None) -> str:
+        """Write what a person must know to approve, as Markdown."""
+        from hyperflow.plans.estimate import estimate_wave, minutes_text
+        from hyperflow.plans.survey import read_survey
+
+        estimate = estimate_wave(plan, wave, read_survey(plan.path, plan.name))
+        done = [slug for slug in wave.members if proven_run(plan.vm(slug).dag_id) is not None]
+        lines = [f"Wave **{shown_in_markdown(wave.name)}** of plan {shown_in_markdown(plan.name)}: {len(wave.members)} VM(s)."]
+        if wave.entry.description:
+            lines.append(shown_in_markdown(wave.entry.description))
+        if done and not asked_again(context):
+            lines.append(f"* already migrated and proven, so left out: {', '.join(done)}")
+        lines.append(f"* at most {wave.entry.max_in_flight} at once; after a failure: {wave.entry.on_failure}")
+        if opening is not None:
+            left = (opening.end - datetime.now(UTC)).total_seconds() / 60
+            lines.append(f"* the window closes at {opening.end.astimezone(wave.zone):%a %H:%M %Z}, in {minutes_text(left)}")
+        lines.append(f"* {estimate.sentence()}")
+        lines += [f"* {step}. {', '.join(slugs)}" for step, slugs in enumerate(wave.steps(), 1)]
+        return "\n".join(lines)
+
+
+class MigrateVmOperator(TriggerDagRunOperator):
+    """Starts the DAG of one VM of a wave, and waits for its end without a worker.
+
+    Not started, and skipped with the reason, is a VM whose wave was not approved, whose predecessor did not arrive,
+    which cannot begin within the window, or after a failure where the plan says so. One that is migrated and proven
+    already is left as it is. A try after a crash, and a person's clearing, goes on with a run that still works.
+
+    Returns and pushes as XCom ``summary`` what the VM's run tells (``VmSummary``).
+
+    :param plan_file: path of the plan
+    :param wave: the wave's name
+    :param slug: the VM
+    :param dag_id: the VM's DAG
+    :param needs: slugs of VMs that must have arrived
+    :param approved_by_people: whether the wave has a task that asks
+    :param on_failure: go-on, stop or ask
+    :param approvers: who is asked, ``{"id", "name"}`` each
+    :param answer_minutes: how long an answer is waited for; the wave then stops
+    :param expected_minutes: how long the migration is expected to take; None when nobody knows
+    """
+
+    template_fields = ()
+    ui_color = "#e8f1fa"
+
+    def __init__(
+        self,
+        *,
+        plan_file: str,
+        wave: str,
+        slug: str,
+        vm_dag: str,
+        needs: list[str],
+        approved_by_people: bool,
+        on_failure: str,
+        approvers: list[dict[str, str]],
+        answer_minutes: int,
+        expected_minutes: int | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            trigger_dag_id=vm_dag,
+            wait_for_completion=True,
+            deferrable=True,
+            poke_interval=POLL,
+            logical_date=None,
+            **kwargs,
+        )
+        self.plan_file = plan_file
+        self.wave = wave
+        self.slug = slug
+        self.needs = needs
+        self.approved_by_people = approved_by_people
+        self.on_failure = on_failure
+        self.approvers = approvers
+        self.answer_minutes = answer_minutes
+        self.expected_minutes = expected_minutes
+
+    def execute(self, context: Context) -> Any:
+        """Start the VM's run, go on with one that works, or say why not."""
+        return telling(context, self.begin, context)
+
+    def begin(self, context: Context) -> Any:
+        """Do so."""
+        states = self.states(context)
+        self.refuse_unapproved(context, states)
+        self.refuse_without(states)
+        if (proven := self.proven_already(context)) is not None:
+            return proven
+        if self.run_of_an_earlier_try(context) is None:
+            self.refuse_outside_window(context)
+            self.heed_failures(context, states)
+        return self.start(context)
+
+    def states(self, context: Context) -> dict[str, str | None]:
+        """State of each task of the wave's run."""
+        ti = cast("Any", context["ti"])
+        run = str(context["run_id"])
+        return dict(ti.get_task_states(dag_id=context["dag"].dag_id, run_ids=[run]).get(run, {}))
+
+    def refuse_unapproved(self, context: Context, states: dict[str, str | None]) -> None:
+        """Skip where the wave did not begin; tasks that wait for others' ends run whatever these were."""
+        if states.get(CHECK) != "success":
+            raise AirflowSkipException("the wave was not started; its first task says why")
+        if self.approved_by_people:
+            answer = context["ti"].xcom_pull(task_ids=APPROVE, map_indexes=-1)
+            if not isinstance(answer, dict) or answer.get("chosen_options") != ["Approve"]:
+                raise AirflowSkipException("the wave was not approved")
+
+    def refuse_without(self, states: dict[str, str | None]) -> None:
+        """Skip when a VM that must be there before has not arrived."""
+        missing = [slug for slug in self.needs if states.get(task_of(slug)) != "success"]
+        if missing:
+            raise AirflowSkipException(f"not started: it comes after {', '.join(missing)}, which did not arrive")
+
+    def proven_already(self, context: Context) -> dict[str, Any] | None:
+        """What an earlier run tells, when it proved the VM and nobody asks for it again."""
+        found = None if asked_again(context) else proven_run(self.trigger_dag_id)
+        if found is None:
+            return None
+        self.log.info("%s was migrated and proven by run %s already: it is left as it is", self.slug, found["run_id"])
+        summary = {**found["summary"], "outcome": "already done"}
+        context["ti"].xcom_push(key=SUMMARY_KEY, value=summary)
+        return summary
+
+    def refuse_outside_window(self, context: Context) -> None:
+        """Skip when it is too late to start, or the VM would not be done before the window closes."""
+        opening = context["ti"].xcom_pull(task_ids=CHECK, key=OPENING_KEY, map_indexes=-1)
+        if not opening:
+            return
+        now = datetime.now(UTC)
+        end, latest = datetime.fromisoformat(opening["end"]), datetime.fromisoformat(opening["latest_start"])
+        if now >= latest:
+            raise AirflowSkipException(f"not started: its latest start was {latest:%Y-%m-%d %H:%M} UTC")
+        if self.expected_minutes and now + timedelta(minutes=self.expected_minutes) > end:
+            raise AirflowSkipException(
+                f"not started: it is expected to take {self.expected_minutes} minutes, and the window closes at "
+                f"{end:%Y-%m-%d %H:%M} UTC"
+            )
+
+    def heed_failures(self, context: Context, states: dict[str, str | None]) -> None:
+        """After a failure of another VM: stop, ask, or go on.
+
+        :raises TaskAwaitingInput: a person is asked
+        """
+        failed = sorted(
+            task.removeprefix(f"{GROUP}.")
+            for task, state in states.items()
+            if state == "failed" and task.startswith(f"{GROUP}.") and task != self.task_id
+        )
+        if not failed or self.on_failure == "go-on":
+            return
+        if self.on_failure == "stop":
+            raise AirflowSkipException(f"not started: {', '.join(failed)} failed, and the wave stops at a failure")
+        decided = [
+            decision
+            for task in states
+            if task.startswith(f"{GROUP}.")
+            and isinstance(decision := context["ti"].xcom_pull(task_ids=task, key=DECISION_KEY, map_indexes=-1), dict)
+        ]
+        told = [one for one in decided if set(failed) <= set(one["of"])]
+        if any(one["answer"] == STOP for one in decided):
+            raise AirflowSkipException(f"not started: {', '.join(failed)} failed, and it was decided to stop")
+        if told:
+            return
+        self.ask(context, failed)
+
+    def ask(self, context: Context, failed: list[str]) -> None:
+        """Ask whether the wave goes on; nobody's answer is a stop."""
+        names = ", ".join(failed)
+        upsert_hitl_detail(
+            ti_id=context["ti"].id,
+            options=[GO_ON, STOP],
+            subject=f"Wave {self.wave}: {names} failed. Start {self.slug} and those after it?",
+            body=f"{names} failed; see the run's report. **{GO_ON}** starts {self.slug} and asks no more about "
+            f"{names}; **{STOP}** starts no further VM of this wave. No answer within {self.answer_minutes} minutes "
+            "is a stop.",
+            defaults=[STOP],
+            multiple=False,
+            params={},
+            assigned_users=cast("Any", self.approvers) or None,
+        )
+        self.log.info("%s failed: a person is asked whether the wave goes on (Required Actions)", names)
+        raise TaskAwaitingInput(
+            method_name="decided", kwargs={"failed": failed}, timeout=timedelta(minutes=self.answer_minutes)
+        )
+
+    def decided(self, context: Context, event: dict[str, Any], failed: list[str]) -> Any:
+        """Go on, or not, as a person has decided."""
+        return telling(context, self.heed_answer, context, event, failed)
+
+    def heed_answer(self, context: Context, event: dict[str, Any], failed: list[str]) -> Any:
+        """Keep the answer, and do what it says."""
+        if "error" in event:
+            raise AirflowFailException(f"the question whether wave {self.wave} goes on was not answered: {event['error']}")
+        answer = (event.get("chosen_options") or [STOP])[0]
+        responded = event.get("responded_at")
+        decision = {
+            "question": f"{', '.join(failed)} failed. Start {self.slug} and those after it?",
+            "answer": answer,
+            "of": failed,
+            "by": user_name(event),
+            "at": responded.isoformat() if isinstance(responded, datetime) else responded,
+        }
+        context["ti"].xcom_push(key=DECISION_KEY, value=decision)
+        self.log.info("decided by %s: %s", decision["by"] or "nobody in time", answer)
+        if answer != GO_ON:
+            raise AirflowSkipException(f"not started: {', '.join(failed)} failed, and it was decided to stop")
+        self.refuse_outside_window(context)
+        return self.start(context)
+
+    def start(self, context: Context) -> Any:
+        """Trigger the VM's run and defer; the run's name is kept before, so that no crash starts a second one."""
+        earlier = self.run_of_an_earlier_try(context)
+        if earlier is not None:
+            self.log.info("going on with run %s of %s", earlier, self.trigger_dag_id)
+            self.wait_for(earlier)
+        count = int(_store(context).get("started") or 0) + 1
+        run_id = f"{context['run_id']}.{self.wave}.{count}"
+        _store(context).set("started", str(count))
+        _store(context).set("run", run_id)
+        self.trigger_run_id = run_id
+        self.conf = {}
+        return super().execute(context)
+
+    def run_of_an_earlier_try(self, context: Context) -> str | None:
+        """The run that this task started before, unless that one failed: a person who clears wants another then."""
+        run_id = _store(context).get("run")
+        if not run_id:
+            return None
+        ti = cast("Any", context["ti"])
+        alive = ["queued", "running", "success"]
+        return run_id if ti.get_dr_count(dag_id=self.trigger_dag_id, run_ids=[run_id], states=alive) else None
+
+    def wait_for(self, run_id: str) -> None:
+        """Defer until a run is over."""
+        self.defer(
+            trigger=DagStateTrigger(
+                dag_id=self.trigger_dag_id, states=cast("Any", OVER), run_ids=[run_id], poll_interval=POLL
+            ),
+            method_name="execute_complete",
+        )
+
+    def execute_complete(self, context: Context, event: tuple[str, dict[str, Any]]) -> Any:
+        """Take what the VM's run left.
+
+        :raises AirflowFailException: it failed; with its own reasons
+        """
+        return telling(context, self.take, context, event)
+
+    def take(self, context: Context, event: tuple[str, dict[str, Any]]) -> Any:
+        """Do so."""
+        run_id = event[1]["run_ids"][0]
+        state = event[1].get(run_id)
+        ti = context["ti"]
+        summary = ti.xcom_pull(
+            dag_id=self.trigger_dag_id, run_id=run_id, task_ids=REPORT, key=SUMMARY_KEY, map_indexes=-1
+        )
+        if isinstance(summary, dict):
+            ti.xcom_push(key=SUMMARY_KEY, value=summary)
+        if state != "success":
+            errors = [f"{one['stage']}: {one['message']}" for one in (summary or {}).get("errors", [])]
+            reason = shown("; ".join(errors)) or "it left no report; see its tasks"
+            message = f"{self.slug}: run {run_id} of {self.trigger_dag_id} failed: {reason}"
+            raise AirflowFailException(message)
+        if not isinstance(summary, dict):
+            raise AirflowFailException(f"{self.slug}: run {run_id} of {self.trigger_dag_id} ended and left no summary")
+        self.log.info("%s: %s", self.slug, summary["outcome"])
+        return summary
+
+
+def telling(context: Context, function: Any, *arguments: Any) -> Any:
+    """Call a function, and keep why it failed or skipped for the wave's report."""
+    try:
+        return function(*arguments)
+    except AirflowSkipException as skip:
+        context["ti"].xcom_push(key=SKIPPED_KEY, value=str(skip))
+        raise
+    except AirflowException as fault:
+        failure = {"stage": context["ti"].task_id, "message": str(fault)}
+        context["ti"].xcom_push(key=FAILURE_KEY, value=failure)
+        raise
+
+
+def asked_again(context: Context) -> bool:
+    """Whether this run of the wave migrates also what is migrated and proven already."""
+    return bool((context["dag_run"].conf or {}).get("again"))
+
+
+def user_name(answer: dict[str, Any]) -> str | None:
+    """Who answered a question; None when nobody did in time."""
+    user = answer.get("responded_by_user")
+    if isinstance(user, dict):
+        return str(user.get("name") or user.get("id"))
+    return str(getattr(user, "name", user)) if user else None
+
+
+def _slot(context: Context) -> datetime | None:
+    """When the schedule meant this run to start; None when a person started it."""
+    dag_run = cast("Any", context["dag_run"])
+    if str(getattr(dag_run.run_type, "value", dag_run.run_type)) != "scheduled":
+        return None
+    return cast("datetime | None", dag_run.logical_date or dag_run.run_after)
+
+
+def _store(context: Context) -> Any:
+    """What Airflow keeps of a task over its tries."""
+    return cast("Any", context)["task_state_store"]
+
+
+def _written(opening: Opening | None) -> dict[str, str] | None:
+    if opening is None:
+        return None
+    return {name: getattr(opening, name).isoformat() for name in ("start", "end", "latest_start")}

@@ -1,0 +1,85 @@
+"""What the vCenter said of a plan's VMs when it was last asked: sizes, folders, hosts, tags.
+
+A plan is read without asking anybody, many times a minute. What waves need to know of the inventory is asked for once
+(``./hyperflow wave survey PLAN``) and kept in ``.survey/<plan>.json`` beside the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hyperflow.manifest.faults import Fault, place, from_validation
+from hyperflow.plans.plan import PlanError
+
+FOLDER = ".survey"
+SIZE_LIMIT = 8 * 2**20  # bytes
+
+
+class SurveyedVm(BaseModel):
+    """A VM as the vCenter knew it.
+
+    :param host: name of its ESXi host
+    :param used_bytes: what its disks took on the datastores; None where the vCenter did not tell
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: str
+    inventory_path: str
+    host: str | None
+    power_state: str
+    tags: list[str] = Field(default_factory=list)
+    capacity_bytes: int = Field(ge=0)
+    used_bytes: int | None = Field(default=None, ge=0)
+
+
+class Survey(BaseModel):
+    """All VMs of a plan that were found.
+
+    :param asked: when, ISO 8601 in UTC; None when nobody has asked yet
+    :param vms: by slug
+    :param missing: slug -> why a VM was not found
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    asked: str | None = None
+    vms: Mapping[str, SurveyedVm] = Field(default_factory=dict)
+    missing: Mapping[str, str] = Field(default_factory=dict)
+
+
+NOTHING = Survey()
+
+
+def survey_path(plan_file: Path, plan: str) -> Path:
+    """Where the survey of a plan lies."""
+    return plan_file.parent / FOLDER / f"{plan}.json"
+
+
+def read_survey(plan_file: Path, plan: str) -> Survey:
+    """Read the survey of a plan; an empty one when nobody has asked yet.
+
+    :raises PlanError: the file is not what was written there
+    """
+    path = survey_path(plan_file, plan)
+    try:
+        state = path.stat()
+    except (OSError, ValueError):
+        return NOTHING
+    return _read(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, _modified: int, size: int) -> Survey:
+    expected = "what ./hyperflow wave survey wrote; run it again"
+    if size > SIZE_LIMIT:
+        raise PlanError(str(path), [Fault("(document)", f"{size} bytes", expected)])
+    try:
+        return Survey.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        faults = place(from_validation(error, Survey), {})
+        raise PlanError(str(path), [*faults, Fault("(document)", "a damaged survey", expected)]) from error

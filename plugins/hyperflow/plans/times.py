@@ -1,0 +1,157 @@
+"""Local time as people plan with it: time zones, cron, windows, and the hours that clocks skip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as time_of_day
+from functools import cache
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from croniter import croniter
+from croniter.croniter import CroniterBadCronError, CroniterBadDateError
+
+from hyperflow.plans.wave_settings import Window
+
+WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+# The years whose clock changes are looked at. Fixed, so that a plan does not become good or bad by waiting.
+FIRST_YEAR, LAST_YEAR = 2026, 2031
+_DAY = timedelta(days=1)
+
+
+def zone(name: str) -> ZoneInfo | None:
+    """Find a time zone; None when there is none of that name."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return None
+
+
+def exists(local: datetime, where: ZoneInfo) -> bool:
+    """Tell whether clocks in a zone ever show a time: they skip an hour when summer time begins.
+
+    :param local: without a zone
+    """
+    there = local.replace(tzinfo=where)
+    return there.astimezone(UTC).astimezone(where).replace(tzinfo=None) == local
+
+
+def instant(local: datetime, where: ZoneInfo) -> datetime:
+    """Tell which moment a local time is, in UTC; one that is skipped is the moment clocks go on from."""
+    return local.replace(tzinfo=where).astimezone(UTC)
+
+
+@cache
+def skipped(name: str) -> tuple[tuple[datetime, datetime], ...]:
+    """List what clocks of a zone skip between 2026 and 2031: local times, first minute and the one after the last."""
+    where = ZoneInfo(name)
+    gaps = []
+    moment = datetime(FIRST_YEAR, 1, 1, tzinfo=UTC)
+    while moment.year <= LAST_YEAR:
+        if _offset(moment + _DAY, where) > _offset(moment, where):
+            change = _change_between(moment, moment + _DAY, where)
+            before, after = _offset(change - timedelta(minutes=1), where), _offset(change, where)
+            plain = change.replace(tzinfo=None)
+            gaps.append((plain + before, plain + after))
+        moment += _DAY
+    return tuple(gaps)
+
+
+def _offset(moment: datetime, where: ZoneInfo) -> timedelta:
+    return moment.astimezone(where).utcoffset() or timedelta()
+
+
+def _change_between(low: datetime, high: datetime, where: ZoneInfo) -> datetime:
+    at_low = _offset(low, where)
+    while high - low > timedelta(minutes=1):
+        middle = (low + (high - low) / 2).replace(second=0, microsecond=0)
+        low, high = (middle, high) if _offset(middle, where) == at_low else (low, middle)
+    return high
+
+
+def cron_fault(cron: str, zone_name: str | None) -> tuple[str, str] | None:
+    """Find what is wrong with a cron expression: what was found and what is expected, None when it is good."""
+    expected = "five fields of cron that some day matches, as 0 22 * * sat"
+    if len(cron.split()) != 5:  # noqa: PLR2004 - minute, hour, day, month, weekday
+        return f"{cron!r}, {len(cron.split())} field(s)", expected
+    try:
+        croniter(cron, datetime(FIRST_YEAR, 1, 1, tzinfo=UTC)).get_next(datetime)
+    except CroniterBadDateError:
+        return f"{cron!r}, which no day ever matches", expected
+    except (CroniterBadCronError, ValueError, KeyError) as error:
+        return f"{cron!r} ({error})", expected
+    if zone_name is not None:
+        for first, end in skipped(zone_name):
+            minute = first
+            while minute < end:
+                if croniter.match(cron, minute):
+                    return (
+                        f"{cron!r}, which fires at {minute:%Y-%m-%d %H:%M}, when clocks in {zone_name} go from "
+                        f"{first:%H:%M} to {end:%H:%M}",
+                        "a time that every day has",
+                    )
+                minute += timedelta(minutes=1)
+    return None
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One time that a window is open; moments in UTC.
+
+    :param latest_start: no VM is started at or after it
+    """
+
+    start: datetime
+    end: datetime
+    latest_start: datetime
+
+
+def minutes_open(window: Window) -> int:
+    """How long a window is open, in minutes of a day on which no clock changes."""
+    start, end = _minutes(window.start), _minutes(window.end)
+    return end - start if end > start else end + 24 * 60 - start
+
+
+def minutes_to_latest_start(window: Window) -> int:
+    """How long after its start VMs may be started, in minutes; 0 or more than the window is open when it is wrong."""
+    if window.latest_start is None:
+        return minutes_open(window)
+    return (_minutes(window.latest_start) - _minutes(window.start)) % (24 * 60)
+
+
+def opening_at(window: Window, where: ZoneInfo, now: datetime) -> Opening | None:
+    """Find the opening that a moment lies in; None when the window is closed.
+
+    :param now: with a zone
+    """
+    today = now.astimezone(where).date()
+    for day in (today - _DAY, today):
+        found = _opening_on(window, where, day)
+        if found is not None and found.start <= now < found.end:
+            return found
+    return None
+
+
+def next_opening(window: Window, where: ZoneInfo, now: datetime) -> Opening:
+    """Find the first opening that starts after a moment."""
+    day = now.astimezone(where).date()
+    while True:
+        found = _opening_on(window, where, day)
+        if found is not None and found.start > now:
+            return found
+        day += _DAY
+
+
+def _opening_on(window: Window, where: ZoneInfo, day: date) -> Opening | None:
+    if WEEKDAYS[day.weekday()] not in window.days:
+        return None
+    start = datetime.combine(day, time_of_day.fromisoformat(window.start))
+    end, latest = (
+        start + timedelta(minutes=minutes) for minutes in (minutes_open(window), minutes_to_latest_start(window))
+    )
+    return Opening(instant(start, where), instant(end, where), instant(latest, where))
+
+
+def _minutes(clock: str) -> int:
+    hours, minutes = clock.split(":")
+    return int(hours) * 60 + int(minutes)

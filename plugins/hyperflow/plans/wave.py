@@ -1,0 +1,365 @@
+"""The waves of a plan, resolved: which VMs, in which order, when; or everything that is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from croniter import croniter
+from pydantic import ValidationError
+
+from hyperflow.manifest.faults import Location, did_you_mean, show
+from hyperflow.plans import times
+from hyperflow.plans.reading import PlacedFault, fault
+from hyperflow.plans.wave_settings import Approval, MemberRule, Person, Schedule, WaveEntry
+
+FIRES_LOOKED_AT = 60  # of a cron schedule, held to the window
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A VM of the plan as waves choose it.
+
+    :param index: in the plan's ``vms``
+    :param name: its name, the last part of an inventory path
+    :param path: its inventory path, None where neither plan nor survey tells
+    :param host: ESXi host it ran on when it was surveyed
+    """
+
+    index: int
+    slug: str
+    name: str
+    value: str
+    path: str | None = None
+    labels: frozenset[str] = frozenset()
+    tags: frozenset[str] = frozenset()
+    host: str | None = None
+    surveyed: bool = False
+    expected_minutes: int | None = None
+
+
+@dataclass(frozen=True)
+class Wave:
+    """One wave of a plan.
+
+    :param members: slugs, in the plan's order
+    :param after: slug -> slugs of those that must have arrived before it starts
+    :param turns: slug -> slugs of those that must be over, well or not, because two of them may not be at work at once
+    :param approvers: ``{"id", "name"}`` of those who may answer; empty for whoever may run the DAG
+    """
+
+    name: str
+    dag_id: str
+    entry: WaveEntry
+    time_zone: str | None
+    members: tuple[str, ...]
+    after: Mapping[str, tuple[str, ...]]
+    turns: Mapping[str, tuple[str, ...]]
+    approvers: tuple[dict[str, str], ...] = field(default=())
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The time zone of schedule and window; UTC where the wave has neither."""
+        return ZoneInfo(self.time_zone or "UTC")
+
+    def steps(self) -> list[list[str]]:
+        """The members in groups that may run together, each after the one before."""
+        sorter = TopologicalSorter({slug: (*self.after.get(slug, ()), *self.turns.get(slug, ())) for slug in self.members})
+        sorter.prepare()
+        steps = []
+        while sorter.is_active():
+            ready = sorter.get_ready()
+            steps.append(sorted(ready, key=self.members.index))
+            sorter.done(*ready)
+        return steps
+
+
+def wave_dag_id(plan: str, wave: str) -> str:
+    """Name a wave's DAG."""
+    return f"wave.{plan}.{wave}"
+
+
+def resolve_waves(plan: Any, candidates: Sequence[Candidate]) -> tuple[tuple[Wave, ...], list[PlacedFault]]:
+    """Resolve the waves of a plan file's plain data, which may have any other fault as well.
+
+    :param candidates: the plan's VMs, as far as they are good
+    :return: the waves that are good, and what is wrong with the others; what the models refuse is not told again
+    """
+    written = plan.get("waves") if isinstance(plan, dict) else None
+    if not isinstance(written, list):
+        return (), []
+    zone_name, faults = _time_zone(plan, written)
+    people = _people(plan)
+    waves: list[Wave] = []
+    taken: dict[str, str] = {}
+    names: dict[str, int] = {}
+    for index, item in enumerate(written):
+        at: Location = ("waves", index)
+        try:
+            entry = WaveEntry.model_validate(item)
+        except ValidationError:
+            continue
+        if entry.name in names:
+            faults.append(fault((*at, "name"), f"the name of waves[{names[entry.name]}] again", "a name for each wave"))
+        names.setdefault(entry.name, index)
+        one = _Resolving(entry, at, candidates, zone_name)
+        wave = one.wave(str(plan.get("plan")), people)
+        for slug in wave.members:
+            if slug in taken:
+                found = f"{show(slug)}, which is in wave {taken[slug]} already"
+                faults.append(fault((*at, "members"), found, "each VM in one wave"))
+            taken.setdefault(slug, entry.name)
+        faults += one.faults
+        waves.append(wave)
+    return tuple(waves), faults
+
+
+def _time_zone(plan: dict[str, Any], waves: list[Any]) -> tuple[str | None, list[PlacedFault]]:
+    name = plan.get("time_zone")
+    if name is None:
+        timed = [i for i, wave in enumerate(waves) if isinstance(wave, dict) and {"schedule", "window"} & wave.keys()]
+        found = f"nothing, and waves[{timed[0]}] has a schedule or a window" if timed else ""
+        return None, [fault(("time_zone",), found, "a time zone as Europe/Berlin")] if timed else []
+    if not isinstance(name, str):
+        return None, []
+    if times.zone(name) is None:
+        return None, [fault(("time_zone",), show(name), "a time zone that exists, as Europe/Berlin")]
+    return name, []
+
+
+def _people(plan: dict[str, Any]) -> dict[str, Person]:
+    written = plan.get("people")
+    people: dict[str, Person] = {}
+    for key, value in (written if isinstance(written, dict) else {}).items():
+        try:
+            people[str(key)] = Person.model_validate(value if value is not None else {})
+        except ValidationError:
+            people[str(key)] = Person()  # the models say what is wrong with it; it is not an unknown one
+    return people
+
+
+class _Resolving:
+    """One wave while it is resolved; ``faults`` grows."""
+
+    def __init__(self, entry: WaveEntry, at: Location, candidates: Sequence[Candidate], zone: str | None) -> None:
+        self.entry = entry
+        self.at = at
+        self.candidates = candidates
+        self.zone = zone
+        self.faults: list[PlacedFault] = []
+
+    def wave(self, plan: str, people: Mapping[str, Person]) -> Wave:
+        members = self.members()
+        slugs = [one.slug for one in members]
+        after = self.after(members)
+        order = self.order(slugs, after)
+        self.schedule()
+        self.window(members)
+        return Wave(
+            name=self.entry.name,
+            dag_id=wave_dag_id(plan, self.entry.name),
+            entry=self.entry,
+            time_zone=self.zone,
+            members=tuple(slugs),
+            after={slug: tuple(sorted(after[slug], key=slugs.index)) for slug in slugs if after.get(slug)},
+            turns=self.turns(members, order),
+            approvers=tuple(self.approvers(self.entry.approval, people)),
+        )
+
+    def refuse(self, where: Location, found: str, expected: str) -> None:
+        self.faults.append(fault((*self.at, *where), found, expected))
+
+    def members(self) -> list[Candidate]:
+        chosen: dict[str, Candidate] = {}
+        for index, choice in enumerate(self.entry.members):
+            if isinstance(choice, MemberRule):
+                found = self.matching(("members", index), choice)
+            else:
+                found = self.called(("members", index), choice, self.candidates, {})
+            chosen |= {one.slug: one for one in found}
+        return sorted(chosen.values(), key=lambda one: one.index)
+
+    def matching(self, where: Location, rule: MemberRule) -> list[Candidate]:
+        if not rule.model_fields_set:
+            self.refuse(where, "a rule without any key", "name, folder, label, tag or host")
+            return []
+        asks_survey = rule.tag is not None or rule.host is not None
+        unknown = [one.slug for one in self.candidates if not one.surveyed] if asks_survey else []
+        if unknown:
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            expected = "a survey of all VMs: ./hyperflow wave survey PLAN asks the vCenter"
+            self.refuse(where, f"a rule on tag or host, which are not known of {unknown[0]}{more}", expected)
+            return []
+        found = [one for one in self.candidates if _fits(rule, one)]
+        if not found:
+            self.refuse(where, "a rule that no VM of the plan fits", "a rule that some VM fits")
+        return found
+
+    def called(
+        self, where: Location, word: str, among: Sequence[Candidate], groups: Mapping[str, list[Candidate]]
+    ) -> list[Candidate]:
+        if word in groups:
+            return groups[word]
+        if "*" in word or "?" in word:
+            found = [one for one in among if fnmatchcase(one.name, word) or fnmatchcase(one.slug, word)]
+        else:
+            found = [one for one in among if word == one.slug] or [
+                one for one in among if word in (one.value, one.name)
+            ]
+            if len(found) > 1:
+                names = ", ".join(one.slug for one in found)
+                self.refuse(where, f"{show(word)}, which is {names}", "one of them")
+                return []
+        if not found:
+            known = sorted({*groups, *(one.slug for one in among)})
+            self.refuse(where, show(word), did_you_mean(word, known))
+        return found
+
+    def after(self, members: Sequence[Candidate]) -> dict[str, set[str]]:
+        groups = {
+            name: [
+                one for index, word in enumerate(words) for one in self.called(("groups", name, index), word, members, {})
+            ]
+            for name, words in self.entry.groups.items()
+        }
+        self.groups = groups
+        after: dict[str, set[str]] = {}
+        for word, needed in self.entry.after.items():
+            later = self.called(("after", word), word, members, groups)
+            earlier = [
+                one
+                for index, need in enumerate(needed)
+                for one in self.called(("after", word, index), need, members, groups)
+            ]
+            for one in later:
+                after.setdefault(one.slug, set()).update(each.slug for each in earlier)
+        return after
+
+    def order(self, slugs: Sequence[str], after: Mapping[str, set[str]]) -> list[str]:
+        sorter = TopologicalSorter({slug: sorted(after.get(slug, ()), key=slugs.index) for slug in slugs})
+        try:
+            return list(sorter.static_order())
+        except CycleError as error:
+            ring = " after ".join(reversed(error.args[1]))
+            self.refuse(("after",), f"a ring: {ring}", "an order with a beginning")
+            return list(slugs)
+
+    def turns(self, members: Sequence[Candidate], order: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        turns: dict[str, list[str]] = {}
+        for index, words in enumerate(self.entry.apart):
+            chosen = {
+                one.slug
+                for place, word in enumerate(words)
+                for one in self.called(("apart", index, place), word, members, self.groups)
+            }
+            queue = [slug for slug in order if slug in chosen]
+            for first, second in zip(queue, queue[1:], strict=False):
+                turns.setdefault(second, []).append(first)
+        return {slug: tuple(dict.fromkeys(before)) for slug, before in turns.items()}
+
+    def schedule(self) -> None:
+        schedule = self.entry.schedule
+        if schedule is None:
+            return
+        if (schedule.cron is None) == (schedule.at is None):
+            found = "both cron and at" if schedule.cron is not None else "neither cron nor at"
+            self.refuse(("schedule",), found, "exactly one of cron and at")
+            return
+        if schedule.cron is not None and (wrong := times.cron_fault(schedule.cron, self.zone)) is not None:
+            self.refuse(("schedule", "cron"), *wrong)
+            return
+        if self.zone is None:
+            return
+        where = ZoneInfo(self.zone)
+        for index, written in enumerate(schedule.at or ()):
+            self.date(("schedule", "at", index), written, where)
+        self.fires_in_window(schedule, where)
+
+    def date(self, place: Location, written: str, where: ZoneInfo) -> None:
+        try:
+            local = datetime.fromisoformat(written.replace(" ", "T"))
+        except ValueError:
+            self.refuse(place, show(written), "a day of the calendar")
+            return
+        if not times.exists(local, where):
+            self.refuse(place, f"{show(written)}, when clocks in {self.zone} skip that time", "a time that day has")
+
+    def fires_in_window(self, schedule: Schedule, where: ZoneInfo) -> None:
+        window = self.entry.window
+        if window is None or self.faults:
+            return
+        place: Location = ("schedule", "cron" if schedule.cron else "at")
+        for moment in _fires(schedule, where):
+            opening = times.opening_at(window, where, moment)
+            if opening is None or moment >= opening.latest_start:
+                found = f"{moment.astimezone(where):%a %Y-%m-%d %H:%M}, when the window does not let VMs start"
+                self.refuse(place, found, "times in the wave's window, before its latest start")
+                return
+
+    def window(self, members: Sequence[Candidate]) -> None:
+        window = self.entry.window
+        if window is None:
+            return
+        length = times.minutes_open(window)
+        if not 0 < times.minutes_to_latest_start(window) <= length:
+            expected = f"a time between {window.start} and {window.end}"
+            self.refuse(("window", "latest_start"), show(window.latest_start), expected)
+        longest = max(members, key=lambda one: one.expected_minutes or 0, default=None)
+        if longest is not None and (longest.expected_minutes or 0) > length:
+            found = f"{length} minutes, less than the {longest.expected_minutes} that {longest.slug} is expected to take"
+            self.refuse(("window",), found, "a window in which its longest VM fits")
+
+    def approvers(self, approval: Approval | None, people: Mapping[str, Person]) -> Iterator[dict[str, str]]:
+        for index, key in enumerate((approval.by if approval else None) or ()):
+            if key not in people:
+                expected = did_you_mean(key, sorted(people)) if people else "a key of people, which the plan has not"
+                self.refuse(("approval", "by", index), show(key), expected)
+                continue
+            yield approver(key, people[key])
+
+
+def approver(key: str, person: Person) -> dict[str, str]:
+    """Write a person as Airflow's questions name whom they ask."""
+    return {"id": person.id or key, "name": person.name or key}
+
+
+def fires(wave: Wave, after: datetime, count: int) -> list[datetime]:
+    """List the next times at which a wave starts by itself, in UTC.
+
+    :param after: with a zone
+    """
+    schedule = wave.entry.schedule
+    if schedule is None:
+        return []
+    return list(_fires(schedule, wave.zone, after, count))
+
+
+def _fires(
+    schedule: Schedule, where: ZoneInfo, after: datetime | None = None, count: int = FIRES_LOOKED_AT
+) -> Iterator[datetime]:
+    if schedule.at is not None:
+        moments = sorted(times.instant(datetime.fromisoformat(at.replace(" ", "T")), where) for at in schedule.at)
+        yield from [moment for moment in moments if after is None or moment > after][:count]
+        return
+    begin = after or datetime(times.FIRST_YEAR, 1, 1, tzinfo=UTC)
+    following: Iterable[datetime] = croniter(schedule.cron, begin.astimezone(where), ret_type=datetime)
+    for _, moment in zip(range(count), following, strict=False):
+        yield moment.astimezone(UTC)
+
+
+def _fits(rule: MemberRule, one: Candidate) -> bool:
+    folder = one.path.rpartition("/")[0] if one.path else None
+    below = rule.folder.rstrip("/") if rule.folder is not None else ""
+    return (
+        (rule.name is None or fnmatchcase(one.name, rule.name))
+        and (rule.folder is None or (folder is not None and any(fnmatchcase(folder, p) for p in (below, below + "/*"))))
+        and (rule.label is None or any(fnmatchcase(label, rule.label) for label in one.labels))
+        and (rule.tag is None or any(fnmatchcase(tag, rule.tag) for tag in one.tags))
+        and (rule.host is None or (one.host is not None and fnmatchcase(one.host, rule.host)))
+    )
+

@@ -1,0 +1,143 @@
+"""The DAG of one wave."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pendulum
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import DAG, CronTriggerTimetable, Param, TaskGroup, TriggerRule
+from airflow.timetables.events import EventsTimetable  # airflow.sdk's own cannot be serialized in 3.3.2
+
+from hyperflow.manifest.shown import shown, shown_in_markdown
+from hyperflow.operators.wave import (
+    APPROVE,
+    CHECK,
+    GROUP,
+    QUESTION_KEY,
+    REPORT,
+    CheckWaveOperator,
+    MigrateVmOperator,
+)
+from hyperflow.operators.wave_report import WriteWaveReportOperator
+from hyperflow.plans.pools import wave_pool
+
+if TYPE_CHECKING:
+    from hyperflow.plans.plan import Plan
+    from hyperflow.plans.wave import Wave
+
+RETRIES = 3  # of a worker that died: a try after it goes on with the VM's run
+RETRY_DELAY = timedelta(seconds=20)
+
+
+def build_wave(plan: Plan, wave: Wave) -> DAG:
+    """Build the DAG of a wave: it looks, asks, starts each VM's own DAG in order, and reports.
+
+    Made of the plan alone, so that equal plans give equal DAGs. Created paused: whoever un-pauses it wants its
+    schedule to count.
+    """
+    with DAG(
+        wave.dag_id,
+        dag_display_name=shown(f"{plan.name}: wave {wave.name}"),
+        description=shown(wave.entry.description or f"Move {len(wave.members)} VMs of plan {plan.name}"),
+        doc_md=describe(plan, wave),
+        schedule=timetable(wave),
+        catchup=False,
+        max_active_runs=1,
+        is_paused_upon_creation=True,
+        default_args={"retries": RETRIES, "retry_delay": RETRY_DELAY},
+        tags=["hyperflow", f"plan:{plan.name}", f"wave:{wave.name}"],
+        params={
+            "again": Param(
+                default=False,
+                type="boolean",
+                title="Migrate again",
+                description="Also the VMs that are migrated and proven already",
+            )
+        },
+    ) as dag:
+        add_tasks(plan, wave)
+    return dag
+
+
+def add_tasks(plan: Plan, wave: Wave) -> None:
+    """Put the tasks of a wave into the DAG that is being built."""
+    common = {"plan_file": str(plan.path), "wave": wave.name}
+    first: Any = CheckWaveOperator(task_id=CHECK, **common)
+    approval = wave.entry.approval
+    if approval is not None:
+        asking = ApprovalOperator(
+            task_id=APPROVE,
+            subject=f"May wave {wave.name} of plan {plan.name} begin?",
+            body=f"{{{{ ti.xcom_pull(task_ids='{CHECK}', key='{QUESTION_KEY}') }}}}",
+            defaults=ApprovalOperator.APPROVE if approval.on_timeout == "approve" else ApprovalOperator.REJECT,
+            response_timeout=timedelta(minutes=approval.timeout_minutes),
+            assigned_users=list(wave.approvers) or None,
+        )
+        first >> asking
+        first = asking
+    tasks: dict[str, MigrateVmOperator] = {}
+    with TaskGroup(GROUP):
+        for slug in wave.members:
+            tasks[slug] = migrate(plan, wave, slug)
+    report = WriteWaveReportOperator(task_id=REPORT, trigger_rule=TriggerRule.ALL_DONE, **common)
+    for slug, task in tasks.items():
+        before = [tasks[each] for each in (*wave.after.get(slug, ()), *wave.turns.get(slug, ()))]
+        (before or first) >> task
+        task >> report
+
+
+def migrate(plan: Plan, wave: Wave, slug: str) -> MigrateVmOperator:
+    """Make the task that starts one VM's DAG."""
+    vm = plan.vm(slug)
+    approval = wave.entry.approval
+    return MigrateVmOperator(
+        task_id=slug,
+        plan_file=str(plan.path),
+        wave=wave.name,
+        slug=slug,
+        vm_dag=vm.dag_id,
+        needs=list(wave.after.get(slug, ())),
+        approved_by_people=approval is not None,
+        on_failure=wave.entry.on_failure,
+        approvers=list(wave.approvers),
+        answer_minutes=approval.timeout_minutes if approval else 60,
+        expected_minutes=vm.settings.expected_minutes,
+        pool=wave_pool(plan.name, wave.name),
+        # Who may not be at work with another one waits for that one's end, however it ended.
+        trigger_rule=TriggerRule.ALL_DONE if wave.turns.get(slug) else TriggerRule.ALL_SUCCESS,
+    )
+
+
+def timetable(wave: Wave) -> Any:
+    """When the wave starts by itself; None when only people start it.
+
+    Without a start date and not immediately: what was due before somebody looked is not made up for.
+    """
+    schedule = wave.entry.schedule
+    if schedule is None:
+        return None
+    if schedule.cron is not None:
+        return CronTriggerTimetable(schedule.cron, timezone=str(wave.zone), run_immediately=False)
+    zone = pendulum.timezone(str(wave.zone))
+    return EventsTimetable([pendulum.instance(datetime.fromisoformat(at.replace(" ", "T")), zone) for at in schedule.at or ()])
+
+
+def describe(plan: Plan, wave: Wave) -> str:
+    """Write the DAG's page from the plan."""
+    entry = wave.entry
+    lines = [shown_in_markdown(entry.description)] if entry.description else []
+    lines.append(
+        f"Moves {len(wave.members)} VM(s) of plan {shown_in_markdown(str(plan.path))}, at most {entry.max_in_flight} at "
+        f"once; after a failure: {entry.on_failure}."
+    )
+    if entry.window is not None:
+        latest = f", no VM is started after {entry.window.latest_start}" if entry.window.latest_start else ""
+        days = ", ".join(entry.window.days)
+        lines.append(f"Only on {days}, {entry.window.start} to {entry.window.end} {wave.time_zone}{latest}.")
+    if entry.approval is not None:
+        asked = ", ".join(shown_in_markdown(one["name"]) for one in wave.approvers) or "somebody who may run this DAG"
+        lines.append(f"Begins when {asked} has approved.")
+    lines.append("\n".join(f"{step}. {', '.join(slugs)}" for step, slugs in enumerate(wave.steps(), 1)))
+    return "\n\n".join(lines)
