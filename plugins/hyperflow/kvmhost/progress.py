@@ -24,6 +24,7 @@ class Progress:
         self.what = what
         self.total = total
         self.done = 0
+        self.note = ""  # what else every line says, such as a limit in force
         self._log = log
         self._lock = threading.Lock()
         self._started = time.monotonic()
@@ -55,7 +56,7 @@ class Progress:
         text += f", {size(rate)}/s"
         if self.total > self.done and rate > 0:
             text += f", {duration((self.total - self.done) / rate)} left"
-        return text
+        return f"{text}, {self.note}" if self.note else text
 
 
 def size(count: float) -> str:

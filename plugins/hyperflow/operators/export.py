@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import HostStageOperator, MigrationOperator, job_directory, run_key, stage_of, take_result
+from hyperflow.operators.base import (
+    HostStageOperator,
+    MigrationOperator,
+    job_directory,
+    job_root,
+    run_key,
+    stage_of,
+    take_result,
+)
 from hyperflow.operators.ownership import owner_of
 
 if TYPE_CHECKING:
@@ -41,6 +50,21 @@ class ExportDiskOperator(MigrationOperator, HostStageOperator):
             "source": f"{self.disk['uuid'] or self.disk['key']} of {self.snapshot['entity']}, run {run_key(context)}",
             "capacity_bytes": self.disk["capacity_bytes"],
             "decode": self.decode_to() if self.settings.decode_while_downloading else None,
+            "bandwidth": self.bandwidth_limit(),
+        }
+
+    def bandwidth_limit(self) -> dict[str, Any] | None:
+        """Describe the plan's limit as moments of this machine's clock, as the download's ``bandwidth`` takes it."""
+        from hyperflow.plans.bandwidth import rates_from
+
+        if self.settings.bandwidth is None:
+            return None
+        rates = rates_from(self.settings.bandwidth, datetime.now(UTC))
+        if all(rate is None for _, rate in rates):
+            return None
+        return {
+            "folder": job_root(self.settings),
+            "rates": [{"start": start, "rate": rate} for start, rate in rates],
         }
 
     def decode_to(self) -> dict[str, Any]:

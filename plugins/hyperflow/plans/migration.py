@@ -7,6 +7,7 @@ from typing import Literal
 
 from hyperflow.manifest.faults import Fault, render
 from hyperflow.manifest.models import Output
+from hyperflow.plans.bandwidth import Bandwidth
 from hyperflow.plans.host_run import HostRun
 from hyperflow.plans.library import merged_profile
 from hyperflow.plans.overrides import Overrides
@@ -47,6 +48,7 @@ class Migration(HostRun):
     skip_boot: bool
     snapshots: Literal["refuse", "allow"]
     decode_while_downloading: bool
+    bandwidth: Bandwidth | None = None
 
     @property
     def ovf_path(self) -> str | None:
@@ -112,6 +114,7 @@ def effective(plan: Plan, vm: PlannedVm, overrides: Overrides | None = None) -> 
         snapshots=settings.snapshots,
         parallel_disks=limits.parallel_disks,
         decode_while_downloading=limits.decode_while_downloading,
+        bandwidth=limits.bandwidth,
     )
 
 

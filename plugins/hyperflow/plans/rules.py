@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hyperflow.manifest.faults import Location
+from hyperflow.plans import bandwidth
 from hyperflow.plans.library import Library, merged_profile
 from hyperflow.plans.profile import ProfileSettings
 from hyperflow.plans.reading import PlacedFault, fault
@@ -33,6 +34,8 @@ def faults(plan: Any, library: Library) -> list[PlacedFault]:
         *_domain_names(entries),
         *_host(plan, entries),
         *_profiles(plan, entries, library),
+        *_bandwidth(plan, ()),
+        *(each for index, vm in enumerate(entries) for each in _bandwidth(vm, ("vms", index))),
     ]
 
 
@@ -105,6 +108,11 @@ def _contradictions(plan: dict[str, Any], entries: list[dict[str, Any]], library
         if profile is not None:
             for inner, found, expected in merged_profile(profile, *layers).broken_rules():
                 yield fault((*at, *inner), found, expected)
+
+
+def _bandwidth(settings: dict[str, Any], here: Location) -> Iterator[PlacedFault]:
+    for inner, found, expected in bandwidth.overlaps(_inner(settings, "limits").get("bandwidth")):
+        yield fault((*here, "limits", "bandwidth", *inner), found, expected)
 
 
 def _inner(mapping: dict[str, Any], key: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from hyperflow.manifest.section import WHOLE, ClosedSection, Matching, Maybe
+from hyperflow.plans.bandwidth import Bandwidth
 from hyperflow.plans.profile import Name, ProfileSettings
 from hyperflow.plans.wave_settings import Minutes, Person, TimeZone, WaveEntry
 
@@ -85,6 +86,9 @@ class Limits(ClosedSection):
     parallel_disks: Annotated[int, Field(ge=1, le=64), WHOLE] = Field(default=2, description="Disks of one VM at once")
     decode_while_downloading: bool = Field(
         default=True, description="Make the image while the disk arrives, beside the staged disk, and not afterwards"
+    )
+    bandwidth: Maybe[Bandwidth] = Field(
+        default=None, description="Of all downloads on the host together: a rate as 50 MB/s, or rates by time of day"
     )
 
 

@@ -153,7 +153,13 @@ class ExportTrigger(JobTrigger):
         """Start the download; the URL, which is a ticket, goes to the host's standard input and nowhere else."""
         disk = lease.disk(self.disk_key)
         pins = [pin for pin in (disk.thumbprint, None if disk.thumbprint else self.thumbprint) if pin]
-        options = {**self.options, "url": disk.url, "thumbprints": pins, "expected_bytes": disk.file_size}
+        options = {
+            **self.options,
+            "url": disk.url,
+            "thumbprints": pins,
+            "expected_bytes": disk.file_size,
+            "now": time.time(),
+        }
         started = await self._host.ask(
             *("job", "start", "--directory", self.directory, "--stage", "download", "--run", self.run_key, "--restart"),
             *("--now", f"{time.time():.3f}"),

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from hyperflow.kvmhost.bandwidth import Limit, Throttle, check_limit
 from hyperflow.kvmhost.images import codecs, conversion, decoded, files, vmdk
 from hyperflow.kvmhost.images.decoded import Decoding
 from hyperflow.kvmhost.images.receive import Received, StagedFile, receive, receive_decoded
-from hyperflow.kvmhost.progress import size
+from hyperflow.kvmhost.progress import Progress, size
 from hyperflow.kvmhost.stage import BadRequest, Job, StageError, TryAgain
 from hyperflow.kvmhost.tls import PinnedConnection, read_thumbprints
 
@@ -54,6 +55,9 @@ class Options:
     :param expected_bytes: the file's size where somebody knows it, for the progress display only
     :param timeout_seconds: how long the server may send nothing
     :param decode: None to leave all decoding to convert
+    :param bandwidth: how fast the downloads of this host may be together; None for no limit
+    :param now: seconds since 1970 when this was asked for, by the clock that ``bandwidth`` was made by; this host's
+        clock counts when None
     """
 
     url: str
@@ -65,15 +69,20 @@ class Options:
     expected_bytes: Optional[int] = None  # noqa: UP045 - as above
     timeout_seconds: float = 60.0
     decode: Optional[DecodeTo] = None  # noqa: UP045 - as above
+    bandwidth: Optional[Limit] = None  # noqa: UP045 - as above
+    now: Optional[float] = None  # noqa: UP045 - as above
 
 
 def run(options: Options, job: Job) -> dict[str, Any]:
     """Download the disk, or take over what an earlier run of ours downloaded.
 
-    :raises BadRequest: wrong certificate, redirect, a file of somebody else's at the target, another capacity
+    :raises BadRequest: wrong certificate, redirect, a file of somebody else's at the target, another capacity, no
+        bandwidth at all
     :raises TryAgain: the connection failed, stalled or ended early
     """
     host, port, path = _split(options.url)
+    if options.bandwidth is not None:
+        check_limit(options.bandwidth)
     options.target.parent.mkdir(parents=True, exist_ok=True)
     replaced = os.path.lexists(options.target)
     if replaced:
@@ -101,7 +110,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
 def _download(connection: PinnedConnection, path: str, options: Options, job: Job) -> tuple[Received, dict[str, Any]]:
     """Bring the disk into the target's partial file.
 
-    :return: what came, and what HTTP said about it
+    :return: what came, and what else was observed: what HTTP said, and the seconds waited for the limit
     """
     endpoint = f"{connection.host}:{connection.port}"
     with _transport_faults(endpoint, lambda: job.bytes_read):
@@ -119,8 +128,13 @@ def _download(connection: PinnedConnection, path: str, options: Options, job: Jo
                 progress.advance(count)
 
             staged = StagedFile(descriptor, files.partial_path(options.target))
+            read = _reader(response, endpoint, length)
+            throttle = _throttle(options, job, progress)
+            if throttle is not None:
+                stack.callback(throttle.close)
+                read = throttle.reader(read)
             arriving = (
-                _reader(response, endpoint, length),
+                read,
                 staged,
                 lambda header: _check_capacity(header, options),
                 advance,
@@ -133,12 +147,27 @@ def _download(connection: PinnedConnection, path: str, options: Options, job: Jo
             progress.finish()
             job.bytes_written += job.bytes_read
             _check_end(connection, response, length)
-    return received, {
+    http_facts = {
         "status": response.status,
         "content_length": length,
         "endpoint": endpoint,
         "certificate_sha256": connection.peer_sha256,
     }
+    facts: dict[str, Any] = {"http": http_facts}
+    if throttle is not None:
+        facts["throttled_seconds"] = round(throttle.seconds, 3)
+    return received, facts
+
+
+def _throttle(options: Options, job: Job, progress: Progress) -> Throttle | None:
+    """Make what holds the download to its limit; None where it has none, so that nothing is asked for a piece then."""
+    if options.bandwidth is None:
+        return None
+
+    def note(text: str) -> None:
+        progress.note = text
+
+    return Throttle(options.bandwidth, options.now, job.log, note)
 
 
 def _decoding(wanted: DecodeTo, job: Job) -> Decoding:
@@ -203,7 +232,7 @@ def _reuse(options: Options, note: dict[str, Any], job: Job) -> dict[str, Any]:
         raise BadRequest(f"{target}: found a disk of {virtual} bytes, expected {options.capacity_bytes}")
     files.remove_leftover(files.partial_path(target))
     job.log(f"{target}: already downloaded, its SHA-256 holds")
-    return _observed(options, sha256, count, options.capacity_bytes, {"reused": True})
+    return _observed(options, sha256, count, options.capacity_bytes, {"http": {"reused": True}})
 
 
 def _observed(options: Options, sha256: str, count: int, virtual: int, facts: dict[str, Any]) -> dict[str, Any]:
@@ -213,7 +242,7 @@ def _observed(options: Options, sha256: str, count: int, virtual: int, facts: di
         "bytes": count,
         "sha256": sha256,
         "virtual_bytes": virtual,
-        "http": facts,
+        **facts,
     }
 
 
