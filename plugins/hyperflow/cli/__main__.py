@@ -50,6 +50,14 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("files", nargs="+", type=Path, metavar="FILE")
     check.set_defaults(run=_plan_check)
 
+    _add_wave(commands.add_parser("wave", help="many VMs: what a wave will do, its start, and how far it is"))
+
+    limits = commands.add_parser("limits", help="Airflow pools that hold what plans limit")
+    limits.add_argument("action", choices=["check", "apply"], help="compare them with the plans, or make them so")
+    limits.add_argument("files", nargs="+", type=Path, metavar="PLAN")
+    _add_airflow(limits)
+    limits.set_defaults(run=_limits)
+
     migrate = commands.add_parser("migrate", help="start the migration of one VM through Airflow")
     migrate.add_argument("plan", metavar="PLAN", help="the plan's name, or its file")
     migrate.add_argument("vm", metavar="VM", help="the VM's name in the plan")
@@ -85,6 +93,25 @@ def _parser() -> argparse.ArgumentParser:
     _add_airflow(janitor)
     janitor.set_defaults(run=_janitor)
     return parser
+
+
+def _add_wave(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
+    for action, meaning in (
+        ("check", "order, dates, and the expected time against the window; exit status 1 when something is wrong"),
+        ("start", "start it through Airflow"),
+        ("status", "its last run, live"),
+        ("survey", "ask the vCenter for sizes, folders, hosts and tags of the plan's VMs"),
+    ):
+        command = actions.add_parser(action, help=meaning)
+        command.add_argument("plan", type=Path, metavar="PLAN", help="the plan's file")
+        if action != "survey":
+            command.add_argument("wave", metavar="WAVE", help="the wave's name")
+        if action == "start":
+            command.add_argument("--again", action="store_true", help="also VMs that are migrated and proven already")
+            command.add_argument("--wait", action="store_true", help="show it until it ended")
+        _add_airflow(command)
+    parser.set_defaults(run=_wave)
 
 
 def _add_manifest(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +162,25 @@ def _plan_check(parsed: argparse.Namespace) -> int:
     from hyperflow.cli.plan import check
 
     return check(parsed.files)
+
+
+def _wave(parsed: argparse.Namespace) -> int:
+    from hyperflow.cli.wave import wave
+
+    return wave(
+        parsed.action,
+        parsed.plan,
+        getattr(parsed, "wave", None),
+        again=getattr(parsed, "again", False),
+        wait=getattr(parsed, "wait", False),
+        endpoint=parsed.airflow,
+    )
+
+
+def _limits(parsed: argparse.Namespace) -> int:
+    from hyperflow.cli.limits import limits
+
+    return limits(parsed.files, apply=parsed.action == "apply", endpoint=parsed.airflow)
 
 
 def _migrate(parsed: argparse.Namespace) -> int:

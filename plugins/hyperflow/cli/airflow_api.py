@@ -16,6 +16,8 @@ LAB_ENDPOINT = Path(__file__).resolve().parents[3] / ".lab" / "airflow.json"
 TIMEOUT = 90.0  # seconds; on SQLite a writer may wait long for its turn
 WAITS = (1.0, 3.0, 10.0)  # seconds before asking again after a fault of Airflow's own
 
+PAGE = 100  # entries that Airflow gives at once
+
 
 class AirflowUnavailable(Exception):
     """Airflow cannot be reached or does not let us in; the message says what to do."""
@@ -147,6 +149,45 @@ class AirflowApi:
             return False
         return True
 
+    def pools(self) -> dict[str, dict[str, Any]]:
+        """Airflow's pools by name: ``slots``, ``include_deferred`` and more of each."""
+        return {item["name"]: item for item in self._all("/api/v2/pools", "pools")}
+
+    def set_pool(self, name: str, slots: int, description: str, *, exists: bool) -> None:
+        """Make or change a pool, which counts deferred tasks too."""
+        body = {"name": name, "slots": slots, "description": description, "include_deferred": True}
+        if exists:
+            self.request("PATCH", f"/api/v2/pools/{name}", json={"pool": name, **body})
+        else:
+            self.request("POST", "/api/v2/pools", json=body)
+
+    def variables(self, prefix: str) -> dict[str, Any]:
+        """Airflow's variables whose names begin so, those that hold JSON read."""
+        pattern = {"variable_key_pattern": f"{prefix}%"}
+        return {
+            item["key"]: _json_or_text(item["value"])
+            for item in self._all("/api/v2/variables", "variables", pattern)
+            if item["key"].startswith(prefix)
+        }
+
+    def unpause(self, dag_id: str) -> None:
+        """Let a DAG run."""
+        self.request("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
+
+    def last_run(self, dag_id: str) -> str | None:
+        """Id of the run that was started last; None when there is none."""
+        query = {"order_by": "-run_after", "limit": 1}
+        runs = self.request("GET", f"/api/v2/dags/{dag_id}/dagRuns", params=query)["dag_runs"]
+        return str(runs[0]["dag_run_id"]) if runs else None
+
+    def _all(self, path: str, key: str, query: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = []
+        while True:
+            answer = self.request("GET", path, params={**(query or {}), "limit": PAGE, "offset": len(items)})
+            items += answer[key]
+            if not answer[key] or len(items) >= answer["total_entries"]:
+                return items
+
     def import_errors(self) -> list[str]:
         """Errors of DAG files and plans."""
         return [str(item["stack_trace"]) for item in self.request("GET", "/api/v2/importErrors")["import_errors"]]
@@ -183,3 +224,10 @@ class AirflowApi:
         answer = response.json()
         assert isinstance(answer, dict)  # noqa: S101 - every call of the API used here answers with an object
         return answer
+
+
+def _json_or_text(value: Any) -> Any:
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError):
+        return value

@@ -117,12 +117,15 @@ class CheckWaveOperator(BaseOperator):
 
     def question(self, context: Context, plan: Plan, wave: Wave, opening: Opening | None) -> str:
         """Write what a person must know to approve, as Markdown."""
-        from hyperflow.plans.estimate import estimate_wave, minutes_text
+        from hyperflow.plans.estimate import estimate_wave, minutes_text, rates_of
         from hyperflow.plans.survey import read_survey
 
-        estimate = estimate_wave(plan, wave, read_survey(plan.path, plan.name))
-        done = [slug for slug in wave.members if proven_run(plan.vm(slug).dag_id) is not None]
-        lines = [f"Wave **{shown_in_markdown(wave.name)}** of plan {shown_in_markdown(plan.name)}: {len(wave.members)} VM(s)."]
+        proven = {vm.slug: run["summary"] for vm in plan.vms if (run := proven_run(vm.dag_id)) is not None}
+        estimate = estimate_wave(plan, wave, read_survey(plan.path, plan.name), rates_of(proven.values()))
+        done = [slug for slug in wave.members if slug in proven]
+        lines = [
+            f"Wave **{shown_in_markdown(wave.name)}** of plan {shown_in_markdown(plan.name)}: {len(wave.members)} VM(s)."
+        ]
         if wave.entry.description:
             lines.append(shown_in_markdown(wave.entry.description))
         if done and not asked_again(context):
@@ -130,7 +133,9 @@ class CheckWaveOperator(BaseOperator):
         lines.append(f"* at most {wave.entry.max_in_flight} at once; after a failure: {wave.entry.on_failure}")
         if opening is not None:
             left = (opening.end - datetime.now(UTC)).total_seconds() / 60
-            lines.append(f"* the window closes at {opening.end.astimezone(wave.zone):%a %H:%M %Z}, in {minutes_text(left)}")
+            lines.append(
+                f"* the window closes at {opening.end.astimezone(wave.zone):%a %H:%M %Z}, in {minutes_text(left)}"
+            )
         lines.append(f"* {estimate.sentence()}")
         lines += [f"* {step}. {', '.join(slugs)}" for step, slugs in enumerate(wave.steps(), 1)]
         return "\n".join(lines)
@@ -309,7 +314,9 @@ class MigrateVmOperator(TriggerDagRunOperator):
     def heed_answer(self, context: Context, event: dict[str, Any], failed: list[str]) -> Any:
         """Keep the answer, and do what it says."""
         if "error" in event:
-            raise AirflowFailException(f"the question whether wave {self.wave} goes on was not answered: {event['error']}")
+            raise AirflowFailException(
+                f"the question whether wave {self.wave} goes on was not answered: {event['error']}"
+            )
         answer = (event.get("chosen_options") or [STOP])[0]
         responded = event.get("responded_at")
         decision = {

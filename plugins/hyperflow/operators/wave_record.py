@@ -45,9 +45,14 @@ def wave_page(report: WaveReport) -> str:
 
 
 STYLES = {
-    **{"migrated": "good", "already done": "good", "complete": "good"},
-    **{"unproven": "doubt", "partial": "doubt", "not started": "quiet"},
-    **{"failed": "bad", "rolled back": "bad"},
+    "migrated": "good",
+    "already done": "good",
+    "complete": "good",
+    "unproven": "doubt",
+    "partial": "doubt",
+    "not started": "quiet",
+    "failed": "bad",
+    "rolled back": "bad",
 }
 
 
@@ -56,7 +61,7 @@ def _size(count: Any) -> str:
         return ""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:  # noqa: PLR2004 - the next unit
+        if value < 1024:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"

@@ -159,7 +159,9 @@ class WriteWaveReportOperator(BaseOperator):
 
         answer = context["ti"].xcom_pull(task_ids=APPROVE, map_indexes=-1) if wave.entry.approval else None
         if isinstance(answer, dict):
-            yield Decision.model_validate(_decision(f"May wave {wave.name} begin?", answer["chosen_options"][0], answer))
+            yield Decision.model_validate(
+                _decision(f"May wave {wave.name} begin?", answer["chosen_options"][0], answer)
+            )
         for slug in wave.members:
             found = context["ti"].xcom_pull(task_ids=task_of(slug), key=DECISION_KEY, map_indexes=-1)
             if isinstance(found, dict):

@@ -7,12 +7,13 @@ on RHEL 9 may have none), and zones are those of one machine: the one that check
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import zoneinfo
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from datetime import time as time_of_day
 from decimal import Decimal
+from functools import cache
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
@@ -30,6 +31,7 @@ HIGHEST = 400 * UNITS["Gbit/s"]
 FORM = "a rate in MB/s, MiB/s, Mbit/s or Gbit/s, as 50 MB/s, or unlimited"
 HORIZON = timedelta(days=30)  # how far ahead a host is told its rates; the lowest of all holds after it
 
+HOURS_LIMIT = 50  # of one day plan; it is a week that they share
 DAY_MINUTES = 24 * 60
 WEEK_MINUTES = 7 * DAY_MINUTES
 _HOUR = timedelta(hours=1)
@@ -59,10 +61,17 @@ def _sensible(rate: str) -> str:
 
 def _known(name: str) -> str:
     if zone(name) is None:
-        likely = difflib.get_close_matches(name, zoneinfo.available_timezones(), n=1)
-        hint = f"; did you mean {likely[0]}?" if likely else ""
+        likely = _zones_by_slip().get(name.casefold())
+        hint = f"; did you mean {likely}?" if likely else ""
         raise refuse(f"a time zone of the IANA database, as Europe/Berlin{hint}")
     return name
+
+
+@cache
+def _zones_by_slip() -> dict[str, str]:
+    """Time zones by their name and by their city, without capitals. No likeness is computed: a plan may have many."""
+    names = sorted(zoneinfo.available_timezones())
+    return {name.rpartition("/")[2].casefold(): name for name in names} | {name.casefold(): name for name in names}
 
 
 def _once(days: list[str]) -> list[str]:
@@ -89,14 +98,15 @@ class RateHours(ClosedSection):
     )
     rate: Rate
 
-    def minutes(self) -> Iterator[int]:
-        """List the minutes of the week that are meant, from Monday 00:00, each once."""
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """List what is meant, in minutes of the week from Monday 00:00: first, and the one after the last."""
         start, end = _minute(self.start), _minute(self.end)
         length = end - start if end > start else end - start + DAY_MINUTES
         for day in self.days:
             first = WEEKDAYS.index(day) * DAY_MINUTES + start
-            for minute in range(first, first + length):
-                yield minute % WEEK_MINUTES
+            yield first, min(first + length, WEEK_MINUTES)
+            if first + length > WEEK_MINUTES:
+                yield 0, first + length - WEEK_MINUTES
 
 
 class DayPlan(ClosedSection):
@@ -104,15 +114,15 @@ class DayPlan(ClosedSection):
 
     time_zone: Annotated[TimeZone, AfterValidator(_known)]
     default: Rate = Field(description="The rate of all other hours")
-    hours: Annotated[list[RateHours], Field(min_length=1, max_length=50)]
+    hours: Annotated[list[RateHours], Field(min_length=1, max_length=HOURS_LIMIT)]
 
     def week(self) -> list[int | None]:
         """Give each minute of the week, from Monday 00:00, its rate: bytes a second, None for no limit."""
         rates = [bytes_per_second(self.default)] * WEEK_MINUTES
         for hours in self.hours:
             rate = bytes_per_second(hours.rate)
-            for minute in hours.minutes():
-                rates[minute] = rate
+            for first, end in hours.spans():
+                rates[first:end] = [rate] * (end - first)
         return rates
 
 
@@ -134,20 +144,22 @@ def overlaps(limit: Any) -> Iterator[tuple[Location, str, str]]:
     :param limit: plain data that may have any other fault as well
     :return: where in it, what was found, what is expected; one for each span that meets an earlier one
     """
-    spans = limit.get("hours") if isinstance(limit, dict) else None
-    owners = [-1] * WEEK_MINUTES
-    for index, span in enumerate(spans[:50] if isinstance(spans, list) else []):
-        try:
-            minutes = list(RateHours.model_validate(span).minutes())
-        except ValidationError:
-            continue  # the models list what is wrong with it
-        met = next((minute for minute in minutes if owners[minute] >= 0), None)
-        if met is not None:
-            day, minute = divmod(met, DAY_MINUTES)
-            found = f"{WEEKDAYS[day]} {minute // 60:02d}:{minute % 60:02d}, which hours[{owners[met]}] has too"
-            yield ("hours", index), found, "each hour of the week in one span"
-        for minute in minutes:
-            owners[minute] = index
+    hours = limit.get("hours") if isinstance(limit, dict) else None
+    spans: list[tuple[int, int, int]] = []
+    for index, each in enumerate(hours[:HOURS_LIMIT] if isinstance(hours, list) else []):
+        with contextlib.suppress(ValidationError):  # the models list what is wrong with it
+            spans += [(first, end, index) for first, end in RateHours.model_validate(each).spans()]
+    reached, owner = 0, 0
+    named = set()
+    for first, end, index in sorted(spans):
+        later, earlier = max(index, owner), min(index, owner)
+        if first < reached and later not in named:
+            named.add(later)
+            day, minute = divmod(first, DAY_MINUTES)
+            found = f"{WEEKDAYS[day]} {minute // 60:02d}:{minute % 60:02d}, which hours[{earlier}] has too"
+            yield ("hours", later), found, "each hour of the week in one of them"
+        if end > reached:
+            reached, owner = end, index
 
 
 def rates_from(limit: str | DayPlan, now: datetime) -> list[tuple[float, int | None]]:

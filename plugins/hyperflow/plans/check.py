@@ -35,7 +35,8 @@ def check_plans(paths: Iterable[Path], profiles: Path | None = None) -> list[Che
     results = [_check(path, profiles) for path in paths]
     names: dict[str, Path] = {}
     folders: dict[tuple[str, str], Path] = {}
-    return [_against(result, names, folders) for result in results]
+    waves: dict[tuple[str, str], str] = {}
+    return [_waves_against(_against(result, names, folders), waves) for result in results]
 
 
 def _check(path: Path, profiles: Path | None) -> Checked:
@@ -70,3 +71,21 @@ def _against(result: Checked, names: dict[str, Path], folders: dict[tuple[str, s
             faults.append(Fault(f"vms[{index}].host.staging_directory", found, "a folder for each VM"))
         folders.setdefault(folder, result.path)
     return replace(result, faults=tuple(faults))
+
+
+def _waves_against(result: Checked, waves: dict[tuple[str, str], str]) -> Checked:
+    """Find VMs that waves of two plans would move; two waves of one plan are the plan's own affair."""
+    plan = result.plan
+    if plan is None:
+        return result
+    faults = []
+    mine: dict[tuple[str, str], str] = {}
+    for index, wave in enumerate(plan.waves):
+        for slug in wave.members:
+            key = (plan.vcenter.connection, str(plan.vm(slug).selector))
+            if key in waves:
+                found = f"{slug}, which is in {waves[key]} already"
+                faults.append(Fault(f"waves[{index}].members", found, "each VM in one wave"))
+            mine[key] = f"wave {wave.name} of plan {plan.name}"
+    waves |= mine
+    return replace(result, faults=(*result.faults, *faults))

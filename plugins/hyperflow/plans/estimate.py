@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 from hyperflow.plans.plan import Plan, PlannedVm
 from hyperflow.plans.survey import Survey
@@ -45,6 +46,17 @@ class WaveEstimate:
         if self.total is not None:
             return f"{size}; expected to take {minutes_text(self.total)}"
         return f"{size}; duration not known of {len(self.unknown)} VM(s): no expected_minutes, and no measured rate"
+
+
+def rates_of(summaries: Iterable[Mapping[str, Any]]) -> Rates | None:
+    """Take the rate from runs that were measured: all their bytes by all their seconds.
+
+    :param summaries: ``bytes`` and ``seconds`` of each run, as its wave tells
+    """
+    measured = [(one["bytes"], one["seconds"]) for one in summaries if one.get("bytes") and one.get("seconds")]
+    if not measured:
+        return None
+    return Rates(sum(size for size, _ in measured) / sum(seconds for _, seconds in measured), len(measured))
 
 
 def estimate_wave(plan: Plan, wave: Wave, survey: Survey, rates: Rates | None = None) -> WaveEstimate:
@@ -93,4 +105,4 @@ def _makespan(wave: Wave, minutes: Mapping[str, float]) -> float:
 def minutes_text(minutes: float) -> str:
     """Write minutes as a person reads them: ``2 h 05 min``."""
     whole = max(0, ceil(minutes))
-    return f"{whole // 60} h {whole % 60:02d} min" if whole >= 60 else f"{whole} min"  # noqa: PLR2004 - minutes of an hour
+    return f"{whole // 60} h {whole % 60:02d} min" if whole >= 60 else f"{whole} min"

@@ -14,7 +14,7 @@ from hyperflow.plans.reading import read, validate
 from hyperflow.plans.settings import PlanFile, Settings, VmEntry
 from hyperflow.plans.slug import Selector, slugs
 from hyperflow.plans.survey import Survey, read_survey
-from hyperflow.plans.wave import Candidate, resolve_waves
+from hyperflow.plans.wave import Candidate, Wave, resolve_waves
 
 
 def discover(folder: Path) -> list[Path]:
@@ -30,24 +30,27 @@ def discover(folder: Path) -> list[Path]:
     return sorted((path for path in names if not path.name.startswith(".")), key=lambda path: path.name)
 
 
-def load_plan(path: Path, profiles: Path | None = None, original: Path | None = None) -> Plan:
+def load_plan(path: Path, profiles: Path | None = None, original: Path | None = None, *, waves: bool = True) -> Plan:
     """Read a plan and the profiles it names.
 
     :param path: the plan file, YAML
     :param profiles: folder of profiles; when None, ``profiles/`` beside the plan or beside its folder, then
         the project's own
     :param original: where the plan was, when ``path`` is a copy: it is this path that the plan then has
+    :param waves: resolve the waves too; not for who makes the survey that they may need
     :raises PlanError: with every fault, as ``path: found X, expected Y (line L, column C)``
     """
     document = read(path)
     written, faults = validate(PlanFile, document)
     library = Library([profiles] if profiles is not None else folders_near(original or path))
     faults += rules.faults(document.value, library)
-    waves, wrong = resolve_waves(document.value, _candidates(document.value, original or path))
-    faults += wrong
+    resolved: tuple[Wave, ...] = ()
+    if waves:
+        resolved, wrong = resolve_waves(document.value, _candidates(document.value, original or path))
+        faults += wrong
     if faults or written is None:
         raise PlanError(str(path), place(faults, document.positions))
-    return Plan(written.plan, original or path, written.vcenter, _plan_vms(written, library), waves)
+    return Plan(written.plan, original or path, written.vcenter, _plan_vms(written, library), resolved)
 
 
 def _plan_vms(written: PlanFile, library: Library) -> tuple[PlannedVm, ...]:
@@ -85,7 +88,9 @@ def _candidate(index: int, settings: dict[str, Any], selector: Selector, slug: s
         name=seen.name if seen else selector.value.rpartition("/")[2],
         value=selector.value,
         path=path,
-        labels=frozenset(label for label in labels if isinstance(label, str)) if isinstance(labels, list) else frozenset(),
+        labels=frozenset(label for label in labels if isinstance(label, str))
+        if isinstance(labels, list)
+        else frozenset(),
         tags=frozenset(seen.tags) if seen else frozenset(),
         host=seen.host if seen else None,
         surveyed=seen is not None,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hyperflow.manifest.faults import Fault, place, from_validation
+from hyperflow.manifest.faults import Fault, from_validation, place
 from hyperflow.plans.plan import PlanError
 
 FOLDER = ".survey"
@@ -71,6 +71,16 @@ def read_survey(plan_file: Path, plan: str) -> Survey:
     except (OSError, ValueError):
         return NOTHING
     return _read(path, state.st_mtime_ns, state.st_size)
+
+
+def write_survey(plan_file: Path, plan: str, survey: Survey) -> Path:
+    """Keep a survey beside the plan; its file."""
+    path = survey_path(plan_file, plan)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(survey.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    partial.rename(path)
+    return path
 
 
 @lru_cache(maxsize=64)

@@ -72,7 +72,7 @@ def _change_between(low: datetime, high: datetime, where: ZoneInfo) -> datetime:
 def cron_fault(cron: str, zone_name: str | None) -> tuple[str, str] | None:
     """Find what is wrong with a cron expression: what was found and what is expected, None when it is good."""
     expected = "five fields of cron that some day matches, as 0 22 * * sat"
-    if len(cron.split()) != 5:  # noqa: PLR2004 - minute, hour, day, month, weekday
+    if len(cron.split()) != 5:
         return f"{cron!r}, {len(cron.split())} field(s)", expected
     try:
         croniter(cron, datetime(FIRST_YEAR, 1, 1, tzinfo=UTC)).get_next(datetime)

@@ -69,7 +69,9 @@ class Wave:
 
     def steps(self) -> list[list[str]]:
         """The members in groups that may run together, each after the one before."""
-        sorter = TopologicalSorter({slug: (*self.after.get(slug, ()), *self.turns.get(slug, ())) for slug in self.members})
+        sorter = TopologicalSorter(
+            {slug: (*self.after.get(slug, ()), *self.turns.get(slug, ())) for slug in self.members}
+        )
         sorter.prepare()
         steps = []
         while sorter.is_active():
@@ -223,7 +225,9 @@ class _Resolving:
     def after(self, members: Sequence[Candidate]) -> dict[str, set[str]]:
         groups = {
             name: [
-                one for index, word in enumerate(words) for one in self.called(("groups", name, index), word, members, {})
+                one
+                for index, word in enumerate(words)
+                for one in self.called(("groups", name, index), word, members, {})
             ]
             for name, words in self.entry.groups.items()
         }
@@ -311,7 +315,9 @@ class _Resolving:
             self.refuse(("window", "latest_start"), show(window.latest_start), expected)
         longest = max(members, key=lambda one: one.expected_minutes or 0, default=None)
         if longest is not None and (longest.expected_minutes or 0) > length:
-            found = f"{length} minutes, less than the {longest.expected_minutes} that {longest.slug} is expected to take"
+            found = (
+                f"{length} minutes, less than the {longest.expected_minutes} that {longest.slug} is expected to take"
+            )
             self.refuse(("window",), found, "a window in which its longest VM fits")
 
     def approvers(self, approval: Approval | None, people: Mapping[str, Person]) -> Iterator[dict[str, str]]:
@@ -362,4 +368,3 @@ def _fits(rule: MemberRule, one: Candidate) -> bool:
         and (rule.tag is None or any(fnmatchcase(tag, rule.tag) for tag in one.tags))
         and (rule.host is None or (one.host is not None and fnmatchcase(one.host, rule.host)))
     )
-

@@ -40,12 +40,12 @@ def read_plan_of(dag_id: str) -> PlanFolder:
 
     Whatever is not plain about it, such as a plan that is not good any more, is left to :func:`read_plan_folder`.
     """
-    folder = _folder()
+    folder = plans_folder()
     name = dag_id.split(".")[1] if dag_id.count(".") > 1 else ""
     mentions = re.compile(rf"""^plan:\s*["']?{re.escape(name)}["']?\s*(#.*)?$""", re.MULTILINE)
     try:
         paths = [path for path in discover(folder) if mentions.search(path.read_text(errors="replace"))]
-        (plan,) = (load_plan(path) for path in paths)
+        (plan,) = (load_plan(path, waves=False) for path in paths)  # waves are of no use to a task
         (vm,) = (vm for vm in plan.vms if vm.dag_id == dag_id)
         effective(plan, vm)
     except (PlanError, OSError, ValueError):
@@ -60,14 +60,15 @@ def read_plan_folder() -> PlanFolder:
 
     Plans are judged together, because two of them must not claim one DAG id or one folder.
     """
-    folder = _folder()
+    folder = plans_folder()
     checked = check_plans(discover(folder))
     plans = [each.plan for each in checked if each.plan is not None and not each.faults]
     faults = [f"{each.path}: {fault}" for each in checked for fault in each.faults]
     return PlanFolder(plans + _plans_of_runs(folder, plans), faults)
 
 
-def _folder() -> Path:
+def plans_folder() -> Path:
+    """Airflow's setting ``[hyperflow] plans_folder``."""
     return plan_location(conf.get("hyperflow", "plans_folder", fallback=str(DEFAULT_FOLDER)))
 
 

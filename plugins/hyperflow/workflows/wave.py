@@ -121,7 +121,9 @@ def timetable(wave: Wave) -> Any:
     if schedule.cron is not None:
         return CronTriggerTimetable(schedule.cron, timezone=str(wave.zone), run_immediately=False)
     zone = pendulum.timezone(str(wave.zone))
-    return EventsTimetable([pendulum.instance(datetime.fromisoformat(at.replace(" ", "T")), zone) for at in schedule.at or ()])
+    return EventsTimetable(
+        [pendulum.instance(datetime.fromisoformat(at.replace(" ", "T")), zone) for at in schedule.at or ()]
+    )
 
 
 def describe(plan: Plan, wave: Wave) -> str:

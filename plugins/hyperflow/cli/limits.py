@@ -1,0 +1,68 @@
+"""``./hyperflow limits apply|check``: the Airflow pools that hold what plans limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE
+from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused
+from hyperflow.plans.check import check_plans
+from hyperflow.plans.pools import PREFIX, Pool, pools_of
+
+
+def limits(files: list[Path], *, apply: bool, endpoint: Path | None) -> int:
+    """Compare the pools of Airflow with what plans need, and make them so.
+
+    :param apply: make and change pools; else only say what is other
+    :return: 0, 1 when something is other than it must be, 2 for a bad plan, 69 without Airflow
+    """
+    errors, console = Console(stderr=True, highlight=False), Console(highlight=False)
+    checked = check_plans(files)
+    faulty = [f"{each.path}: {fault}" for each in checked for fault in each.faults]
+    if faulty:
+        for line in faulty:
+            errors.print(line, style="red", markup=False, soft_wrap=True)
+        return EXIT_USAGE
+    wanted = pools_of(each.plan for each in checked if each.plan is not None)
+    try:
+        api = AirflowApi(endpoint)
+        there = api.pools()
+        for pool in wanted.values():
+            found = there.get(pool.name)
+            fault = pool_fault(pool, found)
+            if fault is not None and apply:
+                api.set_pool(pool.name, pool.slots, pool.description, exists=found is not None)
+            word = "ok" if fault is None else ("made" if found is None else "changed") if apply else "wrong"
+            style = "red" if word == "wrong" else "green"
+            told = f"{pool.name}: {pool.slots} at once" + (f" ({fault})" if fault else "")
+            console.print(f"[{style}]{word}[/{style}] {escape(told)}", soft_wrap=True)
+    except AirflowUnavailable as fault:
+        errors.print(str(fault), style="red", markup=False, soft_wrap=True)
+        return EXIT_UNAVAILABLE
+    except Refused as fault:
+        errors.print(str(fault), style="red", markup=False, soft_wrap=True)
+        return EXIT_FAILED
+    if not wanted:
+        console.print("these plans need no pools: they have no waves and no pools")
+    for name in sorted(name for name in there.keys() - wanted.keys() if name.startswith(PREFIX)):
+        console.print(f"[dim]not of these plans: {escape(name)}[/dim]", soft_wrap=True)
+    wrong = [pool for pool in wanted.values() if pool_fault(pool, there.get(pool.name))]
+    return EXIT_FAILED if wrong and not apply else 0
+
+
+def pool_fault(pool: Pool, found: dict[str, Any] | None) -> str | None:
+    """Say what is other about a pool than plans need; None when nothing is.
+
+    :param found: as Airflow knows it, None when it does not
+    """
+    if found is None:
+        return "Airflow has no such pool"
+    if found["slots"] != pool.slots:
+        return f"Airflow has {found['slots']} slots"
+    if not found["include_deferred"]:
+        return "it does not count deferred tasks, so it limits nothing"
+    return None

@@ -1,0 +1,278 @@
+"""``./hyperflow wave``: what a wave will do, its start, and how far it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE
+from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused, TaskInstance
+from hyperflow.cli.janitor import shown
+from hyperflow.cli.limits import pool_fault
+from hyperflow.cli.migrate import OVER, POLL, STATE_STYLES, is_working, last_progress, name_of, seconds_of, wait_for_dag
+from hyperflow.plans.check import check_plans
+from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes_text, rates_of
+from hyperflow.plans.plan import Plan
+from hyperflow.plans.pools import pools_of, wave_pool
+from hyperflow.plans.survey import read_survey
+from hyperflow.plans.times import minutes_open, next_opening, opening_at
+from hyperflow.plans.wave import Wave, fires
+
+SURVEY_DAG = "hyperflow_survey"
+PROVEN_VARIABLE = "hyperflow_proven_"
+DATES_SHOWN = 3
+GROUP = "vms."
+
+
+class BadPlan(Exception):
+    """The plan has faults, or has not the wave; the message lists them."""
+
+
+def find_wave(file: Path, name: str) -> tuple[Plan, Wave]:
+    """Read a wave of a plan file.
+
+    :raises BadPlan: every fault, a line each
+    """
+    (checked,) = check_plans([file])
+    if checked.plan is None or checked.faults:
+        raise BadPlan("\n".join(f"{file}: {fault}" for fault in checked.faults))
+    try:
+        return checked.plan, checked.plan.wave(name)
+    except KeyError as fault:
+        raise BadPlan(f"{file}: {fault.args[0]}") from fault
+
+
+def wave(action: str, file: Path, name: str | None, *, again: bool, wait: bool, endpoint: Path | None) -> int:
+    """Run ``./hyperflow wave check|start|status|survey``.
+
+    :return: 0; 1 when the check found something, or the wave failed; 2 for a bad plan; 69 without Airflow
+    """
+    errors, console = Console(stderr=True, highlight=False), Console(highlight=False)
+    try:
+        if action == "survey":
+            return survey(file, AirflowApi(endpoint), console)
+        plan, chosen = find_wave(file, str(name))
+        if action == "check":
+            return check(plan, chosen, endpoint, console)
+        api = AirflowApi(endpoint)
+        if action == "start":
+            return start(api, plan, chosen, console, again=again, wait=wait)
+        return status(api, chosen, console)
+    except BadPlan as fault:
+        errors.print(str(fault), style="red", markup=False, soft_wrap=True)
+        return EXIT_USAGE
+    except AirflowUnavailable as fault:
+        errors.print(str(fault), style="red", markup=False, soft_wrap=True)
+        return EXIT_UNAVAILABLE
+    except Refused as fault:
+        errors.print(str(fault), style="red", markup=False, soft_wrap=True)
+        return EXIT_FAILED
+
+
+def check(plan: Plan, wave: Wave, endpoint: Path | None, console: Console) -> int:
+    """Show what a wave will do: its order, its dates, how long it takes against its window, and what is missing."""
+    try:
+        api = AirflowApi(endpoint)
+        done = proven_of(api, plan)
+        there: Mapping[str, dict[str, Any]] | None = api.pools()
+        missing_airflow = None
+    except AirflowUnavailable as fault:
+        done, there, missing_airflow = {}, None, fault
+    rates = rates_of(done.values())
+    estimate = estimate_wave(plan, wave, read_survey(plan.path, plan.name), rates)
+    console.print(
+        f"[bold]{escape(wave.name)}[/bold]: {len(wave.members)} VM(s), at most {wave.entry.max_in_flight} at once"
+    )
+    console.print(order_table(wave, estimate, done))
+    found = [*show_time(wave, estimate, rates, console)]
+    if there is not None:
+        pool = pools_of([plan])[wave_pool(plan.name, wave.name)]
+        wrong = pool_fault(pool, there.get(pool.name))
+        if wrong is not None:
+            found.append(f"pool {pool.name}: {wrong}. Run ./hyperflow limits apply {plan.path}")
+    for line in found:
+        console.print(line, style="red", markup=False, soft_wrap=True)
+    if missing_airflow is not None:
+        console.print(f"pools and measured rates were not looked at: {missing_airflow}", style="yellow", soft_wrap=True)
+        return EXIT_UNAVAILABLE
+    return EXIT_FAILED if found else 0
+
+
+def order_table(wave: Wave, estimate: WaveEstimate, done: Mapping[str, Any]) -> Table:
+    """Draw the order: those that may run together stand in one step."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("step", "VM", "expected", "after", ""):
+        table.add_column(title)
+    for number, slugs in enumerate(wave.steps(), 1):
+        for place, slug in enumerate(slugs):
+            minutes = estimate.minutes.get(slug)
+            before = [*wave.after.get(slug, ()), *(f"{one} is over" for one in wave.turns.get(slug, ()))]
+            table.add_row(
+                str(number) if place == 0 else "",
+                escape(slug),
+                minutes_text(minutes) if minutes is not None else "not known",
+                escape(", ".join(before)),
+                "[green]migrated already[/green]" if slug in done else "",
+            )
+    return table
+
+
+def show_time(wave: Wave, estimate: WaveEstimate, rates: Rates | None, console: Console) -> list[str]:
+    """Tell dates, window and duration; what is wrong with them is returned."""
+    now, zone = datetime.now(UTC), wave.zone
+    wrong = []
+    source = f", at {rates.bytes_per_second / 1e6:.0f} MB/s as {rates.runs} run(s) measured" if rates else ""
+    console.print(escape(estimate.sentence() + source), soft_wrap=True)
+    dates = [f"{moment.astimezone(zone):%a %Y-%m-%d %H:%M %Z}" for moment in fires(wave, now, DATES_SHOWN)]
+    if wave.entry.schedule is not None:
+        console.print(f"starts by itself: {', '.join(dates) or 'never again: its dates are over'}", soft_wrap=True)
+        if not dates:
+            wrong.append("schedule: found dates that are over, expected one to come")
+    window = wave.entry.window
+    if window is not None:
+        opening = opening_at(window, zone, now)
+        following = next_opening(window, zone, now)
+        told = (
+            f"open until {opening.end.astimezone(zone):%a %H:%M %Z}"
+            if opening
+            else f"opens {following.start.astimezone(zone):%a %Y-%m-%d %H:%M %Z}"
+        )
+        console.print(f"window: {minutes_text(minutes_open(window))}, {told}", soft_wrap=True)
+        if estimate.total is not None and estimate.total > minutes_open(window):
+            wrong.append(
+                f"window: found {minutes_text(minutes_open(window))}, expected at least the "
+                f"{minutes_text(estimate.total)} that the wave takes"
+            )
+    return wrong
+
+
+def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, again: bool, wait: bool) -> int:
+    """Start a wave, when its pool is as it must be."""
+    pool = pools_of([plan])[wave_pool(plan.name, wave.name)]
+    wrong = pool_fault(pool, api.pools().get(pool.name))
+    if wrong is not None:
+        raise Refused(f"pool {pool.name}: {wrong}. Run ./hyperflow limits apply {plan.path}")
+    wait_for_dag(api, wave.dag_id)
+    api.unpause(wave.dag_id)
+    run_id = api.trigger(wave.dag_id, {"again": True} if again else {})
+    console.print(f"started {wave.dag_id}, run {run_id}: {api.url}/dags/{wave.dag_id}/runs/{run_id}", soft_wrap=True)
+    return follow_wave(api, wave, run_id, console) if wait else 0
+
+
+def status(api: AirflowApi, wave: Wave, console: Console) -> int:
+    """Show the wave's last run, live while it works."""
+    run_id = api.last_run(wave.dag_id)
+    if run_id is None:
+        raise Refused(f"wave {wave.name} was never started")
+    return follow_wave(api, wave, run_id, console)
+
+
+def follow_wave(api: AirflowApi, wave: Wave, run_id: str, console: Console) -> int:
+    """Show a run of a wave until it is over; a table that is drawn anew on a terminal, a line per change elsewhere."""
+    said: dict[str, str] = {}
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            state = api.run_state(wave.dag_id, run_id)
+            rows = wave_rows(api, wave, run_id)
+            if console.is_terminal:
+                live.update(status_table(rows), refresh=True)
+            else:
+                for row in rows:
+                    line = f"{row['vm']}: {row['state']} {row['now']}".rstrip()
+                    if said.get(row["vm"]) != line:
+                        said[row["vm"]] = line
+                        console.print(line, markup=False, soft_wrap=True)
+            if state in OVER:
+                break
+            time.sleep(POLL)
+    report = api.xcom(wave.dag_id, run_id, "report", "report")
+    told = f"report: {report['path']}" if isinstance(report, dict) else "no report was written; see its tasks"
+    outcome = report["outcome"] if isinstance(report, dict) else state
+    console.print(f"{outcome}: {told}", markup=False, soft_wrap=True)
+    return 0 if state == "success" else EXIT_FAILED
+
+
+def wave_rows(api: AirflowApi, wave: Wave, run_id: str) -> list[dict[str, str]]:
+    """What each VM of a wave does now: ``vm``, ``state``, ``time``, ``now``."""
+    tasks = {task.task_id: task for task in api.task_instances(wave.dag_id, run_id)}
+    rows = []
+    for task_id in ("check", "approve"):
+        if task_id in tasks:
+            rows.append(_row(task_id, tasks[task_id], ""))
+    for slug in wave.members:
+        task = tasks.get(GROUP + slug)
+        if task is None:
+            continue
+        rows.append(_row(slug, task, vm_progress(api, wave.dag_id, run_id, task) if is_working(task) else ""))
+    return rows
+
+
+def vm_progress(api: AirflowApi, dag_id: str, run_id: str, task: TaskInstance) -> str:
+    """Which task of a VM's own run works, and how far it is."""
+    started = api.xcom(dag_id, run_id, task.task_id, "trigger_run_id")
+    if not isinstance(started, str):
+        return ""
+    vm_dag = f"migrate.{dag_id.split('.')[1]}.{task.task_id.removeprefix(GROUP)}"
+    try:
+        working = [one for one in api.task_instances(vm_dag, started) if is_working(one)]
+    except Refused:
+        return ""
+    return "; ".join(f"{name_of(one)} {last_progress(api, vm_dag, started, one)}".strip() for one in working[:2])
+
+
+def status_table(rows: list[dict[str, str]]) -> Table:
+    """Draw the rows."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("VM", "state", "time", "now"):
+        table.add_column(title, justify="right" if title == "time" else "left", no_wrap=title != "now")
+    for row in rows:
+        style = STATE_STYLES.get(row["state"], "dim")
+        table.add_row(escape(row["vm"]), f"[{style}]{row['state']}[/{style}]", row["time"], escape(shown(row["now"])))
+    return table
+
+
+def proven_of(api: AirflowApi, plan: Plan) -> dict[str, dict[str, Any]]:
+    """Which VMs of a plan are migrated and proven: slug -> what their wave tells of them."""
+    found = api.variables(f"{PROVEN_VARIABLE}migrate.{plan.name}.")
+    done = {}
+    for vm in plan.vms:
+        value = found.get(f"{PROVEN_VARIABLE}{vm.dag_id}")
+        if isinstance(value, dict) and isinstance(value.get("summary"), dict):
+            done[vm.slug] = value["summary"]
+    return done
+
+
+def survey(file: Path, api: AirflowApi, console: Console) -> int:
+    """Have the vCenter asked what the plan's VMs are, and show it."""
+    (checked,) = check_plans([file])
+    name = checked.plan.name if checked.plan is not None else file.stem
+    run_id = api.trigger(SURVEY_DAG, {"plan": name})
+    while (state := api.run_state(SURVEY_DAG, run_id)) not in OVER:
+        time.sleep(POLL)
+    failure = api.xcom(SURVEY_DAG, run_id, "survey", "failure")
+    found = api.xcom(SURVEY_DAG, run_id, "survey")
+    if state != "success" or not isinstance(found, dict):
+        raise Refused(failure["message"] if isinstance(failure, dict) else f"run {run_id} of {SURVEY_DAG} failed")
+    table = Table(box=None, pad_edge=False)
+    for title in ("VM", "ESXi host", "size", "used", "power", "folder"):
+        table.add_column(title)
+    for slug, vm in sorted(found["vms"].items()):
+        used = f"{vm['used_bytes'] / 2**30:.1f} GiB" if vm.get("used_bytes") is not None else "-"
+        cells = (slug, vm["host"] or "-", f"{vm['capacity_bytes'] / 2**30:.1f} GiB", used, vm["power_state"])
+        table.add_row(*(escape(shown(cell)) for cell in (*cells, vm["inventory_path"].rpartition("/")[0])))
+    console.print(table)
+    for slug, why in sorted(found["missing"].items()):
+        console.print(f"{shown(slug)}: {shown(why)}", style="red", markup=False, soft_wrap=True)
+    return EXIT_FAILED if found["missing"] else 0
+
+
+def _row(name: str, task: TaskInstance, now: str) -> dict[str, str]:
+    return {"vm": name, "state": task.state or "waiting", "time": seconds_of(task), "now": now}
