@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import platform
 import re
@@ -178,7 +179,10 @@ class Bucket:
         """Read the bucket: an empty one, and True, where what is there makes no sense."""
         data = os.pread(self._file, FILE_LIMIT, 0)
         state = self._parse(data, now)
-        return state or _State(now, {}), bool(data) and state is None
+        if state is not None:
+            return state, False
+        os.ftruncate(self._file, 0)
+        return _State(now, {}), bool(data)
 
     def _parse(self, data: bytes, now: int) -> _State | None:
         if len(data) < _HEAD.size:
@@ -320,7 +324,7 @@ def check_limit(limit: Limit) -> None:
     if not limit.rates:
         raise BadRequest("options.bandwidth.rates: found no rate, expected one or more")
     starts = [each.start for each in limit.rates]
-    if starts != sorted(starts):
+    if starts != sorted(starts) or not all(math.isfinite(start) for start in starts):
         raise BadRequest("options.bandwidth.rates: found starts in disorder, expected them ascending")
     for index, each in enumerate(limit.rates):
         if each.rate is not None and not 0 < each.rate <= FASTEST:
