@@ -84,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_airflow(checking)
     checking.set_defaults(run=_host_check)
 
+    explain = commands.add_parser("explain", help="what an error means and what to do; without arguments all codes")
+    explain.add_argument("code", nargs="?", metavar="CODE", help="as a log or report names it: HF-EXPORT-013")
+    explain.add_argument("--message", metavar="TEXT", help="find the entry of a message; - reads standard input")
+    explain.add_argument("--json", action="store_true", help="print JSON")
+    explain.set_defaults(run=_explain)
+
     janitor = commands.add_parser("janitor", help="find and remove what dead runs have left, through Airflow")
     janitor.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     janitor.add_argument(
@@ -109,6 +115,9 @@ def _add_wave(parser: argparse.ArgumentParser) -> None:
             command.add_argument("wave", metavar="WAVE", help="the wave's name")
         if action == "start":
             command.add_argument("--again", action="store_true", help="also VMs that are migrated and proven already")
+            command.add_argument(
+                "--rehearse", action="store_true", help="preflight of every VM only; nothing is changed"
+            )
             command.add_argument("--wait", action="store_true", help="show it until it ended")
         _add_airflow(command)
     parser.set_defaults(run=_wave)
@@ -171,7 +180,9 @@ def _wave(parsed: argparse.Namespace) -> int:
         parsed.action,
         parsed.plan,
         getattr(parsed, "wave", None),
-        again=getattr(parsed, "again", False),
+        asked={
+            name for name, option in (("again", "again"), ("dry_run", "rehearse")) if getattr(parsed, option, False)
+        },
         wait=getattr(parsed, "wait", False),
         endpoint=parsed.airflow,
     )
@@ -222,6 +233,12 @@ def _host_check(parsed: argparse.Namespace) -> int:
     from hyperflow.cli.host import check
 
     return check(parsed.connection, parsed.staging, parsed.output, endpoint=parsed.airflow)
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    from hyperflow.cli.explain import explain
+
+    return explain(parsed.code, parsed.message, as_json=parsed.json)
 
 
 def _janitor(parsed: argparse.Namespace) -> int:

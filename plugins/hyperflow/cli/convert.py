@@ -19,7 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_USAGE
+from hyperflow.cli.explain import advice
 from hyperflow.cli.host_stage import run_stage
+from hyperflow.errors.catalogue import explain as known_as
 from hyperflow.manifest.faults import DocumentError
 from hyperflow.manifest.load import load_manifest
 from hyperflow.manifest.models import STAGES, Manifest, OutputFormat
@@ -128,7 +130,7 @@ class Converting:
                 self.stages.setdefault(name, Stage(success=False, duration=0.0, skipped=reason))
         except OSError as fault:
             message = f"{fault.filename}: {fault.strerror}" if fault.filename else str(fault)
-            self.errors.append(Message(stage="convert", message=message))
+            self.errors.append(Message(stage="convert", message=message, code=known_as(message, "convert").code))
         return self.conclude()
 
     def run_stages(self, folder: Path) -> None:
@@ -189,6 +191,8 @@ class Converting:
             self.say(OPTIONS, escape(f"  options: {options}"))
         with self.console.status(stage) as status:
             part = host_part(run_stage(stage, options, folder, lambda line: self.show(line, status)))
+        if part.error is not None:
+            part = part.model_copy(update={"code": known_as(part.error, stage).code})
         for warning in part.warnings or []:
             self.say(QUIET, f"[yellow]warning:[/yellow] {stage}: {escape(warning)}")
         return part
@@ -221,6 +225,8 @@ class Converting:
         report = self.build_report()
         for error in report.errors:
             self.console.print(f"[red]error:[/red] {error.stage}: {escape(error.message)}")
+            if error.code:
+                self.console.print(f"[red]{escape(advice(error.code))}[/red]")
         if self.run.report is not None:
             try:
                 path = Path(self.run.report)

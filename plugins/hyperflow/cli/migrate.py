@@ -16,6 +16,7 @@ from rich.table import Table
 
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused, TaskInstance
+from hyperflow.cli.explain import advice
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.plan import PlanError
 from hyperflow.plans.slug import Selector, slugs
@@ -68,6 +69,8 @@ def migrate(plan: str, vm: str, *, overrides: list[str], wait: bool, endpoint: P
         return 0
     outcome = follow(api, dag_id, run_id, console)
     console.print(f"{outcome.state}: {report_path(api, outcome)}", soft_wrap=True)
+    for line in what_failed(api, outcome):
+        console.print(f"[red]{escape(line)}[/red]", soft_wrap=True)
     return 0 if outcome.state == "success" else EXIT_FAILED
 
 
@@ -170,6 +173,13 @@ def report_path(api: AirflowApi, outcome: Outcome) -> str:
     return (
         f"report: {report['path']}" if isinstance(report, dict) else "no report was written; see the log of task report"
     )
+
+
+def what_failed(api: AirflowApi, outcome: Outcome) -> list[str]:
+    """Say of each failure what it means and what to do, as far as the run's last task could tell its code."""
+    report = api.xcom(outcome.dag_id, outcome.run_id, "report", "report")
+    failures = report.get("failures", []) if isinstance(report, dict) else []
+    return [f"{each['stage']}: {advice(each['code'])}" for each in failures]
 
 
 def _print_changes(tasks: list[TaskInstance], progress: dict[str, str], said: dict[str, str]) -> None:

@@ -36,6 +36,9 @@ class BadPlan(Exception):
     """The plan has faults, or has not the wave; the message lists them."""
 
 
+EXITS = {BadPlan: EXIT_USAGE, AirflowUnavailable: EXIT_UNAVAILABLE, Refused: EXIT_FAILED}
+
+
 def find_wave(file: Path, name: str) -> tuple[Plan, Wave]:
     """Read a wave of a plan file.
 
@@ -50,7 +53,7 @@ def find_wave(file: Path, name: str) -> tuple[Plan, Wave]:
         raise BadPlan(f"{file}: {fault.args[0]}") from fault
 
 
-def wave(action: str, file: Path, name: str | None, *, again: bool, wait: bool, endpoint: Path | None) -> int:
+def wave(action: str, file: Path, name: str | None, *, asked: set[str], wait: bool, endpoint: Path | None) -> int:
     """Run ``./hyperflow wave check|start|status|survey``.
 
     :return: 0; 1 when the check found something, or the wave failed; 2 for a bad plan; 69 without Airflow
@@ -64,17 +67,11 @@ def wave(action: str, file: Path, name: str | None, *, again: bool, wait: bool, 
             return check(plan, chosen, endpoint, console)
         api = AirflowApi(endpoint)
         if action == "start":
-            return start(api, plan, chosen, console, again=again, wait=wait)
+            return start(api, plan, chosen, console, asked=asked, wait=wait)
         return status(api, chosen, console)
-    except BadPlan as fault:
+    except (BadPlan, AirflowUnavailable, Refused) as fault:
         errors.print(str(fault), style="red", markup=False, soft_wrap=True)
-        return EXIT_USAGE
-    except AirflowUnavailable as fault:
-        errors.print(str(fault), style="red", markup=False, soft_wrap=True)
-        return EXIT_UNAVAILABLE
-    except Refused as fault:
-        errors.print(str(fault), style="red", markup=False, soft_wrap=True)
-        return EXIT_FAILED
+        return next(code for kind, code in EXITS.items() if isinstance(fault, kind))
 
 
 def check(plan: Plan, wave: Wave, endpoint: Path | None, console: Console) -> int:
@@ -154,15 +151,18 @@ def show_time(wave: Wave, estimate: WaveEstimate, rates: Rates | None, console: 
     return wrong
 
 
-def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, again: bool, wait: bool) -> int:
-    """Start a wave, when its pool is as it must be."""
+def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: set[str], wait: bool) -> int:
+    """Start a wave, when its pool is as it must be.
+
+    :param asked: ``again``, ``dry_run``
+    """
     pool = pools_of([plan])[wave_pool(plan.name, wave.name)]
     wrong = pool_fault(pool, api.pools().get(pool.name))
     if wrong is not None:
         raise Refused(f"pool {pool.name}: {wrong}. Run ./hyperflow limits apply {plan.path}")
     wait_for_dag(api, wave.dag_id)
     api.unpause(wave.dag_id)
-    run_id = api.trigger(wave.dag_id, {"again": True} if again else {})
+    run_id = api.trigger(wave.dag_id, dict.fromkeys(sorted(asked), True))
     console.print(f"started {wave.dag_id}, run {run_id}: {api.url}/dags/{wave.dag_id}/runs/{run_id}", soft_wrap=True)
     return follow_wave(api, wave, run_id, console) if wait else 0
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from hyperflow.manifest.report import BootProof, Message, Report, Seconds, Size
 from hyperflow.manifest.section import ClosedSection, Maybe, Timestamp
 
-VmOutcome = Literal["migrated", "unproven", "already done", "failed", "rolled back", "not started"]
-WaveOutcome = Literal["complete", "partial", "failed", "not started"]
+VmOutcome = Literal["migrated", "unproven", "rehearsed", "already done", "failed", "rolled back", "not started"]
+WaveOutcome = Literal["complete", "unproven", "rehearsed", "partial", "failed", "not started"]
 ARRIVED: tuple[VmOutcome, ...] = ("migrated", "already done")
 
 
@@ -61,6 +61,7 @@ class WaveSummary(ClosedSection):
     migrated: Size
     already_done: Size
     unproven: Size
+    rehearsed: Size
     failed: Size
     rolled_back: Size
     not_started: Size
@@ -86,9 +87,10 @@ class WaveReport(ClosedSection):
     vms: Annotated[list[VmSummary], Field(max_length=2000)]
 
 
-def summarise_run(report: Report, path: str | None) -> VmSummary:
+def summarise_run(report: Report, path: str | None, *, rehearsed: bool = False) -> VmSummary:
     """Make of a VM's report what its wave tells of it.
 
+    :param rehearsed: it was a dry run
     :param path: where the report lies on the KVM host, None when it could not be written there
     """
     stages = {
@@ -108,6 +110,8 @@ def summarise_run(report: Report, path: str | None) -> VmSummary:
     }
     export = report.pipeline.stages.get("export")
     outcome: VmOutcome = {"proven": "migrated", "unproven": "unproven"}.get(report.summary.outcome, "failed")  # type: ignore[assignment]
+    if rehearsed and not report.errors:
+        outcome = "rehearsed"
     fields = {
         "outcome": outcome,
         "dag_id": report.run.dag_id or "",
@@ -137,22 +141,27 @@ def summarise_wave(vms: list[VmSummary]) -> WaveSummary:
     arrived = sum(by[outcome] for outcome in ARRIVED)
     if vms and arrived == len(vms):
         outcome: WaveOutcome = "complete"
+    elif vms and arrived + by["unproven"] == len(vms):
+        outcome = "unproven"
+    elif vms and by["rehearsed"] + by["already done"] == len(vms):
+        outcome = "rehearsed"
     elif by["not started"] == len(vms):
         outcome = "not started"
     else:
-        outcome = "partial" if arrived or by["unproven"] else "failed"
+        outcome = "partial" if arrived or by["unproven"] or by["rehearsed"] else "failed"
     return WaveSummary(
         outcome=outcome,
         vms=len(vms),
         migrated=by["migrated"],
         already_done=by["already done"],
         unproven=by["unproven"],
+        rehearsed=by["rehearsed"],
         failed=by["failed"],
         rolled_back=by["rolled back"],
         not_started=by["not started"],
         warnings=sum(len(vm.warnings or ()) for vm in vms),
-        bytes=sum(vm.bytes or 0 for vm in vms if vm.outcome == "migrated"),
+        bytes=sum(vm.bytes or 0 for vm in vms if vm.outcome in ("migrated", "unproven")),
     )
 
 
-_OUTCOMES: tuple[VmOutcome, ...] = ("migrated", "unproven", "already done", "failed", "rolled back", "not started")
+_OUTCOMES: tuple[VmOutcome, ...] = get_args(VmOutcome)

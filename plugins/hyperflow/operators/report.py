@@ -84,7 +84,9 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         """Leave what a wave tells of this run, and remember the VM as done when it was proven."""
         from hyperflow.manifest.wave_report import summarise_run
 
-        summary = summarise_run(report, place["path"] if place["host"] else None).to_document()
+        summary = summarise_run(
+            report, place["path"] if place["host"] else None, rehearsed=self.was_dry_run
+        ).to_document()
         context["ti"].xcom_push(key=SUMMARY_KEY, value=summary)
         if report.summary.outcome == PROVEN and not report.errors:
             remember_proven(context["dag"].dag_id, str(context["run_id"]), summary)

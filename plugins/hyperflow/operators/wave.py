@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.providers.standard.triggers.external_task import DagStateTrigger
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException, TaskAwaitingInput
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    DagRunTriggerException,
+    TaskAwaitingInput,
+)
 from airflow.sdk.execution_time.hitl import upsert_hitl_detail
 
 from hyperflow.manifest.shown import shown, shown_in_markdown
@@ -31,6 +37,8 @@ OPENING_KEY = "opening"  # XCom: {"start", "end", "latest_start"}, ISO 8601; Non
 GO_ON, STOP = "Go on", "Stop"
 OVER = ["success", "failed"]  # states of a run that is over
 MISSED_AFTER = timedelta(minutes=15)  # a scheduled start this late was missed, where no window says it is not
+PASSED_ON = ("dry_run", "skip_boot")  # what a wave's run asks of the runs of its VMs
+RATES_OF_OTHERS = 20  # VMs outside of the wave whose measured rates are looked up
 POLL = 5  # seconds between looks at a VM's run
 
 
@@ -120,12 +128,16 @@ class CheckWaveOperator(BaseOperator):
         from hyperflow.plans.estimate import estimate_wave, minutes_text, rates_of
         from hyperflow.plans.survey import read_survey
 
-        proven = {vm.slug: run["summary"] for vm in plan.vms if (run := proven_run(vm.dag_id)) is not None}
+        others = [vm.slug for vm in plan.vms if vm.slug not in wave.members]
+        proven = {
+            slug: run["summary"]
+            for slug in (*wave.members, *others[:RATES_OF_OTHERS])
+            if (run := proven_run(plan.vm(slug).dag_id)) is not None
+        }
         estimate = estimate_wave(plan, wave, read_survey(plan.path, plan.name), rates_of(proven.values()))
         done = [slug for slug in wave.members if slug in proven]
-        lines = [
-            f"Wave **{shown_in_markdown(wave.name)}** of plan {shown_in_markdown(plan.name)}: {len(wave.members)} VM(s)."
-        ]
+        name, of = shown_in_markdown(wave.name), shown_in_markdown(plan.name)
+        lines = [f"Wave **{name}** of plan {of}: {len(wave.members)} VM(s)."]
         if wave.entry.description:
             lines.append(shown_in_markdown(wave.entry.description))
         if done and not asked_again(context):
@@ -133,9 +145,8 @@ class CheckWaveOperator(BaseOperator):
         lines.append(f"* at most {wave.entry.max_in_flight} at once; after a failure: {wave.entry.on_failure}")
         if opening is not None:
             left = (opening.end - datetime.now(UTC)).total_seconds() / 60
-            lines.append(
-                f"* the window closes at {opening.end.astimezone(wave.zone):%a %H:%M %Z}, in {minutes_text(left)}"
-            )
+            closes = f"{opening.end.astimezone(wave.zone):%a %H:%M %Z}"
+            lines.append(f"* the window closes at {closes}, in {minutes_text(left)}")
         lines.append(f"* {estimate.sentence()}")
         lines += [f"* {step}. {', '.join(slugs)}" for step, slugs in enumerate(wave.steps(), 1)]
         return "\n".join(lines)
@@ -344,7 +355,8 @@ class MigrateVmOperator(TriggerDagRunOperator):
         _store(context).set("started", str(count))
         _store(context).set("run", run_id)
         self.trigger_run_id = run_id
-        self.conf = {}
+        asked = context["dag_run"].conf or {}
+        self.conf = {name: True for name in PASSED_ON if asked.get(name)}
         return super().execute(context)
 
     def run_of_an_earlier_try(self, context: Context) -> str | None:
@@ -397,6 +409,8 @@ def telling(context: Context, function: Any, *arguments: Any) -> Any:
     """Call a function, and keep why it failed or skipped for the wave's report."""
     try:
         return function(*arguments)
+    except DagRunTriggerException:  # how a run is started; no fault
+        raise
     except AirflowSkipException as skip:
         context["ti"].xcom_push(key=SKIPPED_KEY, value=str(skip))
         raise

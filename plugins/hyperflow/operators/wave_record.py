@@ -49,6 +49,7 @@ STYLES = {
     "already done": "good",
     "complete": "good",
     "unproven": "doubt",
+    "rehearsed": "doubt",
     "partial": "doubt",
     "not started": "quiet",
     "failed": "bad",

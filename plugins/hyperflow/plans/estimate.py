@@ -78,7 +78,7 @@ def estimate_wave(plan: Plan, wave: Wave, survey: Survey, rates: Rates | None = 
 
 
 def estimate_vm(vm: PlannedVm, volume: int | None, rates: Rates | None) -> float | None:
-    """Minutes that a VM's migration is expected to take: as the plan says, else by its size; None when neither tells."""
+    """Minutes that a VM is expected to take: as the plan says, else by its size; None when neither tells."""
     if vm.settings.expected_minutes is not None:
         return float(vm.settings.expected_minutes)
     if volume is None or rates is None or rates.bytes_per_second <= 0:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -262,7 +263,7 @@ class _Resolving:
                 for one in self.called(("apart", index, place), word, members, self.groups)
             }
             queue = [slug for slug in order if slug in chosen]
-            for first, second in zip(queue, queue[1:], strict=False):
+            for first, second in pairwise(queue):
                 turns.setdefault(second, []).append(first)
         return {slug: tuple(dict.fromkeys(before)) for slug, before in turns.items()}
 

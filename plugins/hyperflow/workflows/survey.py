@@ -15,8 +15,8 @@ def build_survey() -> DAG:
     with DAG(
         DAG_ID,
         dag_display_name="Survey the VMs of a plan",
-        doc_md="Asks the vCenter for sizes, folders, ESXi hosts and tags of a plan's VMs, and keeps them beside the plan. "
-        "Waves choose members and estimate times by them. Nothing is changed at the vCenter.",
+        doc_md="Asks the vCenter for sizes, folders, ESXi hosts and tags of a plan's VMs, and keeps them beside the "
+        "plan. Waves choose members and estimate times by them. Nothing is changed at the vCenter.",
         schedule=None,
         catchup=False,
         is_paused_upon_creation=False,

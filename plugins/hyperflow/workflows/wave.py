@@ -48,17 +48,23 @@ def build_wave(plan: Plan, wave: Wave) -> DAG:
         is_paused_upon_creation=True,
         default_args={"retries": RETRIES, "retry_delay": RETRY_DELAY},
         tags=["hyperflow", f"plan:{plan.name}", f"wave:{wave.name}"],
-        params={
-            "again": Param(
-                default=False,
-                type="boolean",
-                title="Migrate again",
-                description="Also the VMs that are migrated and proven already",
-            )
-        },
+        params=form(),
     ) as dag:
         add_tasks(plan, wave)
     return dag
+
+
+def form() -> dict[str, Param]:
+    """Make the trigger form of a wave."""
+    asked = {
+        "again": ("Migrate again", "Also the VMs that are migrated and proven already"),
+        "dry_run": ("Rehearsal", "Preflight of every VM only: nothing is exported or written"),
+        "skip_boot": ("Skip the boot proof", "The VMs end unproven, and the report says so"),
+    }
+    return {
+        name: Param(default=False, type="boolean", title=title, description=description)
+        for name, (title, description) in asked.items()
+    }
 
 
 def add_tasks(plan: Plan, wave: Wave) -> None:
@@ -121,9 +127,8 @@ def timetable(wave: Wave) -> Any:
     if schedule.cron is not None:
         return CronTriggerTimetable(schedule.cron, timezone=str(wave.zone), run_immediately=False)
     zone = pendulum.timezone(str(wave.zone))
-    return EventsTimetable(
-        [pendulum.instance(datetime.fromisoformat(at.replace(" ", "T")), zone) for at in schedule.at or ()]
-    )
+    dates = (datetime.fromisoformat(at.replace(" ", "T")) for at in schedule.at or ())
+    return EventsTimetable([pendulum.instance(date, zone) for date in dates])
 
 
 def describe(plan: Plan, wave: Wave) -> str:
@@ -131,8 +136,8 @@ def describe(plan: Plan, wave: Wave) -> str:
     entry = wave.entry
     lines = [shown_in_markdown(entry.description)] if entry.description else []
     lines.append(
-        f"Moves {len(wave.members)} VM(s) of plan {shown_in_markdown(str(plan.path))}, at most {entry.max_in_flight} at "
-        f"once; after a failure: {entry.on_failure}."
+        f"Moves {len(wave.members)} VM(s) of plan {shown_in_markdown(str(plan.path))}, at most {entry.max_in_flight} "
+        f"at once; after a failure: {entry.on_failure}."
     )
     if entry.window is not None:
         latest = f", no VM is started after {entry.window.latest_start}" if entry.window.latest_start else ""

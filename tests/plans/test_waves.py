@@ -1,0 +1,307 @@
+"""Waves: who is in them, in which order, when; and every fault of them at once."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+import yaml
+from hyperflow.plans import times
+from hyperflow.plans.check import check_plans
+from hyperflow.plans.estimate import Rates, estimate_wave, minutes_text, rates_of
+from hyperflow.plans.load import load_plan
+from hyperflow.plans.plan import PlanError
+from hyperflow.plans.survey import Survey, SurveyedVm, survey_path, write_survey
+from hyperflow.plans.wave import fires
+from hyperflow.plans.wave_settings import Window
+from hypothesis import given
+from hypothesis import strategies as st
+
+PROFILES = Path(__file__).parents[2] / "include" / "profiles"
+BERLIN = ZoneInfo("Europe/Berlin")
+VMS = ["db01", "db02", {"name": "web01", "labels": ["gold"]}, {"name": "web02", "labels": ["gold", "test"]}, "mail01"]
+
+
+def document(*waves, vms=VMS, **top):
+    return {
+        "plan": "move",
+        "vcenter": {"connection": "vcenter"},
+        "profile": "kvm-migration",
+        "host": {"connection": "kvm01", "staging_directory": "/staging", "output_directory": "/images"},
+        "time_zone": "Europe/Berlin",
+        "people": {"alice": {"name": "Alice Adams"}, "bob": {"id": "7"}},
+        "vms": [vm if isinstance(vm, dict) else {"name": vm} for vm in vms],
+        "waves": list(waves),
+        **top,
+    }
+
+
+def load(tmp_path, *waves, **top):
+    path = tmp_path / "move.yaml"
+    path.write_text(yaml.safe_dump(document(*waves, **top), sort_keys=False))
+    return load_plan(path, PROFILES)
+
+
+def faults(tmp_path, *waves, **top):
+    with pytest.raises(PlanError) as refused:
+        load(tmp_path, *waves, **top)
+    return [str(fault) for fault in refused.value.faults]
+
+
+def members(tmp_path, *chosen, **top):
+    return load(tmp_path, {"name": "one", "members": list(chosen)}, **top).wave("one").members
+
+
+def test_members_are_named_matched_or_chosen_by_what_they_are_and_stand_in_the_plans_order(tmp_path):
+    assert members(tmp_path, "web02", "db01") == ("db01", "web02")
+    assert members(tmp_path, "web*", "web01") == ("web01", "web02")
+    assert members(tmp_path, {"label": "gold", "name": "*02"}) == ("web02",)
+
+
+def test_members_are_chosen_by_folder_and_all_below_it(tmp_path):
+    vms = [{"inventory_path": f"/DC/vm/{path}"} for path in ("Prod/a", "Prod/Blue/b", "Production/c")]
+    assert members(tmp_path, {"folder": "/DC/vm/Prod"}, vms=vms) == ("a", "b")
+    assert members(tmp_path, {"folder": "/DC/vm/Prod*"}, vms=vms) == ("a", "b", "c")
+
+
+def surveyed(name, host="esx01", size=0, tags=()):
+    return SurveyedVm(
+        name=name,
+        inventory_path=f"/DC/vm/Prod/{name}",
+        host=host,
+        power_state="poweredOn",
+        tags=list(tags),
+        capacity_bytes=size,
+        used_bytes=size or None,
+    )
+
+
+def test_host_and_tag_need_a_survey_of_all_vms_and_count_by_it(tmp_path):
+    (said,) = faults(tmp_path, {"name": "one", "members": [{"host": "esx01"}]})
+    assert "not known of db01 and 4 more" in said
+    assert "wave survey" in said
+    names = ("db01", "db02", "web01", "web02", "mail01")
+    seen = {
+        name: surveyed(name, host="esx02" if name == "mail01" else "esx01", tags=["t1"] * (name == "db02"))
+        for name in names
+    }
+    write_survey(tmp_path / "move.yaml", "move", Survey(asked="2026-11-24T00:00:00Z", vms=seen))
+    assert members(tmp_path, {"host": "esx02"}) == ("mail01",)
+    assert members(tmp_path, {"tag": "t?"}) == ("db02",)
+    assert members(tmp_path, {"folder": "/DC/vm/Prod", "name": "db*"}) == ("db01", "db02")
+
+
+def test_a_damaged_survey_is_named_and_not_believed(tmp_path):
+    where = survey_path(tmp_path / "move.yaml", "move")
+    where.parent.mkdir()
+    where.write_text('{"vms": {"db01": {"name": 7}}}')
+    with pytest.raises(PlanError, match="damaged survey") as refused:
+        load(tmp_path, {"name": "one", "members": ["db01"]})
+    assert refused.value.source == str(where)
+
+
+def test_the_order_joins_dependencies_of_groups_with_turns_of_those_that_may_not_run_together(tmp_path):
+    wave = load(
+        tmp_path,
+        {
+            "name": "one",
+            "members": ["*"],
+            "groups": {"databases": ["db*"], "application": ["web*"]},
+            "after": {"application": ["databases"], "mail01": ["web01"]},
+            "apart": [["web02", "web01"]],
+        },
+    ).wave("one")
+    assert wave.after == {"web01": ("db01", "db02"), "web02": ("db01", "db02"), "mail01": ("web01",)}
+    assert wave.turns == {"web02": ("web01",)}
+    assert wave.steps() == [["db01", "db02"], ["web01"], ["web02", "mail01"]]
+
+
+def test_those_kept_apart_take_turns_in_the_order_of_their_dependencies_so_that_no_ring_comes_of_it(tmp_path):
+    wave = load(
+        tmp_path,
+        {"name": "one", "members": ["db*"], "after": {"db01": ["db02"]}, "apart": [["db01", "db02"]]},
+    ).wave("one")
+    assert wave.steps() == [["db02"], ["db01"]]
+
+
+def test_approvers_are_those_of_the_plans_people(tmp_path):
+    wave = load(tmp_path, {"name": "one", "members": ["db01"], "approval": {"by": ["alice", "bob"]}}).wave("one")
+    assert wave.approvers == ({"id": "alice", "name": "Alice Adams"}, {"id": "7", "name": "bob"})
+
+
+@pytest.mark.parametrize(
+    ("wave", "said"),
+    [
+        ({"members": ["web9"]}, 'waves[0].members[0]: found "web9", expected one of db01,'),
+        ({"members": ["x*"]}, 'waves[0].members[0]: found "x*"'),
+        ({"members": [{"label": "silver"}]}, "found a rule that no VM of the plan fits"),
+        ({"members": [{}]}, "found a rule without any key"),
+        (
+            {"members": ["db*"], "after": {"db01": ["db02"], "db02": ["db01"]}},
+            "found a ring: db01 after db02 after db01",
+        ),
+        ({"members": ["db*"], "after": {"web01": ["db01"]}}, 'waves[0].after.web01: found "web01"'),
+        ({"members": ["db*"], "groups": {"a": ["web01"]}}, "waves[0].groups.a[0]"),
+        (
+            {"members": ["db*"], "approval": {"by": ["carol"]}},
+            'waves[0].approval.by[0]: found "carol", expected one of',
+        ),
+        ({"members": ["db*"], "schedule": {}}, "found neither cron nor at"),
+        ({"members": ["db*"], "schedule": {"cron": "0 0 30 2 *"}}, "which no day ever matches"),
+        ({"members": ["db*"], "schedule": {"cron": "0 0 * *"}}, "4 field(s)"),
+        ({"members": ["db*"], "schedule": {"cron": "61 0 * * *"}}, "waves[0].schedule.cron"),
+        (
+            {"members": ["db*"], "schedule": {"cron": "30 2 * * sun"}},
+            "2026-03-29 02:30, when clocks in Europe/Berlin go",
+        ),
+        ({"members": ["db*"], "schedule": {"at": ["2027-03-28T02:30"]}}, "when clocks in Europe/Berlin skip that time"),
+        ({"members": ["db*"], "schedule": {"at": ["2027-02-30T02:30"]}}, "expected a day of the calendar"),
+        (
+            {"members": ["db*"], "window": {"start": "22:00", "end": "02:00", "latest_start": "03:00"}},
+            "expected a time between 22:00 and 02:00",
+        ),
+        (
+            {
+                "members": ["db*"],
+                "schedule": {"cron": "0 12 * * sat"},
+                "window": {"days": ["sat"], "start": "22:00", "end": "02:00"},
+            },
+            "when the window does not let VMs start",
+        ),
+        ({"members": ["db*"], "max_in_flight": 0}, "waves[0].max_in_flight"),
+        ({"members": ["db*"], "on_failure": "panic"}, "waves[0].on_failure"),
+    ],
+)
+def test_a_fault_of_a_wave_is_named_with_its_place(tmp_path, wave, said):
+    (found,) = faults(tmp_path, {"name": "one", **wave})
+    assert said in found
+
+
+def test_all_faults_of_all_waves_are_named_at_once_with_those_of_the_plan(tmp_path):
+    said = faults(
+        tmp_path,
+        {"name": "one", "members": ["db01", "web9"], "after": {"db01": ["db01"]}},
+        {"name": "one", "members": ["db01"], "approval": {"by": ["x"]}},
+        profile="nothing",
+    )
+    places = [line.split(": ")[0] for line in said]
+    expected = [
+        "profile",
+        "waves[0].members[1]",
+        "waves[0].after",
+        "waves[1].name",
+        "waves[1].members",
+        "waves[1].approval.by[0]",
+    ]
+    assert sorted(places) == sorted(expected)
+
+
+def test_a_window_is_held_to_the_longest_vm(tmp_path):
+    window = {"start": "22:00", "end": "02:00"}
+    vms = ["db01", {"name": "db02", "expected_minutes": 241}]
+    (said,) = faults(tmp_path, {"name": "one", "members": ["*"], "window": window}, vms=vms)
+    assert said.startswith("waves[0].window: found 240 minutes, less than the 241 that db02 is expected to take")
+
+
+def test_a_time_needs_a_time_zone_that_exists(tmp_path):
+    wave = {"name": "one", "members": ["db01"], "schedule": {"cron": "0 22 * * sat"}}
+    (said,) = faults(tmp_path, wave, time_zone="Europe/Berln")
+    assert said.startswith('time_zone: found "Europe/Berln"')
+    bare = document(wave)
+    del bare["time_zone"]
+    (tmp_path / "bare.yaml").write_text(yaml.safe_dump(bare))
+    with pytest.raises(PlanError, match=r"time_zone: found nothing, and waves\[0\] has a schedule"):
+        load_plan(tmp_path / "bare.yaml", PROFILES)
+
+
+def test_two_plans_may_not_move_one_vm_in_their_waves(tmp_path):
+    paths = []
+    for name in ("first", "second"):
+        written = document({"name": "one", "members": ["db01"]})
+        written |= {"plan": name, "host": {**written["host"], "staging_directory": f"/{name}"}}
+        paths.append(tmp_path / f"{name}.yaml")
+        paths[-1].write_text(yaml.safe_dump(written))
+    first, second = check_plans(paths, PROFILES)
+    assert first.faults == ()
+    (fault,) = second.faults
+    assert fault.found == "db01, which is in wave one of plan first already"
+
+
+# Time
+
+
+def window(**settings):
+    return Window.model_validate(settings)
+
+
+def berlin(text):
+    return datetime.fromisoformat(text).replace(tzinfo=BERLIN)
+
+
+def test_a_window_over_midnight_is_open_on_the_next_morning_and_belongs_to_the_day_it_opened_on():
+    saturday = window(days=["sat"], start="22:00", end="04:00", latest_start="02:00")
+    opening = times.opening_at(saturday, BERLIN, berlin("2026-11-29T03:59"))
+    assert opening.start == berlin("2026-11-28T22:00")
+    assert (opening.latest_start, opening.end) == (berlin("2026-11-29T02:00"), berlin("2026-11-29T04:00"))
+    for closed in ("2026-11-28T21:59", "2026-11-29T04:00", "2026-11-29T22:30"):
+        assert times.opening_at(saturday, BERLIN, berlin(closed)) is None
+    assert times.next_opening(saturday, BERLIN, berlin("2026-11-29T04:00")).start == berlin("2026-12-05T22:00")
+
+
+@given(st.integers(0, 24 * 60 - 1), st.integers(0, 24 * 60 - 1), st.integers(0, 366 * 24 * 60))
+def test_every_moment_is_in_a_window_or_in_its_complement(start, end, minute):
+    moment = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minute)
+    clock = "{:02d}:{:02d}".format
+    if start == end:
+        return
+    here = times.opening_at(window(start=clock(*divmod(start, 60)), end=clock(*divmod(end, 60))), UTC_ZONE, moment)
+    there = times.opening_at(window(start=clock(*divmod(end, 60)), end=clock(*divmod(start, 60))), UTC_ZONE, moment)
+    assert (here is None) != (there is None)
+
+
+UTC_ZONE = ZoneInfo("UTC")
+
+
+def test_what_clocks_skip_is_found_for_each_spring_of_the_years_looked_at():
+    gaps = times.skipped("Europe/Berlin")
+    assert gaps[0] == (datetime(2026, 3, 29, 2), datetime(2026, 3, 29, 3))
+    assert len(gaps) == times.LAST_YEAR - times.FIRST_YEAR + 1
+    assert times.skipped("UTC") == ()
+    assert times.skipped("Australia/Lord_Howe")[0] == (datetime(2026, 10, 4, 2), datetime(2026, 10, 4, 2, 30))
+
+
+def test_dates_of_a_schedule_are_the_plans_local_time(tmp_path):
+    wave = load(tmp_path, {"name": "one", "members": ["db01"], "schedule": {"cron": "0 22 * * sat"}}).wave("one")
+    found = fires(wave, datetime(2026, 10, 20, tzinfo=UTC), 2)
+    assert found == [datetime(2026, 10, 24, 20, tzinfo=UTC), datetime(2026, 10, 31, 21, tzinfo=UTC)]
+    dated = load(tmp_path, {"name": "one", "members": ["db01"], "schedule": {"at": ["2026-12-05T22:00"]}}).wave("one")
+    assert fires(dated, datetime(2026, 10, 20, tzinfo=UTC), 5) == [datetime(2026, 12, 5, 21, tzinfo=UTC)]
+    assert fires(dated, datetime(2026, 12, 6, tzinfo=UTC), 5) == []
+
+
+# How long
+
+
+def test_a_wave_takes_as_long_as_its_order_and_its_limit_make_it(tmp_path):
+    vms = [{"name": f"vm{i}", "expected_minutes": 10} for i in range(4)] + [{"name": "last", "expected_minutes": 60}]
+    wave = {"name": "one", "members": ["*"], "max_in_flight": 2, "after": {"last": ["vm0"]}}
+    plan = load(tmp_path, wave, vms=vms)
+    estimate = estimate_wave(plan, plan.wave("one"), Survey())
+    assert estimate.total == 80  # vm0 and vm1, then vm2 and vm3 (last waits for a place), then last
+    assert estimate.sentence().endswith("expected to take 1 h 20 min")
+
+
+def test_sizes_and_measured_rates_tell_what_the_plan_does_not(tmp_path):
+    plan = load(tmp_path, {"name": "one", "members": ["db01", "db02"], "max_in_flight": 1})
+    seen = Survey(vms={"db01": surveyed("db01", size=60 * 10**9), "db02": surveyed("db02", size=30 * 10**9)})
+    rates = rates_of([{"bytes": 10**9, "seconds": 10.0}, {"bytes": 3 * 10**9, "seconds": 30.0}, {"outcome": "failed"}])
+    assert rates == Rates(10**8, 2)
+    assert estimate_wave(plan, plan.wave("one"), seen, rates).total == 15
+    blind = estimate_wave(plan, plan.wave("one"), seen)
+    assert blind.total is None
+    assert blind.unknown == ("db01", "db02")
+    assert "duration not known of 2 VM(s)" in blind.sentence()
+
+
+def test_minutes_are_written_as_people_read_them():
+    assert [minutes_text(minutes) for minutes in (-3, 0.2, 59.2, 125)] == ["0 min", "1 min", "1 h 00 min", "2 h 05 min"]
