@@ -13,17 +13,18 @@ PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 PACKAGE = PLUGINS / "hyperflow"
 # What each package may import of Hyperflow; itself is always allowed.
 ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
     "manifest": set(),
     "plans": {"manifest"},
     "vsphere": set(),
     "kvmhost": set(),
     "hooks": {"vsphere", "manifest"},
     "triggers": {"hooks", "vsphere", "manifest"},
-    "operators": {"triggers", "hooks", "vsphere", "plans", "manifest"},
+    "operators": {"triggers", "hooks", "vsphere", "plans", "manifest", "errors"},
     "workflows": {"operators", "plans", "manifest"},
-    "cli": {"plans", "manifest"},
+    "cli": {"plans", "manifest", "errors"},
 }
-WITHOUT_AIRFLOW = ("manifest", "plans", "vsphere", "kvmhost", "cli")
+WITHOUT_AIRFLOW = ("errors", "manifest", "plans", "vsphere", "kvmhost", "cli")
 HOSTS_OWN = {"guestfs", "nbd"}  # Python packages of the host's distribution
 
 

@@ -13,6 +13,7 @@ from hyperflow.manifest.models import Checksum, Count, DiskId, OutputFormat, Siz
 from hyperflow.manifest.section import ClosedSection, Matching, Maybe, Timestamp
 
 Sha256 = Annotated[str, Matching("[a-f0-9]{64}", "64 lower-case hexadecimal digits")]
+ErrorCode = Annotated[str, Matching("HF-[A-Z]+-[0-9]{3}", "a code as HF-EXPORT-012")]
 Seconds = Annotated[float, Field(ge=0)]
 Outcome = Literal["proven", "unproven", "failed"]
 
@@ -24,6 +25,7 @@ class StagePart(ClosedSection):
     duration: Seconds = Field(description="Seconds")
     result: Maybe[dict[str, JsonValue]] = Field(default=None, description="What was observed, not what was asked")
     error: Maybe[str] = None
+    code: Maybe[ErrorCode] = Field(default=None, description="What the catalogue knows the error as: docs/errors.md")
     skipped: Maybe[str] = Field(default=None, description="Why it did not run; it then succeeded in nothing")
     started: Maybe[Timestamp] = None
     host: Maybe[str] = Field(default=None, description="Host that did the work")
@@ -71,6 +73,7 @@ class Message(ClosedSection):
 
     stage: str
     message: str
+    code: Maybe[ErrorCode] = Field(default=None, description="Of an error: what the catalogue knows it as")
     timestamp: Maybe[Timestamp] = None
 
 

@@ -68,10 +68,12 @@ def stage_of_parts(parts: Mapping[str, StagePart]) -> Stage:
     read = sum(part.bytes_read or 0 for part in ran.values())
     written = sum(part.bytes_written or 0 for part in ran.values())
     errors = [f"{disk_id}: {part.error}" for disk_id, part in ran.items() if part.error]
+    codes = [part.code for part in ran.values() if part.code]
     document: dict[str, Any] = {
         "success": bool(ran) and all(part.success for part in ran.values()),
         "duration": duration,
         "error": "; ".join(errors) or None,
+        "code": codes[0] if codes else None,
         "skipped": None if ran else next(iter(parts.values())).skipped,
         "bytes_read": read,
         "bytes_written": written,
@@ -180,7 +182,8 @@ def _messages(stages: Mapping[str, StagePart], kind: str) -> Iterable[Message]:
     for name, stage in stages.items():
         said = getattr(stage, kind) or []
         for message in [said] if isinstance(said, str) else said:
-            yield Message(stage=name, message=message)
+            known = {"code": stage.code} if kind == "error" and stage.code else {}
+            yield Message(stage=name, message=message, **known)
 
 
 def _outcome(stages: Mapping[str, StagePart], errors: Sequence[Message], proof: BootProof | None) -> Outcome:

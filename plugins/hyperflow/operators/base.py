@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PREFLIGHT = "preflight"  # id of the task that resolves the run's settings
 RESULT_KEY = "result"  # XCom: the stage's whole result, for the report
-FAILURE_KEY = "failure"  # XCom: {"stage", "message"} of a task that failed, for the report
+FAILURE_KEY = "failure"  # XCom: {"stage", "message", "code"} of a task that failed, for the report
 TRY_AGAIN = "try-again"  # the kind of a stage's error that may pass
 JOB_FOLDER = ".hyperflow"  # below the staging directory of the host
 
@@ -118,8 +118,7 @@ class HostRunOperator(BaseOperator):
         except AirflowSkipException:
             raise
         except Exception as fault:
-            failure = {"stage": self.task_id, "message": str(fault) or type(fault).__name__}
-            context["ti"].xcom_push(key=FAILURE_KEY, value=failure)
+            self.log.error("%s", keep_failure(context, self.task_id, fault))
             raise
 
 
@@ -208,6 +207,17 @@ class HostStageOperator(HostRunOperator):
             trigger=JobTrigger(ssh_conn_id=self.settings.host_connection, program=program, job=started["job"]),
             method_name="execute_complete",
         )
+
+
+def keep_failure(context: Context, task_id: str, fault: Exception) -> str:
+    """Keep a failure for the report; what it means and what to do, in one line."""
+    from hyperflow.errors.catalogue import explain
+
+    message = str(fault) or type(fault).__name__
+    known = explain(message, task_id)
+    failure = {"stage": task_id, "message": message, "code": known.code}
+    context["ti"].xcom_push(key=FAILURE_KEY, value=failure)
+    return known.advice()
 
 
 def take_result(context: Context, event: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from hyperflow.hooks.kvmhost import KvmHostHook
-from hyperflow.operators.base import FAILURE_KEY, JOB_FOLDER, accept_result
+from hyperflow.operators.base import JOB_FOLDER, accept_result, keep_failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,5 +45,5 @@ class HostCheckOperator(BaseOperator):
             host = KvmHostHook(ssh_conn_id=self.ssh_conn_id, directory=f"{self.staging_directory}/{JOB_FOLDER}")
             return accept_result(context, host.run_stage("check", options))
         except Exception as fault:
-            context["ti"].xcom_push(key=FAILURE_KEY, value={"stage": self.task_id, "message": str(fault)})
+            self.log.error("%s", keep_failure(context, self.task_id, fault))
             raise

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from hyperflow.manifest.report import Report, Stage, StagePart
 
-REPORT_KEY = "report"  # XCom: {"host": connection or None, "path", "outcome"}
+REPORT_KEY = "report"  # XCom: {"host": connection or None, "path", "failures": [{"stage", "code"}], "outcome"}
 FAILED, SKIPPED, NOT_REACHED = "failed", "skipped", "upstream_failed"  # task states of Airflow
 
 
@@ -83,18 +83,22 @@ class RunReportOperator(HostRunOperator):
         if state == FAILED:
             told = failure["message"] if isinstance(failure, dict) else "the task was ended from outside; see its log"
             document["error"] = told
+            if isinstance(failure, dict) and failure.get("code"):
+                document["code"] = failure["code"]
         return Stage.model_validate(document)
 
     def write(self, context: Context, report: Report) -> dict[str, Any]:
         """Write the report on the host, or here when that cannot be."""
         document = report.to_document()
+        failures = [{"stage": error.stage, "code": error.code} for error in report.errors if error.code]
         if self.migration and not self.was_dry_run:
             options = {"path": self.settings.report_path, "report": document}
             try:
                 result = self.host.run_stage("report", options)
                 if result.get("succeeded"):
                     require_as_asked("report", options, result["observed"])
-                    return {"host": self.settings.host_connection, "path": result["observed"]["path"]}
+                    place = {"host": self.settings.host_connection, "path": result["observed"]["path"]}
+                    return {**place, "failures": failures}
                 reason: Any = result.get("error")
             except (AirflowException, OSError, ValueError) as fault:
                 reason = fault
@@ -103,4 +107,4 @@ class RunReportOperator(HostRunOperator):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "report.json"
         path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        return {"host": None, "path": str(path)}
+        return {"host": None, "path": str(path), "failures": failures}
