@@ -12,6 +12,7 @@ USER = "administrator@vsphere.local"
 NETWORK = "VM Network"
 PRODUCTION = "Production"  # a distributed port group
 HOSTILE_NAME = 'hostile ../"na\'me" é'
+CUTOVER_FOLDER = "/DC0/vm/Cutover"
 SMALL_FOLDER = "/DC0/vm/Small"
 SMALL_DISK = 64 * 1024 * 1024
 
@@ -32,6 +33,7 @@ def write_inventory(path: Path, guest_json: Path, small: int = 0) -> None:
             {**_off01(), "disks": [disks[1]]},
             *_refused(),
             *_ordinary(),
+            *_cutover(),
             *_small(small),
         ],
     }
@@ -114,6 +116,21 @@ def _refused() -> list[dict[str, Any]]:
         _vm("shared01", 0x14, disks=[disk, {**disk, "sharing": "sharingMultiWriter"}]),
         _vm("lost01", 0x16, disks=[disk, {**disk, "missing": True}]),
         _vm("snap01", 0x15, snapshots=["before-upgrade"]),
+    ]
+
+
+def _cutover() -> list[dict[str, Any]]:
+    """VMs that run, for a cutover: one whose guest shuts down, one whose guest does not, one without VMware Tools."""
+    nics = [
+        {"mac": "00:50:56:9a:10:30", "network": NETWORK, "type": "vmxnet3"},
+        {"mac": "00:50:56:9a:11:30", "network": PRODUCTION, "type": "vmxnet3", "disconnected": True},
+    ]
+    tools = {"toolsRunningStatus": "guestToolsRunning"}
+    running = {"folder": CUTOVER_FOLDER, "powerState": "poweredOn"}
+    return [
+        _vm("cutover01", 0x30, nics=nics, guest=tools, **running),
+        _vm("deaf01", 0x31, guest={**tools, "ignores_shutdown": True}, **running),
+        _vm("mute01", 0x32, guest={"toolsRunningStatus": "guestToolsNotRunning"}, **running),
     ]
 
 

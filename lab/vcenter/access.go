@@ -15,11 +15,13 @@ import (
 // access decides who may call what. The simulator alone lets anybody log in with a made-up token, read every property
 // without a session, and write to the datastore; a lab that did so would not find a client's mistakes.
 type access struct {
-	service  *simulator.Service
-	leases   *leaseTable
-	hanger   *hanger
-	user     string
-	password string
+	service    *simulator.Service
+	leases     *leaseTable
+	hanger     *hanger
+	machines   *machines
+	privileges *privileges
+	user       string
+	password   string
 }
 
 func (a *access) validLogin(login *types.Login) bool {
@@ -31,6 +33,9 @@ func (a *access) validLogin(login *types.Login) bool {
 // handle sees every SOAP call before the simulator does (simulator.Registry.Handler). It may send the call to another
 // object by changing method.This; returning an object would not, as a session's own lookup comes after.
 func (a *access) handle(ctx *simulator.Context, method *simulator.Method) (mo.Reference, types.BaseMethodFault) {
+	if fault := a.privileges.refusal(method); fault != nil && ctx.Session != nil {
+		return nil, fault
+	}
 	switch method.Name {
 	case "LoginByToken", "LoginExtensionByCertificate":
 		return nil, new(types.InvalidLogin)
@@ -55,6 +60,17 @@ func (a *access) handle(ctx *simulator.Context, method *simulator.Method) (mo.Re
 		if a.hanger.takes(ctx, method) {
 			method.This = hangerRef
 		}
+	case "PowerOnVM_Task", "PowerOffVM_Task", "ReconfigVM_Task", "Rename_Task", "ShutdownGuest":
+		if method.This.Type != "VirtualMachine" {
+			break
+		}
+		if a.hanger.takes(ctx, method) {
+			method.This = hangerRef
+		} else {
+			method.This = machinesRef
+		}
+	case "HasPrivilegeOnEntities":
+		method.This = privilegesRef
 	case "Destroy_Task":
 		a.leases.endOf(func(l *lease) bool { return l.vm == method.This }, "destroyed")
 	}

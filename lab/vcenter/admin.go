@@ -42,6 +42,10 @@ func (a *admin) mux() *http.ServeMux {
 		answer(w, []fault{})
 	})
 	mux.HandleFunc("POST /throttle", a.setThrottle)
+	mux.HandleFunc("GET /machines", func(w http.ResponseWriter, _ *http.Request) { answer(w, a.machineList()) })
+	mux.HandleFunc("POST /machines/faults", a.addMachineFault)
+	mux.HandleFunc("DELETE /machines/faults", a.clearMachineFaults)
+	mux.HandleFunc("POST /privileges", a.setPrivileges)
 	return mux
 }
 

@@ -20,15 +20,21 @@ const datastoreName = "LocalDS_0"
 
 // builder puts an inventory into the simulator through the simulator's own API, as a client would.
 type builder struct {
-	ctx       *simulator.Context
-	client    *vim25.Client
-	finder    *find.Finder
-	root      string // the datastore's local directory
-	vmFolder  *object.Folder
-	pool      *object.ResourcePool
-	hosts     []*object.HostSystem
-	taken     map[string]bool // directories in the datastore
-	hideSizes map[deviceID]bool
+	ctx      *simulator.Context
+	client   *vim25.Client
+	finder   *find.Finder
+	root     string // the datastore's local directory
+	vmFolder *object.Folder
+	pool     *object.ResourcePool
+	hosts    []*object.HostSystem
+	taken    map[string]bool // directories in the datastore
+	notes    notes
+}
+
+// notes are what the inventory says of VMs and the simulator has no place for.
+type notes struct {
+	hideSizes map[deviceID]bool                     // disks whose size leases hide
+	deaf      map[types.ManagedObjectReference]bool // VMs whose guest ignores a shutdown
 }
 
 // newModel makes a vCenter of one datacenter (DC0) and one cluster of two hosts, without any VM.
@@ -51,7 +57,8 @@ func newBuilder(model *simulator.Model) (*builder, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &builder{ctx: ctx, client: client, finder: find.NewFinder(client), taken: map[string]bool{}, hideSizes: map[deviceID]bool{}}
+	b := &builder{ctx: ctx, client: client, finder: find.NewFinder(client), taken: map[string]bool{}}
+	b.notes = notes{hideSizes: map[deviceID]bool{}, deaf: map[types.ManagedObjectReference]bool{}}
 	dc, err := b.finder.Datacenter(ctx, "/DC0")
 	if err != nil {
 		return nil, err
@@ -74,13 +81,13 @@ func newBuilder(model *simulator.Model) (*builder, error) {
 	return b, nil
 }
 
-// populate puts the inventory into the model and returns the disks whose size leases hide.
-func populate(model *simulator.Model, inv *inventory) (map[deviceID]bool, error) {
+// populate puts the inventory into the model and returns what the simulator has no place for.
+func populate(model *simulator.Model, inv *inventory) (*notes, error) {
 	b, err := newBuilder(model)
 	if err != nil {
 		return nil, err
 	}
-	return b.hideSizes, b.build(inv)
+	return &b.notes, b.build(inv)
 }
 
 // background is a context of its own for work outside a client's call: the simulator's locks belong to a context.
@@ -230,8 +237,11 @@ func (b *builder) finish(spec *vmSpec, ref types.ManagedObjectReference, dir str
 	})
 	for i, disk := range spec.Disks {
 		if disk.HideFileSize {
-			b.hideSizes[deviceID{ref, diskKey(i)}] = true
+			b.notes.hideSizes[deviceID{ref, diskKey(i)}] = true
 		}
+	}
+	if spec.Guest != nil && spec.Guest.IgnoresShutdown {
+		b.notes.deaf[ref] = true
 	}
 	if err := b.snapshotAndStart(spec, object.NewVirtualMachine(b.client, ref)); err != nil {
 		return err

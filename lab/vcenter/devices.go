@@ -120,6 +120,9 @@ func (b *builder) card(spec nicSpec, index int) (types.BaseVirtualDevice, error)
 	card.UnitNumber = types.NewInt32(7 + int32(index))
 	card.MacAddress, card.AddressType = spec.MAC, "manual"
 	card.DeviceInfo = &types.Description{Label: spec.Label}
+	card.Connectable = &types.VirtualDeviceConnectInfo{
+		StartConnected: !spec.Disconnected, Connected: !spec.Disconnected, AllowGuestControl: true,
+	}
 	return device, nil
 }
 

@@ -44,10 +44,11 @@ type vmSpec struct {
 }
 
 type nicSpec struct {
-	MAC     string `json:"mac"`
-	Network string `json:"network"`
-	Type    string `json:"type"` // vmxnet3 (default), e1000e, e1000
-	Label   string `json:"label"`
+	MAC          string `json:"mac"`
+	Network      string `json:"network"`
+	Type         string `json:"type"` // vmxnet3 (default), e1000e, e1000
+	Label        string `json:"label"`
+	Disconnected bool   `json:"disconnected"` // also at power on
 }
 
 type diskSpec struct {
@@ -67,6 +68,7 @@ type guestSpec struct {
 	HostName           string         `json:"hostName"`
 	IPAddress          string         `json:"ipAddress"`
 	ToolsRunningStatus string         `json:"toolsRunningStatus"` // guestToolsRunning (default), guestToolsNotRunning
+	IgnoresShutdown    bool           `json:"ignores_shutdown"`
 	Net                []guestNetSpec `json:"net"`
 }
 

@@ -100,7 +100,7 @@ func serve(ctx context.Context, s settings) error {
 		return err
 	}
 	defer model.Remove()
-	hideSizes, err := populate(model, inv)
+	told, err := populate(model, inv)
 	if err != nil {
 		return err
 	}
@@ -116,12 +116,12 @@ func serve(ctx context.Context, s settings) error {
 	}
 	defer side.Close()
 	address := &url.URL{Scheme: "https", Host: front.Addr().String()}
-	gate, nfc := wire(model.Service, s, password, address, pair, hideSizes)
-	told, err := announce(s, front.Addr().(*net.TCPAddr), side.Addr(), pair)
+	gate, nfc := wire(model.Service, s, password, address, pair, told)
+	file, err := announce(s, front.Addr().(*net.TCPAddr), side.Addr(), pair)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(told)
+	defer os.Remove(file)
 	log.Printf("vCenter with %d VMs at %s, admin at http://%s", len(inv.VMs), address, side.Addr())
 	defer nfc.leases.endAll()
 	return answerCalls(ctx, map[net.Listener]*http.Server{
@@ -213,13 +213,20 @@ func claim(state string) (func(), error) {
 }
 
 // wire puts our objects and rules into the simulator.
-func wire(service *simulator.Service, s settings, password string, address *url.URL, pair *certificate, hide map[deviceID]bool) (*access, *nfcServer) {
+func wire(service *simulator.Service, s settings, password string, address *url.URL, pair *certificate, notes *notes) (*access, *nfcServer) {
 	leases := newLeaseTable(service, s.leaseTimeout)
-	gate := &access{service: service, leases: leases, hanger: newHanger(), user: s.user, password: password}
+	gate := &access{
+		service: service, leases: leases, hanger: newHanger(), machines: newMachines(notes.deaf),
+		privileges: &privileges{Self: privilegesRef}, user: s.user, password: password,
+	}
+	gate.hanger.machines = gate.machines
 	registry := service.Context.Map
-	registry.Put(&exporter{Self: exporterRef, table: leases, url: address, thumbprint: pair.sha1, hideSizes: hide})
+	registry.Put(&exporter{Self: exporterRef, table: leases, url: address, thumbprint: pair.sha1, hideSizes: notes.hideSizes})
 	registry.Put(&fetcher{Self: fetcherRef})
 	registry.Put(gate.hanger)
+	registry.Put(gate.privileges)
+	registry.Put(gate.machines)
+	registry.AddHandler(gate.machines)
 	registry.Handler = gate.handle
 	sessions := registry.SessionManager()
 	sessions.ServiceHostName = address.Host

@@ -12,16 +12,21 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// hang makes the next snapshot task of a VM last until it is released: JSON form of POST /tasks.
+// hang makes the next task of a VM last until it is released: JSON form of POST /tasks.
 type hang struct {
-	Method string `json:"method"` // CreateSnapshot_Task, RemoveSnapshot_Task
+	Method string `json:"method"` // one of hangs
 	VM     string `json:"vm"`
+}
+
+var hangs = []string{
+	"CreateSnapshot_Task", "RemoveSnapshot_Task", "PowerOnVM_Task", "PowerOffVM_Task", "ReconfigVM_Task", "Rename_Task",
 }
 
 // hanger answers in place of the VM or snapshot whose task is to hang. A task of its own, as the simulator holds the
 // VM's lock for as long as the VM's task lasts, and a real vCenter answers questions meanwhile.
 type hanger struct {
-	Self types.ManagedObjectReference
+	Self     types.ManagedObjectReference
+	machines *machines
 
 	mu       sync.Mutex
 	queued   []hang
@@ -97,6 +102,38 @@ func (h *hanger) RemoveSnapshotTask(ctx *simulator.Context, req *types.RemoveSna
 	return &methods.RemoveSnapshot_TaskBody{Res: &types.RemoveSnapshot_TaskResponse{Returnval: task}}
 }
 
+// PowerOnVMTask hangs, and starts the VM when it is released.
+func (h *hanger) PowerOnVMTask(ctx *simulator.Context, req *types.PowerOnVM_Task) soap.HasFault {
+	task := h.task(ctx, "powerOn", func(late *simulator.Context) types.ManagedObjectReference {
+		return h.machines.PowerOnVMTask(late, req).(*methods.PowerOnVM_TaskBody).Res.Returnval
+	})
+	return &methods.PowerOnVM_TaskBody{Res: &types.PowerOnVM_TaskResponse{Returnval: task}}
+}
+
+// PowerOffVMTask hangs, and switches the VM off when it is released.
+func (h *hanger) PowerOffVMTask(ctx *simulator.Context, req *types.PowerOffVM_Task) soap.HasFault {
+	task := h.task(ctx, "powerOff", func(late *simulator.Context) types.ManagedObjectReference {
+		return h.machines.PowerOffVMTask(late, req).(*methods.PowerOffVM_TaskBody).Res.Returnval
+	})
+	return &methods.PowerOffVM_TaskBody{Res: &types.PowerOffVM_TaskResponse{Returnval: task}}
+}
+
+// ReconfigVMTask hangs, and changes the configuration when it is released.
+func (h *hanger) ReconfigVMTask(ctx *simulator.Context, req *types.ReconfigVM_Task) soap.HasFault {
+	task := h.task(ctx, "reconfigVm", func(late *simulator.Context) types.ManagedObjectReference {
+		return h.machines.ReconfigVMTask(late, req).(*methods.ReconfigVM_TaskBody).Res.Returnval
+	})
+	return &methods.ReconfigVM_TaskBody{Res: &types.ReconfigVM_TaskResponse{Returnval: task}}
+}
+
+// RenameTask hangs, and renames the VM when it is released.
+func (h *hanger) RenameTask(ctx *simulator.Context, req *types.Rename_Task) soap.HasFault {
+	task := h.task(ctx, "rename", func(late *simulator.Context) types.ManagedObjectReference {
+		return h.machines.RenameTask(late, req).(*methods.Rename_TaskBody).Res.Returnval
+	})
+	return &methods.Rename_TaskBody{Res: &types.Rename_TaskResponse{Returnval: task}}
+}
+
 func (h *hanger) asked(method string) types.ManagedObjectReference {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -140,8 +177,8 @@ func (a *admin) addHang(w http.ResponseWriter, r *http.Request) {
 	if !decode(w, r, &one) {
 		return
 	}
-	if err := oneOf("method", one.Method, "CreateSnapshot_Task", "RemoveSnapshot_Task"); err != nil || one.VM == "" {
-		http.Error(w, fmt.Sprintf("expected a VM and a snapshot task: %v", err), http.StatusBadRequest)
+	if err := oneOf("method", one.Method, hangs...); err != nil || one.VM == "" {
+		http.Error(w, fmt.Sprintf("expected a VM and a task: %v", err), http.StatusBadRequest)
 		return
 	}
 	a.access.hanger.add(one)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hyperflow.vsphere.inventory import find_vm, read_vm
+from hyperflow.vsphere.nics import connections, restore
+from hyperflow.vsphere.power import power_on
 from hyperflow.vsphere.session import Session, connect
 
 from lab.vcenter import Vcenter, start, stop
@@ -59,6 +63,19 @@ INVENTORY = {
         _vm("restless", folder="/DC0/vm/Blue"),
         _vm("doomed", folder="/DC0/vm/Blue"),
         _vm("no-tools", powerState="poweredOn", guest={"toolsRunningStatus": "guestToolsNotRunning"}),
+        _vm(
+            "cutover",
+            folder="/DC0/vm/Cutover",
+            powerState="poweredOn",
+            nics=[
+                _nic("00:50:56:9a:20:01"),
+                _nic("00:50:56:9a:20:02", "Front/End"),
+                {**_nic("00:50:56:9a:20:03"), "disconnected": True},
+            ],
+            guest={"net": [{"mac": "00:50:56:9a:20:01", "ipAddresses": ["192.0.2.20/24"]}]},
+        ),
+        _vm("deaf", folder="/DC0/vm/Cutover", powerState="poweredOn", guest={"ignores_shutdown": True}),
+        _vm("retired", folder="/DC0/vm/Cutover"),
     ],
 }
 
@@ -81,6 +98,17 @@ class Admin:
     def end_sessions(self) -> None:
         self._vcenter.admin("DELETE", "/sessions")
 
+    def machine(self, moref: str) -> Any:
+        """What the vCenter itself holds of a VM, whatever a client was told."""
+        (found,) = [each for each in self.get("/machines") if each["moref"] == moref]
+        return found
+
+    def as_it_was(self) -> None:
+        """Take back every fault of VMs, tasks and privileges."""
+        self.delete("/machines/faults")
+        self.delete("/tasks")
+        self.post("/privileges", {"missing": []})
+
 
 @pytest.fixture(scope="session")
 def vcenter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vcenter]:
@@ -96,6 +124,25 @@ def vcenter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vcenter]:
 @pytest.fixture
 def admin(vcenter: Vcenter) -> Admin:
     return Admin(vcenter)
+
+
+@pytest.fixture
+def cutover(session: Session, admin: Admin) -> Iterator[str]:
+    """A VM that runs, with Tools and three adapters, the third disconnected; as it was again afterwards."""
+    moref = find_vm(session, "cutover")
+    before = connections(session, moref)
+    yield moref
+    admin.as_it_was()
+    power_on(session, moref)
+    restore(session, moref, before)
+    _wait_for_tools(session, moref)
+
+
+def _wait_for_tools(session: Session, moref: str) -> None:
+    limit = time.monotonic() + 30
+    while not read_vm(session, moref).tools_running:
+        assert time.monotonic() < limit
+        time.sleep(0.05)
 
 
 @pytest.fixture

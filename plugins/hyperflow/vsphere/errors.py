@@ -75,6 +75,28 @@ class TaskUnfinished(TimeLimitReached):
     temporary = False
 
 
+class ShutdownTimedOut(TimeLimitReached):
+    """The guest was asked to shut down and still runs at the deadline. Nothing was forced, nothing tries again."""
+
+    temporary = False
+
+
+class ToolsNotRunning(VsphereError):
+    """VMware Tools does not run in the guest, so the guest cannot be asked anything."""
+
+
+class WrongPowerState(VsphereError):
+    """The virtual machine is in a power state from which this cannot be done."""
+
+
+class NicsChanged(VsphereError):
+    """The network adapters are others than those recorded; nothing was changed."""
+
+
+class NameTaken(VsphereError):
+    """Something else in the folder has the name already."""
+
+
 class SessionEnded(VsphereError):
     """vCenter ended the session more often than one call bears."""
 

@@ -1,11 +1,69 @@
-"""The power state of a virtual machine. Nothing here changes it."""
+"""The power of a virtual machine: read, the guest asked to shut down, switched off and on; each read back."""
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 from pyVmomi import vim
 
-from hyperflow.vsphere.properties import retrieve
+from hyperflow.vsphere.errors import (
+    Busy,
+    ShutdownTimedOut,
+    TaskFailed,
+    TaskUnfinished,
+    TimeLimitReached,
+    ToolsNotRunning,
+    VsphereError,
+    WrongPowerState,
+    describe,
+)
+from hyperflow.vsphere.inventory import unescaped
+from hyperflow.vsphere.properties import Found, first_refusal, retrieve, wait_until
 from hyperflow.vsphere.session import Session
+from hyperflow.vsphere.snapshot import give_up, wait_for_task
+
+ON, OFF, SUSPENDED = "poweredOn", "poweredOff", "suspended"
+POWER_LIMIT = 600  # seconds that switching a VM on or off may take
+
+SecondsLeft = Callable[[int], None]
+
+_PATHS = [
+    "name",
+    "guest.guestState",
+    "guest.toolsRunningStatus",
+    "runtime.connectionState",
+    "runtime.powerState",
+    "runtime.question",
+]
+
+
+@dataclass(frozen=True)
+class PowerChange:
+    """What became of a change of power.
+
+    :ivar was: the power state found at the start
+    :ivar state: the power state as read back at the end
+    :ivar seconds: how long it took, rounded to a tenth
+    """
+
+    was: str
+    state: str
+    seconds: float
+
+    @property
+    def changed(self) -> bool:
+        """False when the VM was in this state already, so that nothing was done."""
+        return self.was != self.state
+
+    def sentence(self) -> str:
+        """What happened, for a person."""
+        if not self.changed:
+            return f"it was {self.state} already; nothing was done"
+        return f"it was {self.was} and is {self.state} after {self.seconds:g} s, as read back"
 
 
 def power_state(session: Session, moref: str) -> str:
@@ -15,3 +73,173 @@ def power_state(session: Session, moref: str) -> str:
     """
     (vm,) = retrieve(session, [session.object(vim.VirtualMachine, moref)], {vim.VirtualMachine: ["runtime.powerState"]})
     return str(vm.get("runtime.powerState", "unknown"))
+
+
+def shut_down_guest(
+    session: Session, moref: str, deadline_seconds: float, progress: SecondsLeft | None = None
+) -> PowerChange:
+    """Ask the guest to shut down, by VMware Tools, and wait until the VM is off. Nothing is ever forced.
+
+    Bears being called again: a guest that is off is a success, one that is going down already is only waited for.
+
+    :param deadline_seconds: seconds that the guest may take
+    :param progress: gets the seconds left, at the start and every 20 seconds or so
+    :raises ToolsNotRunning: nobody in the guest can hear
+    :raises WrongPowerState: the VM is suspended, or became so meanwhile
+    :raises ShutdownTimedOut: the VM is not off at the deadline
+    """
+    begun = time.monotonic()
+    vm = _read(session, moref)
+    was = _state(vm)
+    if was == OFF:
+        return PowerChange(was, OFF, 0)
+    _must_hear(session, vm)
+    if vm.get("guest.guestState") != "shuttingDown":
+        session.call(_ask_to_shut_down, session, vm)
+
+    def off(known: dict[str, Any]) -> bool:
+        if progress is not None:
+            progress(max(0, math.ceil(deadline_seconds - (time.monotonic() - begun))))
+        if known.get("runtime.powerState") == SUSPENDED:
+            raise WrongPowerState(f"{_name(vm)} was suspended while its guest was to shut down. Resume it, try again")
+        return known.get("runtime.powerState") == OFF
+
+    left = deadline_seconds - (time.monotonic() - begun)
+    what = f"the shutdown of {_name(vm)}"
+    try:
+        wait_until(session, vm.reference, ["runtime.powerState"], off, time_limit=left, what=what)
+    except TimeLimitReached as reached:
+        now = _read(session, moref)
+        if _state(now) != OFF:
+            raise _timed_out(now, deadline_seconds) from reached
+    return PowerChange(was, OFF, _since(begun))
+
+
+def power_off(session: Session, moref: str, time_limit: float = POWER_LIMIT) -> PowerChange:
+    """Switch a VM off, as by its plug: what the guest has not written to its disks is lost. A VM that is off stays so.
+
+    :param time_limit: seconds
+    :raises WrongPowerState: the VM is suspended; switching it off would throw its memory away
+    :raises TaskFailed: with vCenter's reason, and the question that the VM waits on
+    :raises TaskUnfinished: the time is over; vCenter was asked to give the task up
+    """
+    vm = _read(session, moref)
+    if _state(vm) == SUSPENDED:
+        raise WrongPowerState(
+            f"{_name(vm)} is suspended: what its memory holds is not on its disks, and would be thrown away. Resume "
+            "it, and shut it down"
+        )
+    return _switch(session, vm, OFF, vm.reference.PowerOffVM_Task, time_limit)
+
+
+def power_on(session: Session, moref: str, time_limit: float = POWER_LIMIT) -> PowerChange:
+    """Switch a VM on, or resume it. A VM that is on stays so.
+
+    :param time_limit: seconds
+    :raises TaskFailed: with vCenter's reason, and the question that the VM waits on
+    :raises TaskUnfinished: the time is over; vCenter was asked to give the task up, so that the VM does not start
+        when nobody expects it
+    """
+    vm = _read(session, moref)
+    return _switch(session, vm, ON, vm.reference.PowerOnVM_Task, time_limit)
+
+
+def _switch(session: Session, vm: Found, wanted: str, start: Callable[[], Any], time_limit: float) -> PowerChange:
+    begun = time.monotonic()
+    was = _state(vm)
+    if was == wanted:
+        return PowerChange(was, wanted, 0)
+    task = None
+    what = f"the change of {_name(vm)} from {was} to {wanted}"
+    try:
+        task = session.call(start)
+        wait_for_task(session, task, what, time_limit)
+    except (Busy, TaskFailed, TaskUnfinished) as failed:
+        if isinstance(failed, TaskUnfinished):
+            give_up(task)
+        now = _read(session, vm.moref)
+        if _state(now) != wanted:  # else somebody else did it meanwhile
+            failed.args = (f"{failed}{_question(now)}",)
+            raise
+    state = power_state(session, vm.moref)
+    if state != wanted:
+        raise WrongPowerState(
+            f"{session.host} says that it has finished {what}, but the virtual machine is {state}. See its recent "
+            "tasks and events in vCenter for who changed it"
+        )
+    return PowerChange(was, state, _since(begun))
+
+
+def _ask_to_shut_down(session: Session, vm: Found) -> None:
+    try:
+        vm.reference.ShutdownGuest()
+    except vim.fault.ToolsUnavailable as fault:
+        raise _no_tools(vm, f"{session.host} answers {describe(fault)}") from fault
+    except vim.fault.InvalidPowerState:
+        return  # it went off between the two calls, or was suspended: the wait tells which
+
+
+def _must_hear(session: Session, vm: Found) -> None:
+    """Refuse a VM whose guest cannot be asked to shut down."""
+    state = _state(vm)
+    if state == SUSPENDED:
+        raise WrongPowerState(
+            f"{_name(vm)} is suspended, so its guest cannot shut down. Resume it in vCenter, and try again"
+        )
+    if state != ON:
+        raise WrongPowerState(
+            f"the power state of {_name(vm)} is {state!r} at {session.host} (its connection: "
+            f"{vm.get('runtime.connectionState', 'unknown')}). See that its host is up and connected"
+        )
+    if vm.get("guest.guestState") == "shuttingDown":
+        return  # Tools is among the first that end
+    status = str(vm.get("guest.toolsRunningStatus", "not told"))
+    if status != "guestToolsRunning":
+        raise _no_tools(vm, f"its status is {status}")
+
+
+def _no_tools(vm: Found, why: str) -> ToolsNotRunning:
+    return ToolsNotRunning(
+        f"VMware Tools does not run in {_name(vm)} ({why}), so its guest cannot be asked to shut down{_question(vm)}. "
+        "Shut it down from within, or start VMware Tools (open-vm-tools) in it, or have it powered off the hard way"
+    )
+
+
+def _timed_out(vm: Found, seconds: float) -> ShutdownTimedOut:
+    return ShutdownTimedOut(
+        f"{_name(vm)} is still {_state(vm)} {seconds:g} seconds after its guest was asked to shut down{_question(vm)}. "
+        "Nothing was forced. See on its console what it waits for; then shut it down there, or allow more time, or "
+        "have it powered off the hard way"
+    )
+
+
+def _question(vm: Found) -> str:
+    """The question that a VM waits on, as the end of a sentence; empty when there is none."""
+    question = vm.get("runtime.question")
+    if question is None:
+        return ""
+    text = " ".join(str(question.text or "").split())
+    choices = [str(each.label) for each in getattr(question.choice, "choiceInfo", None) or []]
+    offered = f" ({', '.join(choices)})" if choices else ""
+    return f". It waits for an answer in vCenter to the question {text!r}{offered}"
+
+
+def _read(session: Session, moref: str) -> Found:
+    (vm,) = retrieve(session, [session.object(vim.VirtualMachine, moref)], {vim.VirtualMachine: _PATHS})
+    if vm.get("runtime.powerState") is None:
+        raise first_refusal(session, vm) or VsphereError(
+            f"{session.host} does not tell the power state of {moref}. See that its host is up and connected"
+        )
+    return vm
+
+
+def _state(vm: Found) -> str:
+    return str(vm.get("runtime.powerState"))
+
+
+def _name(vm: Found) -> str:
+    return f"{unescaped(str(vm.get('name', vm.moref)))!r} ({vm.moref})"
+
+
+def _since(begun: float) -> float:
+    return round(time.monotonic() - begun, 1)

@@ -145,7 +145,7 @@ def create_snapshot(
         try:
             return moref_of(wait_for_task(session, task, f"the snapshot {name!r} of {moref}", time_limit, on_progress))
         except TaskUnfinished:
-            _give_up(session, task)
+            give_up(task)
             raise
 
     try:
@@ -260,8 +260,8 @@ def wait_for_task(
     raise TaskFailed(message, fault)
 
 
-def _give_up(session: Session, task: Any) -> None:
-    """Ask vCenter to cancel a task, so that it makes no snapshot later, when nobody waits for it any more."""
+def give_up(task: Any) -> None:
+    """Ask vCenter to cancel a task, so that it does nothing later, when nobody waits for it any more."""
     with contextlib.suppress(vmodl.MethodFault, *TRANSPORT_FAULTS):  # it cannot be cancelled, or it has just ended
         task.CancelTask()
 

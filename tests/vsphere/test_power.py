@@ -1,0 +1,175 @@
+"""Guests that shut down and guests that do not, and VMs switched on and off; each read back from the lab's vCenter."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hyperflow.vsphere.errors import (
+    NotFound,
+    PermissionMissing,
+    ShutdownTimedOut,
+    TaskFailed,
+    TaskUnfinished,
+    ToolsNotRunning,
+    WrongPowerState,
+)
+from hyperflow.vsphere.inventory import find_vm
+from hyperflow.vsphere.power import power_off, power_on, power_state, shut_down_guest
+from hyperflow.vsphere.session import Session
+from hyperflow.vsphere.snapshot import wait_for_task
+from pyVmomi import vim
+
+
+@pytest.fixture
+def deaf(session: Session, admin: Any) -> Iterator[str]:
+    moref = find_vm(session, "deaf")
+    yield moref
+    admin.as_it_was()
+    power_on(session, moref)
+
+
+@contextlib.contextmanager
+def suspended(session: Session, moref: str) -> Iterator[None]:
+    machine = session.object(vim.VirtualMachine, moref)
+    wait_for_task(session, session.call(machine.SuspendVM_Task), "the suspension", 30)
+    try:
+        yield
+    finally:
+        power_on(session, moref)
+
+
+def test_a_guest_is_asked_and_the_machine_is_off_when_it_has_shut_down(
+    session: Session, admin: Any, cutover: str
+) -> None:
+    left: list[int] = []
+    done = shut_down_guest(session, cutover, 60, left.append)
+    assert (done.was, done.state, done.changed) == ("poweredOn", "poweredOff", True)
+    assert done.seconds > 0
+    assert admin.machine(cutover)["power_state"] == "poweredOff"
+    assert left[0] == 60
+    assert left == sorted(left, reverse=True)
+
+
+def test_a_machine_that_is_off_already_is_a_success_that_says_so(session: Session) -> None:
+    done = shut_down_guest(session, find_vm(session, "off01"), 60)
+    assert not done.changed
+    assert "poweredOff already" in done.sentence()
+
+
+def test_a_guest_that_ignores_the_request_ends_in_a_timeout_and_nothing_is_forced(session: Session, deaf: str) -> None:
+    with pytest.raises(ShutdownTimedOut, match=r"'deaf'.*still poweredOn 2 seconds.*Nothing was forced") as raised:
+        shut_down_guest(session, deaf, 2)
+    assert not raised.value.temporary
+    assert power_state(session, deaf) == "poweredOn"
+
+
+def test_the_question_a_machine_waits_on_is_shown(session: Session, admin: Any, deaf: str) -> None:
+    admin.post("/machines/faults", {"vm": "deaf", "kind": "question"})
+    with pytest.raises(ShutdownTimedOut, match=r"moved or copied.*I Moved It, I Copied It"):
+        shut_down_guest(session, deaf, 1)
+
+
+def test_without_tools_nobody_is_asked(session: Session, admin: Any) -> None:
+    moref = find_vm(session, "no-tools")
+    with pytest.raises(ToolsNotRunning, match=r"guestToolsNotRunning.*open-vm-tools"):
+        shut_down_guest(session, moref, 60)
+    assert power_state(session, moref) == "poweredOn"
+
+
+def test_tools_that_ended_this_moment_are_the_same_error(session: Session, admin: Any, cutover: str) -> None:
+    admin.post("/machines/faults", {"vm": "cutover", "kind": "tools-unavailable"})
+    with pytest.raises(ToolsNotRunning, match=r"ToolsUnavailable.*cannot be asked"):
+        shut_down_guest(session, cutover, 60)
+
+
+def test_a_guest_that_is_going_down_already_is_only_waited_for(session: Session, admin: Any, cutover: str) -> None:
+    session.object(vim.VirtualMachine, cutover).ShutdownGuest()
+    admin.post("/machines/faults", {"vm": "cutover", "kind": "tools-unavailable"})  # asking again would fail
+    assert shut_down_guest(session, cutover, 60).state == "poweredOff"
+
+
+def test_a_suspended_machine_is_neither_shut_down_nor_switched_off(session: Session, cutover: str) -> None:
+    with suspended(session, cutover):
+        with pytest.raises(WrongPowerState, match="Resume it"):
+            shut_down_guest(session, cutover, 60)
+        with pytest.raises(WrongPowerState, match="memory"):
+            power_off(session, cutover)
+        assert power_state(session, cutover) == "suspended"
+
+
+def test_switching_off_and_on_is_read_back_and_can_be_repeated(session: Session, admin: Any, cutover: str) -> None:
+    assert power_off(session, cutover).changed
+    assert admin.machine(cutover)["power_state"] == "poweredOff"
+    assert not power_off(session, cutover).changed
+    assert power_on(session, cutover).changed
+    assert admin.machine(cutover)["power_state"] == "poweredOn"
+    assert not power_on(session, cutover).changed
+
+
+def test_a_machine_that_can_not_be_switched_on_says_why_and_what_it_waits_for(
+    session: Session, admin: Any, cutover: str
+) -> None:
+    power_off(session, cutover)
+    admin.post("/machines/faults", {"vm": "cutover", "kind": "no-power-on"})
+    admin.post("/machines/faults", {"vm": "cutover", "kind": "question"})
+    with pytest.raises(TaskFailed, match=r"GenericVmConfigFault.*no-power-on.*I Moved It"):
+        power_on(session, cutover)
+    assert power_state(session, cutover) == "poweredOff"
+
+
+def test_a_machine_that_can_not_be_switched_off_says_why(session: Session, admin: Any, cutover: str) -> None:
+    admin.post("/machines/faults", {"vm": "cutover", "kind": "no-power-off"})
+    with pytest.raises(TaskFailed, match="no-power-off"):
+        power_off(session, cutover)
+
+
+def test_a_start_that_never_ends_is_given_up_so_that_the_machine_does_not_start_later(
+    session: Session, admin: Any, cutover: str
+) -> None:
+    power_off(session, cutover)
+    admin.post("/tasks", {"method": "PowerOnVM_Task", "vm": "cutover"})
+    admin.post("/machines/faults", {"vm": "cutover", "kind": "question"})
+    with pytest.raises(TaskUnfinished, match=r"within 1 seconds.*I Copied It"):
+        power_on(session, cutover, time_limit=1)
+    admin.delete("/tasks")
+    assert not [task for task in session.content.taskManager.recentTask if task.info.state in ("queued", "running")]
+    assert power_state(session, cutover) == "poweredOff"
+
+
+def test_a_session_that_ends_while_a_guest_shuts_down_does_not_stop_the_wait(
+    session: Session, admin: Any, cutover: str
+) -> None:
+    ended: list[int] = []
+
+    def end_once(left: int) -> None:
+        if not ended:
+            admin.end_sessions()
+        ended.append(left)
+
+    assert shut_down_guest(session, cutover, 60, end_once).state == "poweredOff"
+    assert len(ended) > 1
+
+
+@pytest.mark.parametrize(
+    ("privilege", "start"),
+    [
+        ("VirtualMachine.Interact.PowerOff", lambda session, moref: shut_down_guest(session, moref, 60)),
+        ("VirtualMachine.Interact.PowerOff", power_off),
+    ],
+)
+def test_a_missing_privilege_is_named_and_the_machine_goes_on(
+    session: Session, admin: Any, cutover: str, privilege: str, start: Any
+) -> None:
+    admin.post("/privileges", {"missing": [privilege]})
+    with pytest.raises(PermissionMissing, match=privilege):
+        start(session, cutover)
+    assert power_state(session, cutover) == "poweredOn"
+
+
+def test_a_machine_that_is_gone_is_not_found(session: Session) -> None:
+    for act in (power_on, power_off, lambda session, moref: shut_down_guest(session, moref, 1)):
+        with pytest.raises(NotFound):
+            act(session, "vm-999999")
