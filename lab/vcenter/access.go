@@ -57,6 +57,7 @@ func (a *access) handle(ctx *simulator.Context, method *simulator.Method) (mo.Re
 	case "ExportVm", "ExportSnapshot":
 		method.This = exporterRef
 	case "CreateSnapshot_Task", "RemoveSnapshot_Task":
+		stepOff(ctx, method)
 		if a.hanger.takes(ctx, method) {
 			method.This = hangerRef
 		}

@@ -303,6 +303,30 @@ func guestNet(before, after []types.GuestNicInfo, devices []types.BaseVirtualDev
 	return net
 }
 
+// stepOff has a VM stand on no snapshot when the one that it stands on is removed and has none before it. The simulator
+// ends in a panic there, unless it removes the last one.
+func stepOff(ctx *simulator.Context, method *simulator.Method) {
+	snapshot, ok := ctx.Map.Get(method.This).(*simulator.VirtualMachineSnapshot)
+	if !ok || method.Name != "RemoveSnapshot_Task" {
+		return
+	}
+	vm, ok := ctx.Map.Get(snapshot.Vm).(*simulator.VirtualMachine)
+	if !ok {
+		return
+	}
+	ctx.WithLock(vm, func() {
+		info := vm.Snapshot
+		if info == nil || info.CurrentSnapshot == nil || *info.CurrentSnapshot != method.This {
+			return
+		}
+		if slices.ContainsFunc(info.RootSnapshotList, func(root types.VirtualMachineSnapshotTree) bool {
+			return root.Snapshot == method.This
+		}) {
+			info.CurrentSnapshot = nil
+		}
+	})
+}
+
 // addMachineFault makes a fault, at once visible where it is one that a client reads.
 func (a *admin) addMachineFault(w http.ResponseWriter, r *http.Request) {
 	var f machineFault
