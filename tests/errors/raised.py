@@ -207,7 +207,7 @@ def _said(module: Module, node: ast.expr, function: Function | None, deep: int, 
         case ast.JoinedStr(values=parts):
             return _joined([again(part) for part in parts])
         case ast.FormattedValue(value=inner):
-            known = isinstance(inner, ast.Name) and inner.id in module.constants
+            known = isinstance(inner, ast.Name) and (inner.id in module.constants or _is_set(inner.id, function))
             default = isinstance(inner, ast.Call) and _name(inner.func) == "get"
             return again(inner) if callers or known or default else ["{}"]
         case ast.BinOp(op=ast.Add(), left=left, right=right):
@@ -230,6 +230,20 @@ def _said(module: Module, node: ast.expr, function: Function | None, deep: int, 
     return ["{}"]
 
 
+def _is_set(name: str, function: Function | None) -> bool:
+    """Whether the function itself writes this text, so that it is known here."""
+    values = _assigned(name, function)
+    return bool(values) and all(isinstance(value, ast.JoinedStr) for value in values)
+
+
+def _assigned(name: str, function: Function | None) -> list[ast.expr]:
+    return [
+        node.value
+        for _, node in _walk(function or ast.Module([], []), function)
+        if isinstance(node, ast.Assign) and any(isinstance(each, ast.Name) and each.id == name for each in node.targets)
+    ]
+
+
 def _returned(module: Module, function: Function, deep: int) -> Iterator[str]:
     for _, node in _walk(function, function):
         if isinstance(node, ast.Return) and node.value is not None:
@@ -238,11 +252,7 @@ def _returned(module: Module, function: Function, deep: int) -> Iterator[str]:
 
 def _named(module: Module, name: str, function: Function | None, deep: int, callers: bool) -> list[str]:
     """What a name may say: as the function sets it, as its callers do, or as the module does."""
-    values = [
-        node.value
-        for _, node in _walk(function or ast.Module([], []), function)
-        if isinstance(node, ast.Assign) and any(isinstance(each, ast.Name) and each.id == name for each in node.targets)
-    ]
+    values = _assigned(name, function)
     if values and deep < DEEP:
         return [text for value in values for text in _texts(module, value, function, deep + 1)]
     arguments = [each.arg for each in (*function.args.posonlyargs, *function.args.args)] if function else []

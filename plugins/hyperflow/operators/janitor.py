@@ -157,7 +157,10 @@ class JanitorOperator(BaseOperator):
         try:
             found = self.perform(context, Judge(context, float(self.keep_days)))
         except Exception as fault:
+            from hyperflow.errors.catalogue import explain
+
             context["ti"].xcom_push(key=FAILURE_KEY, value=str(fault) or type(fault).__name__)
+            self.log.error("%s", explain(str(fault), self.task_id).advice())
             raise
         for finding in found["findings"]:
             self.log.info("%s: %s %s (%s): %s", *(finding[key] for key in ("action", "kind", "thing", "run", "why")))
