@@ -28,7 +28,7 @@ vms:
     profile_overrides: {compress: true, pipeline: {fix: {update_grub: false}, convert: {compress_level: 3}}}
     host: {connection: kvm02}
     networks: {VM Network: db}
-    target: {memory_mb: 4096, name: db1, firmware: uefi, start: true}
+    target: {memory_mb: 4096, name: db1, firmware: uefi}
     boot_proof: {timeout_seconds: 60, memory_mb: 512}
     snapshots: refuse
     limits: {parallel_disks: 4}
@@ -49,11 +49,10 @@ def test_the_plans_settings_hold_for_a_vm_that_says_nothing(plan):
         "kvm01",
     )
     assert (migration.staging_directory, migration.output_directory) == ("/staging/web01", "/images/web01")
-    assert (migration.domain_name, migration.cpus, migration.memory_mb, migration.start) == (
+    assert (migration.domain_name, migration.cpus, migration.memory_mb) == (
         "web01",
         2,
         None,
-        False,
     )
     assert (migration.snapshots, migration.parallel_disks, migration.boot_timeout_seconds) == (
         "allow",
@@ -69,7 +68,7 @@ def test_a_vms_settings_are_laid_over_the_plans_key_by_key(plan):
     assert migration.host_connection == "kvm02"
     assert migration.staging_directory == f"/staging/{plan.vms[1].slug}"
     assert (migration.cpus, migration.memory_mb, migration.domain_name) == (2, 4096, "db1")
-    assert (migration.firmware, migration.start) == ("uefi", True)
+    assert migration.firmware == "uefi"
     assert migration.networks == {"VM Network": "db", "*": "isolated"}
     assert (migration.snapshots, migration.parallel_disks) == ("refuse", 4)
     assert (migration.boot_timeout_seconds, migration.boot_memory_mb) == (60, 512)

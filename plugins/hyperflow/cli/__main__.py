@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,11 +52,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_wave(commands.add_parser("wave", help="many VMs: what a wave will do, its start, and how far it is"))
 
-    limits = commands.add_parser("limits", help="Airflow pools that hold what plans limit")
-    limits.add_argument("action", choices=["check", "apply"], help="compare them with the plans, or make them so")
-    limits.add_argument("files", nargs="+", type=Path, metavar="PLAN")
-    _add_airflow(limits)
-    limits.set_defaults(run=_limits)
+    _add_limits(commands)
+    _add_aftermath(commands)
 
     migrate = commands.add_parser("migrate", help="start the migration of one VM through Airflow")
     migrate.add_argument("plan", metavar="PLAN", help="the plan's name, or its file")
@@ -99,6 +96,26 @@ def _parser() -> argparse.ArgumentParser:
     _add_airflow(janitor)
     janitor.set_defaults(run=_janitor)
     return parser
+
+
+def _add_limits(commands: Any) -> None:
+    limits = commands.add_parser("limits", help="Airflow pools that hold what plans limit")
+    limits.add_argument("action", choices=["check", "apply"], help="compare them with the plans, or make them so")
+    limits.add_argument("files", nargs="+", type=Path, metavar="PLAN")
+    _add_airflow(limits)
+    limits.set_defaults(run=_limits)
+
+
+def _add_aftermath(commands: Any) -> None:
+    for what, meaning in (
+        ("rollback", "take a cold cutover back: target stopped, source on the network and on again"),
+        ("finalize", "make a cold cutover final: the source is renamed and marked, never deleted"),
+    ):
+        command = commands.add_parser(what, help=meaning)
+        command.add_argument("plan", metavar="PLAN", help="the plan's name, or its file")
+        command.add_argument("vm", metavar="VM", help="the VM's name in the plan")
+        _add_airflow(command)
+        command.set_defaults(run=_aftermath, what=what)
 
 
 def _add_wave(parser: argparse.ArgumentParser) -> None:
@@ -186,6 +203,12 @@ def _wave(parsed: argparse.Namespace) -> int:
         wait=getattr(parsed, "wait", False),
         endpoint=parsed.airflow,
     )
+
+
+def _aftermath(parsed: argparse.Namespace) -> int:
+    from hyperflow.cli.aftermath import aftermath
+
+    return aftermath(parsed.what, parsed.plan, parsed.vm, endpoint=parsed.airflow)
 
 
 def _limits(parsed: argparse.Namespace) -> int:

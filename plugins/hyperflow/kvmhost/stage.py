@@ -42,6 +42,8 @@ STAGES = (
     "validate",
     "boot",
     "define",
+    "start",
+    "stop",
     "report",
     "cleanup",
     "janitor",

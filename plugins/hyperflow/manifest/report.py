@@ -157,6 +157,15 @@ class SourceCleanup(ClosedSection):
     observed: Maybe[dict[str, JsonValue]] = None
 
 
+class Decision(ClosedSection):
+    """What a person decided, or what was taken because nobody did."""
+
+    question: str
+    answer: str
+    by: Maybe[str] = Field(default=None, description="Absent when the time for an answer was over")
+    at: Maybe[Timestamp] = None
+
+
 class Report(ClosedSection):
     """``report.json``."""
 
@@ -174,3 +183,4 @@ class Report(ClosedSection):
     tools: dict[str, str] = Field(description="Name -> version, of every tool a stage used")
     boot_proof: BootProof | None = Field(description="null when no boot was tried")
     source_cleanup: SourceCleanup | None = Field(description="null when it could not be looked up")
+    decisions: Maybe[list[Decision]] = Field(default=None, description="What people decided in this run")

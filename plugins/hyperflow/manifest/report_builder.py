@@ -101,6 +101,7 @@ def build_report(
     warnings: Sequence[Message] = (),
     errors: Sequence[Message] = (),
     boot_wanted: bool = True,
+    decisions: Sequence[Mapping[str, Any]] = (),
 ) -> Report:
     """Make the report of a run, also of one that failed early.
 
@@ -110,6 +111,7 @@ def build_report(
     :param stages: name -> stage, in the order they ran
     :param manifest: the manifest the run worked from, None when there was none yet
     :param boot_wanted: false for a manifest's conversion, whose pipeline has no boot: it can be a success unproven
+    :param decisions: what people decided, ``{"question", "answer", "by", "at"}`` each
     :raises ReportError: the parts do not make a report; a fault of the caller
     """
     said = [*_messages(stages, "warnings"), *warnings]
@@ -143,6 +145,7 @@ def build_report(
         "tools": {name: version for stage in stages.values() for name, version in (stage.tools or {}).items()},
         "boot_proof": boot_proof.to_document() if boot_proof else None,
         "source_cleanup": source_cleanup.to_document() if source_cleanup else None,
+        **({"decisions": [dict(decision) for decision in decisions]} if decisions else {}),
     }
     return report_of(document)
 

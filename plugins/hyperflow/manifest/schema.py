@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from hyperflow.manifest.models import Manifest
 from hyperflow.manifest.report import Report
-from hyperflow.manifest.wave_report import WaveReport
 from hyperflow.manifest.rules import RUNNABLE
+from hyperflow.manifest.wave_report import WaveReport
 
 SCHEMAS = Path(__file__).resolve().parents[3] / "include" / "schemas"
 DRAFT = "http://json-schema.org/draft-07/schema#"

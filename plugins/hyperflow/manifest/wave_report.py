@@ -6,11 +6,12 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from hyperflow.manifest.report import BootProof, Message, Report, Seconds, Size
+from hyperflow.manifest.report import BootProof, Decision, Message, Report, Seconds, Size
 from hyperflow.manifest.section import ClosedSection, Maybe, Timestamp
 
 VmOutcome = Literal["migrated", "unproven", "rehearsed", "already done", "failed", "rolled back", "not started"]
 WaveOutcome = Literal["complete", "unproven", "rehearsed", "partial", "failed", "not started"]
+DRIFTED = "the VM is other than this run saw it"  # how the message of a drift begins
 ARRIVED: tuple[VmOutcome, ...] = ("migrated", "already done")
 
 
@@ -42,15 +43,8 @@ class VmSummary(ClosedSection):
     errors: Maybe[list[Message]] = None
     report: Maybe[str] = Field(default=None, description="Path of report.json on the KVM host")
     reason: Maybe[str] = Field(default=None, description="Why it was not started, or why it failed")
-
-
-class Decision(ClosedSection):
-    """What a person decided, or what was taken because nobody did."""
-
-    question: str
-    answer: str
-    by: Maybe[str] = Field(default=None, description="Absent when the time for an answer was over")
-    at: Maybe[Timestamp] = None
+    drifted: Maybe[bool] = Field(default=None, description="It failed because somebody changed the VM meanwhile")
+    decisions: Maybe[list[Decision]] = Field(default=None, description="Of its cutover")
 
 
 class WaveSummary(ClosedSection):
@@ -87,10 +81,11 @@ class WaveReport(ClosedSection):
     vms: Annotated[list[VmSummary], Field(max_length=2000)]
 
 
-def summarise_run(report: Report, path: str | None, *, rehearsed: bool = False) -> VmSummary:
+def summarise_run(report: Report, path: str | None, *, rehearsed: bool = False, rolled_back: bool = False) -> VmSummary:
     """Make of a VM's report what its wave tells of it.
 
     :param rehearsed: it was a dry run
+    :param rolled_back: its cutover was taken back
     :param path: where the report lies on the KVM host, None when it could not be written there
     """
     stages = {
@@ -112,6 +107,8 @@ def summarise_run(report: Report, path: str | None, *, rehearsed: bool = False) 
     outcome: VmOutcome = {"proven": "migrated", "unproven": "unproven"}.get(report.summary.outcome, "failed")  # type: ignore[assignment]
     if rehearsed and not report.errors:
         outcome = "rehearsed"
+    if rolled_back:
+        outcome = "rolled back"
     fields = {
         "outcome": outcome,
         "dag_id": report.run.dag_id or "",
@@ -128,6 +125,8 @@ def summarise_run(report: Report, path: str | None, *, rehearsed: bool = False) 
         "warnings": report.warnings[:MESSAGES_KEPT],
         "errors": report.errors[:MESSAGES_KEPT],
         "report": path,
+        "drifted": True if any(DRIFTED in error.message for error in report.errors) else None,
+        "decisions": report.decisions,
     }
     return VmSummary.model_validate({key: value for key, value in fields.items() if value is not None})
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hyperflow.vsphere.facts import VmFacts
 
 PREFLIGHT = "preflight"  # id of the task that resolves the run's settings
+SHUTDOWN = "shutdown"  # id of the task that shuts the source down for a cold cutover
 RESULT_KEY = "result"  # XCom: the stage's whole result, for the report
 FAILURE_KEY = "failure"  # XCom: {"stage", "message", "code"} of a task that failed, for the report
 TRY_AGAIN = "try-again"  # the kind of a stage's error that may pass

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import uuid
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+
+from hyperflow.operators.base import safe
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from hyperflow.vsphere.snapshot import Ownership
 
 INSTANCE_VARIABLE = "hyperflow_instance"
 
@@ -29,3 +34,11 @@ def instance() -> str:
 def owner_of(context: Context) -> dict[str, str]:
     """Give the owner that entries of the ledger carry."""
     return {"airflow": instance(), "dag": context["dag"].dag_id, "run": str(context["run_id"])}
+
+
+def snapshot_record(context: Context) -> tuple[str, Ownership]:
+    """Name and ownership of this run's snapshot: the same whenever they are asked for, so that it is always found."""
+    from hyperflow.vsphere.snapshot import Ownership, snapshot_name
+
+    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return snapshot_name(safe(context["run_id"])), Ownership(**owner_of(context), created=created)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hyperflow.vsphere.concerns import Concern
     from hyperflow.vsphere.facts import VmFacts
 
+STATE_KEY = "state"  # XCom: what drift is judged by (vsphere.drift.state)
 WORKING_SPACE = 2 * 2**30  # bytes: overlays of the fix and the boot proof; the lab's guest needs 0.1 GiB
 
 
@@ -55,7 +56,7 @@ class PreflightOperator(MigrationOperator):
         ti = context["ti"]
         ti.xcom_push(key="migration", value=migration.model_dump(mode="json", by_alias=True))
         self.migration = migration.model_dump(mode="json", by_alias=True)
-        facts, found = self.read_source(migration)
+        facts, found = self.read_source(context, migration)
         vm = facts.to_json()
         if not migration.dry_run:
             self.take_vm(context, facts)
@@ -81,20 +82,27 @@ class PreflightOperator(MigrationOperator):
         except (PlanError, KeyError) as fault:
             raise AirflowFailException(str(fault)) from fault
 
-    def read_source(self, migration: Migration) -> tuple[VmFacts, list[Concern]]:
+    def read_source(self, context: Context, migration: Migration) -> tuple[VmFacts, list[Concern]]:
         """Find the VM at its vCenter and judge it."""
         from hyperflow.vsphere.concerns import concerns
+        from hyperflow.vsphere.drift import state
         from hyperflow.vsphere.errors import VsphereError
         from hyperflow.vsphere.inventory import find_vm, read_vm
+        from hyperflow.vsphere.privileges import missing_privileges
 
         try:
             with VsphereHook(migration.vcenter_connection).session() as session:
                 selector = migration.selector
                 moref = find_vm(session, selector.value, kind=selector.kind, datacenter=migration.datacenter)
                 facts = read_vm(session, moref)
+                context["ti"].xcom_push(key=STATE_KEY, value=state(session, moref))
+                cold = migration.cutover.strategy == "cold"
+                lacking = missing_privileges(session, moref, for_cutover=True) if cold else []
         except (VsphereError, ValueError) as fault:
             temporary = isinstance(fault, VsphereError) and fault.temporary
             raise (AirflowException if temporary else AirflowFailException)(shown(str(fault))) from fault
+        if lacking:
+            raise AirflowFailException("; ".join(one.sentence() for one in lacking))
         self.log.info(
             "%s (%s): %d CPU(s), %d MB, %d disk(s), %s, %s",
             *(shown(facts.inventory_path), facts.moref, facts.cpus, facts.memory_mb, len(facts.disks)),

@@ -11,6 +11,7 @@ from hyperflow.operators.base import safe
 SUMMARY_KEY = "summary"  # XCom: VmSummary as JSON, of a VM's run and of a wave's task
 PROVEN = "proven"  # outcome of a run whose guest was booted
 
+
 def remember_proven(dag_id: str, run_id: str, summary: dict[str, Any]) -> None:
     """Remember that a run proved its VM.
 

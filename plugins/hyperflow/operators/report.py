@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowFailException
 
 from hyperflow.manifest.shown import shown
+from hyperflow.operators.approval import DECISION_KEY
 from hyperflow.operators.base import (
     RESULT_KEY,
     ClosingOperator,
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
     from hyperflow.manifest.report import BootProof, Report, ReportedVm, SourceCleanup
 
 ORDER = (
-    *("preflight", "snapshot", "export", "remove_snapshot", "manifest", "checksum", "inspect", "fix", "convert"),
-    *("validate", "boot", "define", "cleanup"),
+    *("preflight", "approve_shutdown", "shutdown", "snapshot", "export", "remove_snapshot", "manifest", "checksum"),
+    *("inspect", "fix", "convert", "validate", "boot", "define", "approve_start", "disconnect", "start", "rollback"),
+    "cleanup",
 )
+ASKING = ("approve_shutdown", "shutdown", "approve_start")  # tasks that leave a person's decision
 
 
 class WriteReportOperator(RunReportOperator, ClosingOperator):
@@ -85,7 +88,10 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         from hyperflow.manifest.wave_report import summarise_run
 
         summary = summarise_run(
-            report, place["path"] if place["host"] else None, rehearsed=self.was_dry_run
+            report,
+            place["path"] if place["host"] else None,
+            rehearsed=self.was_dry_run,
+            rolled_back=context["ti"].xcom_pull(task_ids="rollback", map_indexes=-1) is not None,
         ).to_document()
         context["ti"].xcom_push(key=SUMMARY_KEY, value=summary)
         if report.summary.outcome == PROVEN and not report.errors:
@@ -119,6 +125,11 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
             manifest_sha256=reference.get("sha256"),
             boot_proof=self.boot_proof(context),
             source_cleanup=self.source_cleanup(context),
+            decisions=[
+                decision
+                for task in ASKING
+                if (decision := context["ti"].xcom_pull(task_ids=task, key=DECISION_KEY, map_indexes=-1))
+            ],
         )
 
     def disk_ids(self) -> list[str]:
@@ -129,6 +140,8 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         """Tell why a task was skipped; the boot proof is a person's choice."""
         if task_id == "boot" and not self.was_dry_run:
             return "skip_boot: nothing proves that this guest boots"
+        if task_id == "rollback" and not self.was_dry_run:
+            return "there was nothing to roll back"
         return super().why_skipped(task_id)
 
     def manifest(self, context: Context) -> tuple[Manifest | None, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,15 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import VmOperator, run_key, safe
-from hyperflow.operators.ownership import owner_of
+from hyperflow.operators.base import PREFLIGHT, SHUTDOWN, VmOperator, run_key
+from hyperflow.operators.drift import heed_drift
+from hyperflow.operators.ownership import owner_of, snapshot_record
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from hyperflow.vsphere.facts import VmFacts
     from hyperflow.vsphere.session import Session
-    from hyperflow.vsphere.snapshot import Ownership
 
 CREATION_LIMIT = 1800.0  # seconds to take a snapshot; the connection's task_time_limit says otherwise
 REMOVAL_LIMIT = 7200.0  # seconds to remove one: joining a large delta disk takes hours
@@ -64,13 +66,15 @@ class CreateSnapshotOperator(SourceOperator):
         from hyperflow.vsphere.snapshot import create_snapshot, find_snapshots
 
         moref = self.facts.moref
+        cold = self.settings.cutover.strategy == "cold"
+        warnings = heed_drift(self, session, context, since=SHUTDOWN if cold else PREFLIGHT)
         name, ownership = snapshot_record(context)
         # Said before it is done: whoever finds the snapshot can tell whose it is, also when this task dies now.
         self.log.info("taking snapshot %s of %s (%s): %s", name, shown(self.facts.name), moref, ownership.description())
         for found in find_snapshots(session, moref, name):
             if ownership.owns(found):
                 self.log.info("found it already there, from an earlier try: %s", found.moref)
-                return {"entity": found.moref, "snapshot": name, "quiesced": None, "warnings": []}
+                return {"entity": found.moref, "snapshot": name, "quiesced": None, "warnings": warnings}
         self.note(context, name)
         try:
             created = create_snapshot(
@@ -86,14 +90,14 @@ class CreateSnapshotOperator(SourceOperator):
                 raise
             warning = f"no snapshot could be taken ({fault}); the VM is off, so it is exported itself"
             self.log.warning(shown(warning))
-            return {"entity": moref, "snapshot": None, "quiesced": True, "warnings": [warning]}
+            return {"entity": moref, "snapshot": None, "quiesced": True, "warnings": [*warnings, warning]}
         for warning in created.warnings:
             self.log.warning(shown(warning))
         return {
             "entity": created.moref,
             "snapshot": name,
             "quiesced": created.quiesced,
-            "warnings": list(created.warnings),
+            "warnings": [*warnings, *created.warnings],
         }
 
     def note(self, context: Context, name: str) -> None:
@@ -131,9 +135,14 @@ class RemoveSnapshotOperator(SourceOperator):
         from hyperflow.vsphere.inventory import read_vm
 
         try:
-            return changes(self.facts, read_vm(session, self.facts.moref))
+            return changes(self.expected(), read_vm(session, self.facts.moref))
         except NotFound:
             return []
+
+    def expected(self) -> VmFacts:
+        """The VM as it is to be found: as preflight saw it, but for the power that a cold cutover has taken off."""
+        cold = self.settings.cutover.strategy == "cold"
+        return replace(self.facts, power_state="poweredOff") if cold else self.facts
 
 
 def remove_own_snapshots(
@@ -160,11 +169,3 @@ def remove_own_snapshots(
         "left": left,
         "warnings": [warning for each in removed for warning in each.warnings],
     }
-
-
-def snapshot_record(context: Context) -> tuple[str, Ownership]:
-    """Name and ownership of this run's snapshot: the same whenever they are asked for, so that it is always found."""
-    from hyperflow.vsphere.snapshot import Ownership, snapshot_name
-
-    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return snapshot_name(safe(context["run_id"])), Ownership(**owner_of(context), created=created)

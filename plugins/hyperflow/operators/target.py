@@ -98,7 +98,6 @@ class DefineDomainOperator(TargetOperator):
             "description": shown(f"{facts.name}, migrated from {facts.inventory_path}"),
             "images": self.ordered_images(),
             "hardware": {**self.hardware(), "nics": nics},
-            "start": self.settings.start,
             "metadata": {"vm": vm_key(facts), "run": run_key(context)},
         }
 

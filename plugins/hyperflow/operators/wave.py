@@ -18,6 +18,7 @@ from airflow.sdk.exceptions import (
 from airflow.sdk.execution_time.hitl import upsert_hitl_detail
 
 from hyperflow.manifest.shown import shown, shown_in_markdown
+from hyperflow.operators.approval import DECISION_KEY, moment, user_name
 from hyperflow.operators.base import FAILURE_KEY
 from hyperflow.operators.preflight import plan_location
 from hyperflow.operators.proven import SUMMARY_KEY, proven_run
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 CHECK, APPROVE, REPORT, GROUP = "check", "approve", "report", "vms"  # ids of the tasks of a wave
 SKIPPED_KEY = "skipped"  # XCom: why a task was skipped
-DECISION_KEY = "decision"  # XCom: what was decided after a failure
 QUESTION_KEY = "question"  # XCom: what a person must know to approve, Markdown
 OPENING_KEY = "opening"  # XCom: {"start", "end", "latest_start"}, ISO 8601; None where the wave has no window
 GO_ON, STOP = "Go on", "Stop"
@@ -329,13 +329,12 @@ class MigrateVmOperator(TriggerDagRunOperator):
                 f"the question whether wave {self.wave} goes on was not answered: {event['error']}"
             )
         answer = (event.get("chosen_options") or [STOP])[0]
-        responded = event.get("responded_at")
         decision = {
             "question": f"{', '.join(failed)} failed. Start {self.slug} and those after it?",
             "answer": answer,
             "of": failed,
             "by": user_name(event),
-            "at": responded.isoformat() if isinstance(responded, datetime) else responded,
+            "at": moment(event.get("responded_at")),
         }
         context["ti"].xcom_push(key=DECISION_KEY, value=decision)
         self.log.info("decided by %s: %s", decision["by"] or "nobody in time", answer)
@@ -423,14 +422,6 @@ def telling(context: Context, function: Any, *arguments: Any) -> Any:
 def asked_again(context: Context) -> bool:
     """Whether this run of the wave migrates also what is migrated and proven already."""
     return bool((context["dag_run"].conf or {}).get("again"))
-
-
-def user_name(answer: dict[str, Any]) -> str | None:
-    """Who answered a question; None when nobody did in time."""
-    user = answer.get("responded_by_user")
-    if isinstance(user, dict):
-        return str(user.get("name") or user.get("id"))
-    return str(getattr(user, "name", user)) if user else None
 
 
 def _slot(context: Context) -> datetime | None:

@@ -10,24 +10,24 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from hyperflow.manifest.shown import shown
+from hyperflow.operators.approval import DECISION_KEY, moment, user_name
 from hyperflow.operators.base import FAILURE_KEY
 from hyperflow.operators.proven import SUMMARY_KEY
 from hyperflow.operators.wave import (
     APPROVE,
     CHECK,
-    DECISION_KEY,
     OPENING_KEY,
     SKIPPED_KEY,
     load_wave,
     task_of,
-    user_name,
 )
 from hyperflow.operators.wave_record import keep_wave_report
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from hyperflow.manifest.wave_report import Decision, VmSummary, WaveReport
+    from hyperflow.manifest.report import Decision
+    from hyperflow.manifest.wave_report import VmSummary, WaveReport
     from hyperflow.plans.plan import Plan
     from hyperflow.plans.wave import Wave
 
@@ -155,7 +155,7 @@ class WriteWaveReportOperator(BaseOperator):
 
     def decisions(self, context: Context, wave: Wave) -> Iterator[Decision]:
         """Who decided what, in the order of the wave."""
-        from hyperflow.manifest.wave_report import Decision
+        from hyperflow.manifest.report import Decision
 
         answer = context["ti"].xcom_pull(task_ids=APPROVE, map_indexes=-1) if wave.entry.approval else None
         if isinstance(answer, dict):
@@ -166,17 +166,10 @@ class WriteWaveReportOperator(BaseOperator):
             found = context["ti"].xcom_pull(task_ids=task_of(slug), key=DECISION_KEY, map_indexes=-1)
             if isinstance(found, dict):
                 wanted = ("question", "answer", "by", "at")
-                yield Decision.model_validate(
-                    {key: _moment(found[key]) if key == "at" else found[key] for key in wanted if found.get(key)}
-                )
+                yield Decision.model_validate({key: found[key] for key in wanted if found.get(key)})
 
 
 def _decision(question: str, chosen: str, answer: dict[str, Any]) -> dict[str, Any]:
-    told = {"question": question, "answer": chosen, "by": user_name(answer), "at": answer.get("responded_at")}
-    return {key: _moment(value) if key == "at" else value for key, value in told.items() if value}
-
-
-def _moment(value: Any) -> str:
-    from hyperflow.manifest.builder import timestamp
-
-    return timestamp(value if isinstance(value, datetime) else datetime.fromisoformat(str(value)))
+    at = moment(answer.get("responded_at"))
+    told = {"question": question, "answer": chosen, "by": user_name(answer), "at": at}
+    return {key: value for key, value in told.items() if value}

@@ -14,7 +14,7 @@ from hyperflow.plans.reading import read, validate
 from hyperflow.plans.settings import PlanFile, Settings, VmEntry
 from hyperflow.plans.slug import Selector, slugs
 from hyperflow.plans.survey import Survey, read_survey
-from hyperflow.plans.wave import Candidate, Wave, resolve_waves
+from hyperflow.plans.wave import Candidate, Wave, approver, resolve_waves
 
 
 def discover(folder: Path) -> list[Path]:
@@ -57,11 +57,14 @@ def _plan_vms(written: PlanFile, library: Library) -> tuple[PlannedVm, ...]:
     document = written.to_document()
     defaults = {key: value for key, value in document.items() if key in Settings.model_fields}
     selectors = [_selector(vm) for vm in document["vms"]]
+    people = written.people or {}
     planned = []
     for vm, selector, slug in zip(document["vms"], selectors, slugs(selectors), strict=True):
         settings = VmEntry.model_validate(merge(defaults, vm))
         profile = library.profiles[str(settings.profile)]
-        planned.append(PlannedVm(selector, slug, f"migrate.{written.plan}.{slug}", settings, profile))
+        approval = settings.cutover.approval if settings.cutover else None
+        asked = tuple(approver(key, people[key]) for key in (approval.by if approval else None) or ())
+        planned.append(PlannedVm(selector, slug, f"migrate.{written.plan}.{slug}", settings, profile, asked))
     return tuple(planned)
 
 

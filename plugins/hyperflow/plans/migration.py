@@ -8,6 +8,7 @@ from typing import Literal
 from hyperflow.manifest.faults import Fault, render
 from hyperflow.manifest.models import Output
 from hyperflow.plans.bandwidth import Bandwidth
+from hyperflow.plans.cutover import Cutover
 from hyperflow.plans.host_run import HostRun
 from hyperflow.plans.library import merged_profile
 from hyperflow.plans.overrides import Overrides
@@ -42,11 +43,12 @@ class Migration(HostRun):
     cpus: int | None  # None: as at the source, so for the next two
     memory_mb: int | None
     firmware: Literal["bios", "uefi"] | None
-    start: bool
     boot_timeout_seconds: int
     boot_memory_mb: int | None
     skip_boot: bool
     snapshots: Literal["refuse", "allow"]
+    cutover: Cutover
+    drift: Literal["stop", "warn", "start-over"]
     decode_while_downloading: bool
     bandwidth: Bandwidth | None = None
 
@@ -106,12 +108,13 @@ def effective(plan: Plan, vm: PlannedVm, overrides: Overrides | None = None) -> 
         cpus=target.cpus,
         memory_mb=target.memory_mb,
         firmware=target.firmware,
-        start=target.start,
         boot_timeout_seconds=proof.timeout_seconds,
         boot_memory_mb=proof.memory_mb,
         skip_boot=run.skip_boot,
         dry_run=run.dry_run,
         snapshots=settings.snapshots,
+        cutover=settings.cutover or Cutover(),
+        drift=settings.drift,
         parallel_disks=limits.parallel_disks,
         decode_while_downloading=limits.decode_while_downloading,
         bandwidth=limits.bandwidth,

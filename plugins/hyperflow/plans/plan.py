@@ -28,6 +28,7 @@ class PlannedVm:
     :param dag_id: ``migrate.<plan>.<slug>``
     :param settings: the plan's settings with the VM's laid over them
     :param profile: the profile the two name, without their overrides
+    :param approvers: ``{"id", "name"}`` of those who are asked in its cutover; empty for whoever may run the DAG
     """
 
     selector: Selector
@@ -35,6 +36,7 @@ class PlannedVm:
     dag_id: str
     settings: VmEntry
     profile: Profile
+    approvers: tuple[dict[str, str], ...] = field(default=())
 
 
 @dataclass(frozen=True)

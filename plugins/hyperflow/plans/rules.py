@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hyperflow.manifest.faults import Location
+from hyperflow.manifest.faults import Location, did_you_mean, show
 from hyperflow.plans import bandwidth
 from hyperflow.plans.library import Library, merged_profile
 from hyperflow.plans.profile import ProfileSettings
@@ -118,3 +118,13 @@ def _bandwidth(settings: dict[str, Any], here: Location) -> Iterator[PlacedFault
 def _inner(mapping: dict[str, Any], key: str) -> dict[str, Any]:
     value = mapping.get(key)
     return value if isinstance(value, dict) else {}
+
+
+def _cutovers(plan: dict[str, Any], entries: list[dict[str, Any]]) -> Iterator[PlacedFault]:
+    people = plan.get("people") if isinstance(plan.get("people"), dict) else {}
+    for at, layer in (((), plan), *(((("vms", index)), vm) for index, vm in enumerate(entries))):
+        by = _inner(_inner(layer, "cutover"), "approval").get("by")
+        for place, key in enumerate(by if isinstance(by, list) else []):
+            if isinstance(key, str) and key not in people:
+                expected = did_you_mean(key, sorted(people)) if people else "a key of people, which the plan has not"
+                yield fault((*at, "cutover", "approval", "by", place), show(key), expected)

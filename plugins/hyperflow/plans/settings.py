@@ -8,6 +8,7 @@ from pydantic import Field
 
 from hyperflow.manifest.section import WHOLE, ClosedSection, Matching, Maybe
 from hyperflow.plans.bandwidth import Bandwidth
+from hyperflow.plans.cutover import Cutover
 from hyperflow.plans.profile import Name, ProfileSettings
 from hyperflow.plans.wave_settings import Minutes, Person, TimeZone, WaveEntry
 
@@ -64,7 +65,6 @@ class TargetSettings(ClosedSection):
     cpus: Maybe[Annotated[int, Field(ge=1, le=1024), WHOLE]] = None
     memory_mb: Maybe[Megabytes] = Field(default=None, description="MiB")
     firmware: Maybe[Literal["bios", "uefi"]] = None
-    start: bool = Field(default=False, description="Start the domain once it is defined")
 
 
 class VmTargetSettings(TargetSettings):
@@ -107,6 +107,12 @@ class Settings(ClosedSection):
         default="refuse", description="What to do with a VM that has snapshots already; none is ever removed"
     )
     limits: Maybe[Limits] = None
+    cutover: Maybe[Cutover] = None
+    drift: Literal["stop", "warn", "start-over"] = Field(
+        default="stop",
+        description="When the VM is other than preflight saw it, before its snapshot, shutdown or replacement; "
+        "start-over is a new run, once, in a wave",
+    )
     labels: Maybe[Annotated[list[Name], Field(max_length=50)]] = Field(
         default=None, description="Words of your own, by which waves choose members"
     )

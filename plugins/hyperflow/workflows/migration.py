@@ -10,7 +10,8 @@ from airflow.sdk.definitions.param import ParamsDict
 
 from hyperflow.manifest.models import OutputFormat
 from hyperflow.manifest.shown import shown, shown_in_markdown
-from hyperflow.operators.base import PREFLIGHT
+from hyperflow.operators.approval import AskOperator
+from hyperflow.operators.base import PREFLIGHT, SHUTDOWN
 from hyperflow.operators.cleanup import CleanUpOperator
 from hyperflow.operators.conversion import (
     ConvertDiskOperator,
@@ -19,12 +20,19 @@ from hyperflow.operators.conversion import (
     ValidateImagesOperator,
     VerifyChecksumOperator,
 )
+from hyperflow.operators.cutover import (
+    DisconnectSourceOperator,
+    RollBackOperator,
+    ShutDownSourceOperator,
+    StartTargetOperator,
+)
 from hyperflow.operators.export import ExportDiskOperator
 from hyperflow.operators.manifest import WriteManifestOperator
 from hyperflow.operators.preflight import PreflightOperator
 from hyperflow.operators.report import WriteReportOperator
 from hyperflow.operators.snapshot import CreateSnapshotOperator, RemoveSnapshotOperator
 from hyperflow.operators.target import DefineDomainOperator, ProveBootOperator
+from hyperflow.plans.cutover import Cutover
 from hyperflow.plans.overrides import Overrides
 from hyperflow.plans.settings import Limits
 
@@ -33,6 +41,11 @@ if TYPE_CHECKING:
 
 RETRIES = 5  # only of what may pass, such as a vCenter that is away for a minute: operators fail at once for the rest
 RETRY_DELAY = timedelta(seconds=20)
+CHANGES = {  # at the source, by the cutover's strategy
+    "live-copy": "The source VM gets one snapshot for the time of the export and is not changed otherwise.",
+    "cold": "The source VM is shut down for its export, and taken off the network before the target is started; when "
+    "that is not well, all of it is taken back.",
+}
 DISK_LABEL = "{{ task.disk['id'] }}"  # mapped tasks are shown by the disk's id
 
 
@@ -108,9 +121,41 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
         trigger_rule=TriggerRule.ALL_DONE,
     )
 
-    chain(preflight, snapshot, export, manifest, checksum, inspect, fix, convert, validate, boot, define)
-    chain(define, cleanup, report)
+    cutover = vm.settings.cutover or Cutover()
+    before: list[Any] = []
+    after: list[Any] = []
+    if cutover.strategy == "cold":
+        before = [
+            *ask(vm, cutover, "approve_shutdown", f"Shut down {shown(vm.selector.value)}?"),
+            ShutDownSourceOperator(task_id=SHUTDOWN, **source, approvers=list(vm.approvers)),
+        ]
+        after = [
+            *ask(vm, cutover, "approve_start", f"Start {shown(vm.selector.value)} on KVM for good?"),
+            DisconnectSourceOperator(task_id="disconnect", **source, **onward),
+            StartTargetOperator(task_id="start", **source, guest=left_by("inspect"), **onward),
+            RollBackOperator(task_id="rollback", trigger_rule=TriggerRule.ALL_DONE),
+        ]
+    chain(preflight, *before, snapshot, export, manifest, checksum, inspect, fix, convert, validate, boot, define)
+    chain(define, *after, cleanup, report)
     export >> remove_snapshot >> cleanup
+
+
+def ask(vm: PlannedVm, cutover: Cutover, task_id: str, subject: str) -> list[AskOperator]:
+    """Make the task that asks before a step of the cutover; none where the plan has nobody asked."""
+    approval = cutover.approval
+    if approval is None:
+        return []
+    return [
+        AskOperator(
+            task_id=task_id,
+            about=subject,
+            subject=subject,
+            defaults=AskOperator.APPROVE if approval.on_timeout == "approve" else AskOperator.REJECT,
+            response_timeout=timedelta(minutes=approval.timeout_minutes),
+            assigned_users=list(vm.approvers) or None,  # type: ignore[arg-type]
+            trigger_rule=TriggerRule.NONE_FAILED,
+        )
+    ]
 
 
 def left_by(task_id: str, key: str = "return_value") -> str:
@@ -155,6 +200,6 @@ def describe(plan: Plan, vm: PlannedVm) -> str:
     return (
         f"Moves {shown_in_markdown(vm.selector.value)} from vCenter `{plan.vcenter.connection}` "
         f"to KVM host {where}, with profile `{vm.profile.name}`{about}. Plan: {shown_in_markdown(str(plan.path))}.\n\n"
-        "The source VM gets one snapshot for the time of the export and is not changed otherwise. "
+        f"{CHANGES[(vm.settings.cutover or Cutover()).strategy]} "
         "The run succeeds only when the converted guest was booted and said itself that it is up."
     )

@@ -149,13 +149,6 @@ def test_any_name_of_a_vm_makes_a_description_that_reads_back_as_it_was_shown(op
     assert read(options["name"]).findtext("description") == options["description"]
 
 
-def test_a_domain_is_started_only_when_that_is_asked_for(options: dict[str, Any]) -> None:
-    result = running.run("define", {**options, "start": True})
-
-    assert result["observed"]["started"] is True, result["log"]
-    assert virsh("domstate", options["uuid"]).strip() == "running"
-
-
 @pytest.mark.parametrize(
     "changes",
     [{"name": "a/b"}, {"name": "-x"}, {"name": ""}, {"uuid": "1234"}, {"metadata": {}}, {"description": "\x1b[2J"}],

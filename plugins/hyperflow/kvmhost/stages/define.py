@@ -30,7 +30,6 @@ class Options:
     :param uuid: the source's, so that the guest keeps its machine identity
     :param images: boot disk first
     :param hardware: every interface with its MAC and the libvirt network it goes to
-    :param start: start the domain when it is defined
     :param metadata: ``vm`` (required: whose domain this is), ``run``, and whatever else is to be remembered
     """
 
@@ -40,7 +39,6 @@ class Options:
     hardware: Hardware
     metadata: dict[str, str]
     description: str = ""
-    start: bool = False
     uri: str = field(default="qemu:///system")
 
 
@@ -76,7 +74,6 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     defined = domains.virsh(options.uri, "dumpxml", "--inactive", uuid)
     there = _require_devices(options, defined, "libvirt")
     job.log(f"define: {options.name} ({uuid}) {'defined anew' if again else 'defined'}")
-    started = _start(options, job) if options.start else False
     return {
         "name": domains.read_domain(defined).name,
         "uuid": domains.read_domain(defined).uuid,
@@ -84,7 +81,6 @@ def run(options: Options, job: Job) -> dict[str, Any]:
         **there,
         "networks_active": {name: networks[name] for name in sorted(set(wanted))},
         "redefined": again,
-        "started": started,
     }
 
 
@@ -202,14 +198,3 @@ def _require_devices(options: Options, xml: str, who: str) -> dict[str, Any]:
     if nics != wanted:
         raise StageError(f"{who}: found the interfaces {nics}, expected {wanted}")
     return there
-
-
-def _start(options: Options, job: Job) -> bool:
-    uuid = options.uuid.lower()
-    if domains.virsh(options.uri, "domstate", uuid).strip() != "running":
-        domains.virsh(options.uri, "start", uuid)
-    state = domains.virsh(options.uri, "domstate", uuid).strip()
-    if state != "running":
-        raise StageError(f"{options.name}: it was started, and is {state}")
-    job.log(f"define: {options.name} is running")
-    return True

@@ -1,0 +1,103 @@
+"""What a person does after a cutover: take it back, or make it final."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from hyperflow.hooks.vsphere import VsphereHook
+from hyperflow.manifest.shown import shown
+from hyperflow.operators.base import FAILURE_KEY
+from hyperflow.operators.claim import claim, release
+from hyperflow.operators.cutover import cutover_of, put, roll_back
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow.sdk import Context
+
+FINALIZED = "finalized"
+CUT_OVER = "cut over"
+
+
+class AftermathOperator(BaseOperator):
+    """A task on a VM whose cutover is on record.
+
+    :param vm_dag: the VM's DAG (``migrate.PLAN.SLUG``); templated
+    """
+
+    template_fields: Sequence[str] = ("vm_dag",)
+    ui_color = "#fdf0d0"
+
+    def __init__(self, *, vm_dag: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.vm_dag = vm_dag
+
+    def execute(self, context: Context) -> Any:
+        """Do the work with the VM for this run alone, and keep why it failed."""
+        try:
+            record = self.record()
+            claim(context, record["vm"], record["name"])
+            try:
+                return self.work(context, record)
+            finally:
+                release(context, record["vm"])
+        except AirflowException as fault:
+            context["ti"].xcom_push(key=FAILURE_KEY, value={"stage": self.task_id, "message": str(fault)})
+            raise
+
+    def record(self) -> dict[str, Any]:
+        """The cutover on record.
+
+        :raises AirflowFailException: there is none, or it is final
+        """
+        record = cutover_of(self.vm_dag)
+        if record is None:
+            raise AirflowFailException(
+                f"vm: found no cutover of {self.vm_dag!r}, expected the DAG of a VM that was moved with "
+                "cutover.strategy: cold, as migrate.PLAN.VM"
+            )
+        if record["phase"] == FINALIZED:
+            raise AirflowFailException(f"{record['name']} was finalized at {record['at']}: that is not taken back")
+        return record
+
+    def work(self, context: Context, record: dict[str, Any]) -> Any:
+        """Do it."""
+        raise NotImplementedError
+
+
+class RollBackLaterOperator(AftermathOperator):
+    """Rolls a cutover back that a person does not want any more; see :func:`roll_back`."""
+
+    def work(self, context: Context, record: dict[str, Any]) -> dict[str, Any]:
+        """Roll back."""
+        return roll_back(self, context, self.vm_dag, record)
+
+
+class FinalizeOperator(AftermathOperator):
+    """Renames and marks the source of a cutover that stays; it is never deleted. No rollback is possible afterwards."""
+
+    def work(self, context: Context, record: dict[str, Any]) -> dict[str, Any]:
+        """Rename and mark; what becomes of the source is a person's affair from here on."""
+        from hyperflow.vsphere.errors import VsphereError
+        from hyperflow.vsphere.finalize import finalize
+        from hyperflow.vsphere.power import OFF, power_state
+
+        if record["phase"] != CUT_OVER:
+            raise AirflowFailException(
+                f"{record['name']}: its cutover is at {record['phase']!r}, expected {CUT_OVER!r}"
+            )
+        try:
+            with VsphereHook(record["vcenter"]).session() as session:
+                state = power_state(session, record["moref"])
+                if state != OFF:
+                    raise AirflowFailException(f"{record['name']} is {state}, expected poweredOff: its target runs too")
+                name = f"{record['name']}-migrated"
+                done = finalize(session, record["moref"], name, f"migrated by {self.vm_dag}, run {record['run']}")
+        except VsphereError as fault:
+            raise (AirflowException if fault.temporary else AirflowFailException)(shown(str(fault))) from fault
+        put(self.vm_dag, {**record, "phase": FINALIZED})
+        self.log.info("%s is %s now, and marked; it is not deleted", shown(record["name"]), shown(name))
+        return {"name": name, "changed": list(done.changed)}

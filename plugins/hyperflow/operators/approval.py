@@ -1,0 +1,106 @@
+"""Asks a person, and goes on only when the answer is yes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+from hyperflow.operators.base import FAILURE_KEY, PREFLIGHT, RESULT_KEY, SHUTDOWN
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+DECISION_KEY = "decision"  # XCom: {"question", "answer", "by", "at"}
+
+
+class AskOperator(ApprovalOperator):
+    """A question of a VM's cutover. A no, or nobody's answer where that counts as a no, fails the run.
+
+    Airflow's own operator would skip what follows; much of what follows here runs also after something was skipped.
+
+    :param about: what the answer lets happen, for the log and the report
+    """
+
+    ui_color = "#fdf0d0"
+
+    def __init__(self, *, about: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.about = about
+
+    def execute(self, context: Context) -> Any:
+        """Ask, with what a person must know to answer; a dry run asks nobody."""
+        migration = context["ti"].xcom_pull(task_ids=PREFLIGHT, key="migration", map_indexes=-1) or {}
+        if migration.get("dry_run"):
+            raise AirflowSkipException("dry run: nothing is created, copied or changed")
+        self.body = question(context, self.about)
+        return super().execute(context)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Keep who decided; go on or fail."""
+        try:
+            if "error" in event:
+                raise AirflowFailException(f"{self.about}: the question was not answered: {event['error']}")
+            chosen = (event.get("chosen_options") or [self.REJECT])[0]
+            who = user_name(event)
+            decision = {"question": self.subject, "answer": chosen, "by": who, "at": moment(event.get("responded_at"))}
+            context["ti"].xcom_push(key=DECISION_KEY, value={key: value for key, value in decision.items() if value})
+            self.log.info("%s: %s by %s", self.about, chosen, who or "nobody in time")
+            if chosen != self.APPROVE:
+                raise AirflowFailException(
+                    f"{self.about}: rejected by {who}" if who else f"{self.about}: not approved in time"
+                )
+            return decision
+        except AirflowException as fault:
+            context["ti"].xcom_push(key=FAILURE_KEY, value={"stage": self.task_id, "message": str(fault)})
+            raise
+
+
+def question(context: Context, about: str) -> str:
+    """Write what a person must know: the VM, its sizes, the warnings so far, and the boot proof where there is one."""
+    from hyperflow.manifest.shown import shown_in_markdown
+
+    ti = context["ti"]
+    vm = ti.xcom_pull(task_ids=PREFLIGHT, key="vm", map_indexes=-1) or {}
+    size = sum(disk["capacity_bytes"] for disk in vm.get("disks", [])) / 2**30
+    lines = [
+        f"**{about}**",
+        f"* {shown_in_markdown(str(vm.get('inventory_path')))}: {vm.get('power_state')}, {vm.get('cpus')} CPU(s), "
+        f"{vm.get('memory_mb')} MB, {len(vm.get('disks', []))} disk(s), {size:.1f} GiB",
+    ]
+    off = ti.xcom_pull(task_ids=SHUTDOWN, map_indexes=-1)
+    if isinstance(off, dict):
+        lines.append(f"* the source is {off['state']} since {off['at']}")
+    proof = ti.xcom_pull(task_ids="boot", map_indexes=-1)
+    if isinstance(proof, dict):
+        lines.append(
+            f"* the converted guest booted in {proof['seconds_to_up']:.0f} s ({proof['accelerator']}), in isolation"
+        )
+    for task in (PREFLIGHT, "snapshot", "export", "inspect", "fix", "convert", "validate", "boot", "define"):
+        for result in _results(ti, task):
+            lines += [f"* {task}: {shown_in_markdown(str(warning))}" for warning in result.get("warnings", [])]
+    return "\n".join(lines)
+
+
+def _results(ti: Any, task: str) -> list[dict[str, Any]]:
+    found = ti.xcom_pull(task_ids=task, key=RESULT_KEY)
+    return [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, dict)]
+
+
+def user_name(answer: dict[str, Any]) -> str | None:
+    """Who answered a question; None when nobody did in time."""
+    user = answer.get("responded_by_user")
+    if isinstance(user, dict):
+        return str(user.get("name") or user.get("id"))
+    return str(getattr(user, "name", user)) if user else None
+
+
+def moment(value: Any) -> str | None:
+    """Write when an answer was given as the reports write times."""
+    from hyperflow.manifest.builder import timestamp
+
+    if not value:
+        return None
+    return timestamp(value if isinstance(value, datetime) else datetime.fromisoformat(str(value)))

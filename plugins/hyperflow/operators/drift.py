@@ -1,0 +1,42 @@
+"""Before each step that counts: is the VM still what this run saw?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow.sdk.exceptions import AirflowFailException
+
+from hyperflow.manifest.shown import shown
+from hyperflow.manifest.wave_report import DRIFTED
+from hyperflow.operators.base import PREFLIGHT, VmOperator
+from hyperflow.operators.ownership import snapshot_record
+from hyperflow.operators.preflight import STATE_KEY
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from hyperflow.vsphere.session import Session
+
+
+def heed_drift(operator: VmOperator, session: Session, context: Context, since: str = PREFLIGHT) -> list[str]:
+    """Compare the VM with what an earlier task saw, and stop where the plan says so.
+
+    :param since: the task that looked
+    :return: what is other, a sentence each, where the plan says ``warn``
+    :raises AirflowFailException: naming each difference
+    """
+    from hyperflow.vsphere.drift import differences, state
+
+    before = context["ti"].xcom_pull(task_ids=since, key=STATE_KEY, map_indexes=-1)
+    if not isinstance(before, dict):
+        return []
+    ours = () if since == PREFLIGHT else (snapshot_record(context)[0],)
+    told = [shown(one["sentence"]) for one in differences(before, state(session, operator.facts.moref), ours)]
+    if told and operator.settings.drift != "warn":
+        raise AirflowFailException(
+            f"{DRIFTED}: {'; '.join(told)}. Look at it, then start a new run; with drift: warn in the plan it would "
+            "have gone on"
+        )
+    for sentence in told:
+        operator.log.warning("%s", sentence)
+    return told
