@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hyperflow.vsphere import drift
+from hyperflow.vsphere import drift, properties
 from hyperflow.vsphere.drift import Difference, differences, state
 from hyperflow.vsphere.errors import NotFound
 from hyperflow.vsphere.inventory import read_vm
@@ -157,7 +157,7 @@ def test_a_delta_file_over_a_disk_leaves_its_base_what_it_was(
 ) -> None:
     # The simulator lays no delta files over a disk; vSphere's form of one is put where its answer is read.
     before = state(session, watched)
-    read = drift.retrieve
+    read = properties.retrieve
 
     def with_delta(*arguments: Any) -> Any:
         found = read(*arguments)
@@ -165,7 +165,8 @@ def test_a_delta_file_over_a_disk_leaves_its_base_what_it_was(
             if isinstance(device, vim.vm.device.VirtualDisk):
                 backing: Any = vim.vm.device.VirtualDisk.FlatVer2BackingInfo
                 delta = backing(fileName="[LocalDS_0] cutover/cutover-000001.vmdk", diskMode="persistent")
-                delta.uuid, delta.parent = device.backing.uuid, device.backing
+                base: Any = device.backing
+                delta.uuid, delta.parent = base.uuid, base
                 device.backing = delta
         return found
 

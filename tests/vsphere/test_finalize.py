@@ -43,7 +43,7 @@ def test_the_source_is_renamed_and_marked_and_otherwise_left_alone(session: Sess
     after = read_vm(session, retired)
     assert after.inventory_path == f"/DC0/vm/Cutover/{NAME}"
     assert marked(admin, retired) == MARK
-    asked = {"name": "", "inventory_path": "", "change_version": ""}
+    asked: dict[str, Any] = {"name": "", "inventory_path": "", "change_version": ""}
     assert dataclasses.replace(after, **asked) == dataclasses.replace(before, **asked)
 
 

@@ -187,7 +187,7 @@ def _is_on(session: Session, moref: str) -> bool:
 def _checked(recorded: object) -> list[Connection]:
     """What was recorded, when it has the form of :func:`connections`."""
     kinds = {"key": int, "label": str, "mac": str, "connected": bool, "start_connected": bool}
-    nics = recorded if isinstance(recorded, list) else [recorded]
+    nics: list[Any] = recorded if isinstance(recorded, list) else [recorded]
     for place, nic in enumerate(nics):
         for field, kind in kinds.items():
             value = nic.get(field) if isinstance(nic, dict) else None
