@@ -9,7 +9,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import FAILURE_KEY
+from hyperflow.operators.base import keep_failure
 from hyperflow.operators.claim import claim, release
 from hyperflow.operators.cutover import cutover_of, put, roll_back
 
@@ -45,7 +45,7 @@ class AftermathOperator(BaseOperator):
             finally:
                 release(context, record["vm"])
         except AirflowException as fault:
-            context["ti"].xcom_push(key=FAILURE_KEY, value={"stage": self.task_id, "message": str(fault)})
+            keep_failure(context, self.task_id, fault)
             raise
 
     def record(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from hyperflow.operators.base import FAILURE_KEY, PREFLIGHT, RESULT_KEY, SHUTDOWN
+from hyperflow.operators.base import PREFLIGHT, RESULT_KEY, SHUTDOWN, keep_failure
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -54,7 +54,7 @@ class AskOperator(ApprovalOperator):
                 )
             return decision
         except AirflowException as fault:
-            context["ti"].xcom_push(key=FAILURE_KEY, value={"stage": self.task_id, "message": str(fault)})
+            keep_failure(context, self.task_id, fault)
             raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 import uuid
@@ -32,6 +33,8 @@ RESULT_KEY = "result"  # XCom: the stage's whole result, for the report
 FAILURE_KEY = "failure"  # XCom: {"stage", "message", "code"} of a task that failed, for the report
 TRY_AGAIN = "try-again"  # the kind of a stage's error that may pass
 JOB_FOLDER = ".hyperflow"  # below the staging directory of the host
+
+log = logging.getLogger(__name__)
 
 
 class HostRunOperator(BaseOperator):
@@ -119,7 +122,7 @@ class HostRunOperator(BaseOperator):
         except AirflowSkipException:
             raise
         except Exception as fault:
-            self.log.error("%s", keep_failure(context, self.task_id, fault))
+            keep_failure(context, self.task_id, fault)
             raise
 
 
@@ -210,15 +213,15 @@ class HostStageOperator(HostRunOperator):
         )
 
 
-def keep_failure(context: Context, task_id: str, fault: Exception) -> str:
-    """Keep a failure for the report; what it means and what to do, in one line."""
+def keep_failure(context: Context, task_id: str, fault: Exception) -> None:
+    """Keep a failure for the report, and say in the log what it means and what to do."""
     from hyperflow.errors.catalogue import explain
 
     message = str(fault) or type(fault).__name__
     known = explain(message, task_id)
     failure = {"stage": task_id, "message": message, "code": known.code}
     context["ti"].xcom_push(key=FAILURE_KEY, value=failure)
-    return known.advice()
+    log.error("%s", known.advice())
 
 
 def take_result(context: Context, event: dict[str, Any]) -> dict[str, Any]:

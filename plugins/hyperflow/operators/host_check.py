@@ -45,5 +45,5 @@ class HostCheckOperator(BaseOperator):
             host = KvmHostHook(ssh_conn_id=self.ssh_conn_id, directory=f"{self.staging_directory}/{JOB_FOLDER}")
             return accept_result(context, host.run_stage("check", options))
         except Exception as fault:
-            self.log.error("%s", keep_failure(context, self.task_id, fault))
+            keep_failure(context, self.task_id, fault)
             raise

@@ -19,7 +19,7 @@ from airflow.sdk.execution_time.hitl import upsert_hitl_detail
 
 from hyperflow.manifest.shown import shown, shown_in_markdown
 from hyperflow.operators.approval import DECISION_KEY, moment, user_name
-from hyperflow.operators.base import FAILURE_KEY
+from hyperflow.operators.base import keep_failure
 from hyperflow.operators.preflight import plan_location
 from hyperflow.operators.proven import SUMMARY_KEY, proven_run
 
@@ -414,8 +414,7 @@ def telling(context: Context, function: Any, *arguments: Any) -> Any:
         context["ti"].xcom_push(key=SKIPPED_KEY, value=str(skip))
         raise
     except AirflowException as fault:
-        failure = {"stage": context["ti"].task_id, "message": str(fault)}
-        context["ti"].xcom_push(key=FAILURE_KEY, value=failure)
+        keep_failure(context, context["ti"].task_id, fault)
         raise
 
 
