@@ -42,9 +42,10 @@ $(STAMP): requirements.txt
 system:                         ## what the lab needs of the distribution
 	lab/install-packages $$(grep -v '^#' lab/packages.txt)
 
-schemas: install                ## JSON Schemas from the models
+schemas: install                ## JSON Schemas from the models, docs/errors.md from the catalogue
 	PYTHONPATH=plugins $(PYTHON) -m hyperflow.manifest.schema
 	PYTHONPATH=plugins $(PYTHON) -m hyperflow.plans.schema
+	PYTHONPATH=plugins $(PYTHON) -m hyperflow.errors.page
 
 lock: install                   ## requirements.txt from requirements.in
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-emit-index-url \
