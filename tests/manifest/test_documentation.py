@@ -85,7 +85,7 @@ def test_every_setting_of_plans_profiles_and_runs_is_on_the_page():
 
 
 def test_the_plan_on_the_page_loads(tmp_path):
-    (example,) = re.findall(r"```yaml\n(.*?)```", PLAN_PAGE, re.DOTALL)
+    example = re.findall(r"```yaml\n(.*?)```", PLAN_PAGE, re.DOTALL)[0]
     assert yaml.safe_load(example)
     (tmp_path / "plan.yaml").write_text(example)
     assert [vm.slug for vm in load_plan(tmp_path / "plan.yaml").vms] == ["web01", "db01"]

@@ -91,10 +91,7 @@ def check(plan: Plan, wave: Wave, endpoint: Path | None, console: Console) -> in
     console.print(order_table(wave, estimate, done))
     found = [*show_time(wave, estimate, rates, console)]
     if there is not None:
-        pool = pools_of([plan])[wave_pool(plan.name, wave.name)]
-        wrong = pool_fault(pool, there.get(pool.name))
-        if wrong is not None:
-            found.append(f"pool {pool.name}: {wrong}. Run ./hyperflow limits apply {plan.path}")
+        found += pool_faults(plan, wave, there)
     for line in found:
         console.print(line, style="red", markup=False, soft_wrap=True)
     if missing_airflow is not None:
@@ -151,15 +148,22 @@ def show_time(wave: Wave, estimate: WaveEstimate, rates: Rates | None, console: 
     return wrong
 
 
+def pool_faults(plan: Plan, wave: Wave, there: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Say which of the pools that a wave's tasks need are missing or other than the plan wants."""
+    others = {wave_pool(plan.name, one.name) for one in plan.waves if one.name != wave.name}
+    needed = [pool for name, pool in pools_of([plan]).items() if name not in others]
+    faults = [(pool.name, pool_fault(pool, there.get(pool.name))) for pool in needed]
+    return [f"pool {name}: {fault}. Run ./hyperflow limits apply {plan.path}" for name, fault in faults if fault]
+
+
 def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: set[str], wait: bool) -> int:
     """Start a wave, when its pool is as it must be.
 
     :param asked: ``again``, ``dry_run``
     """
-    pool = pools_of([plan])[wave_pool(plan.name, wave.name)]
-    wrong = pool_fault(pool, api.pools().get(pool.name))
-    if wrong is not None:
-        raise Refused(f"pool {pool.name}: {wrong}. Run ./hyperflow limits apply {plan.path}")
+    wrong = pool_faults(plan, wave, api.pools())
+    if wrong:
+        raise Refused("\n".join(wrong))
     wait_for_dag(api, wave.dag_id)
     api.unpause(wave.dag_id)
     run_id = api.trigger(wave.dag_id, dict.fromkeys(sorted(asked), True))

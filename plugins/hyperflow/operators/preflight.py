@@ -108,7 +108,9 @@ class PreflightOperator(MigrationOperator):
             *(shown(facts.inventory_path), facts.moref, facts.cpus, facts.memory_mb, len(facts.disks)),
             *(shown(str(facts.guest_full_name or facts.guest_id)), facts.power_state),
         )
-        return facts, concerns(facts, allow_snapshots=migration.snapshots == "allow")
+        found = concerns(facts, allow_snapshots=migration.snapshots == "allow")
+        # That it runs is no concern of a cutover that shuts it down.
+        return facts, [each for each in found if not (cold and each.id == "power.on")]
 
     def take_vm(self, context: Context, facts: VmFacts) -> None:
         """Have the VM for this run alone, and keep the plan for as long as the run works.

@@ -11,9 +11,9 @@ from hyperflow.plans.library import Library, folders_near
 from hyperflow.plans.merge import merge
 from hyperflow.plans.plan import Plan, PlanError, PlannedVm
 from hyperflow.plans.reading import read, validate
-from hyperflow.plans.settings import PlanFile, Settings, VmEntry
+from hyperflow.plans.settings import PlanFile, PoolSizes, Settings, VmEntry
 from hyperflow.plans.slug import Selector, slugs
-from hyperflow.plans.survey import Survey, read_survey
+from hyperflow.plans.survey import NOTHING, Survey, read_survey
 from hyperflow.plans.wave import Candidate, Wave, approver, resolve_waves
 
 
@@ -50,7 +50,17 @@ def load_plan(path: Path, profiles: Path | None = None, original: Path | None = 
         faults += wrong
     if faults or written is None:
         raise PlanError(str(path), place(faults, document.positions))
-    return Plan(written.plan, original or path, written.vcenter, _plan_vms(written, library), resolved)
+    pools = written.pools or PoolSizes()
+    survey = read_survey(original or path, written.plan) if pools.nfc_streams_per_esxi else NOTHING
+    return Plan(
+        name=written.plan,
+        path=original or path,
+        vcenter=written.vcenter,
+        vms=_plan_vms(written, library),
+        waves=resolved,
+        pools=pools,
+        esxi_hosts={slug: vm.host for slug, vm in survey.vms.items() if vm.host},
+    )
 
 
 def _plan_vms(written: PlanFile, library: Library) -> tuple[PlannedVm, ...]:

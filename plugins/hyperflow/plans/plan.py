@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperflow.manifest.faults import DocumentError
 from hyperflow.plans.profile import Profile
-from hyperflow.plans.settings import VCenter, VmEntry
+from hyperflow.plans.settings import PoolSizes, VCenter, VmEntry
 from hyperflow.plans.slug import Selector
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Plan:
     :param vcenter: where its VMs are
     :param vms: its VMs, in the file's order
     :param waves: its waves, in the file's order
+    :param pools: limits over all runs
+    :param esxi_hosts: slug -> ESXi host, of the VMs that were surveyed
     """
 
     name: str
@@ -55,6 +58,8 @@ class Plan:
     vcenter: VCenter
     vms: tuple[PlannedVm, ...]
     waves: tuple[Wave, ...] = field(default=())
+    pools: PoolSizes = field(default_factory=PoolSizes)
+    esxi_hosts: Mapping[str, str] = field(default_factory=dict)
 
     def wave(self, name: str) -> Wave:
         """Find a wave by its name.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from hyperflow.plans.plan import Plan
+from hyperflow.plans.plan import Plan, PlannedVm
 
 PREFIX = "hyperflow_"
+DEFAULT = "default_pool"  # Airflow's own
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,28 @@ def guest_pool(connection: str) -> str:
 
 def stream_pool(vcenter: str, esxi: str | None) -> str:
     """Name the pool of NFC streams from an ESXi host, or from all of a vCenter where the host is not known."""
-    return f"{PREFIX}nfc_{vcenter}" + (f"_{esxi}" if esxi else "")
+    return f"{PREFIX}nfc_{vcenter}" + (f"_{re.sub('[^A-Za-z0-9._-]', '_', esxi)}" if esxi else "")
+
+
+@dataclass(frozen=True)
+class VmPools:
+    """The pools that the tasks of one VM's run take a slot of; Airflow's own where the plan sets no limit."""
+
+    stream: str
+    job: str
+    guest: str
+
+
+def pools_of_vm(plan: Plan, vm: PlannedVm) -> VmPools:
+    """Tell a VM's pools."""
+    connection = str(vm.settings.host.connection) if vm.settings.host else ""
+    sizes = plan.pools
+    stream = stream_pool(plan.vcenter.connection, plan.esxi_hosts.get(vm.slug))
+    return VmPools(
+        stream=stream if sizes.nfc_streams_per_esxi else DEFAULT,
+        job=host_pool(connection) if sizes.jobs_per_host else DEFAULT,
+        guest=guest_pool(connection) if sizes.guests_per_host else DEFAULT,
+    )
 
 
 def pools_of(plans: Iterable[Plan]) -> Mapping[str, Pool]:
@@ -59,3 +82,16 @@ def _pools(plan: Plan) -> Iterable[Pool]:
             wave.entry.max_in_flight,
             f"Hyperflow: VMs of wave {wave.name} of plan {plan.name} in flight",
         )
+    sizes = plan.pools
+    for vm in plan.vms:
+        connection = str(vm.settings.host.connection) if vm.settings.host else ""
+        if sizes.nfc_streams_per_esxi:
+            esxi = plan.esxi_hosts.get(vm.slug)
+            what = f"NFC streams from {f'ESXi host {esxi} of ' if esxi else ''}{plan.vcenter.connection}"
+            yield Pool(stream_pool(plan.vcenter.connection, esxi), sizes.nfc_streams_per_esxi, f"Hyperflow: {what}")
+        if sizes.jobs_per_host:
+            what = f"checksum, convert and validate on {connection}"
+            yield Pool(host_pool(connection), sizes.jobs_per_host, f"Hyperflow: {what}")
+        if sizes.guests_per_host:
+            what = f"guests inspected, fixed or booted on {connection}"
+            yield Pool(guest_pool(connection), sizes.guests_per_host, f"Hyperflow: {what}")

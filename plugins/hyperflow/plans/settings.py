@@ -92,6 +92,20 @@ class Limits(ClosedSection):
     )
 
 
+class PoolSizes(ClosedSection):
+    """How much at once over all runs of all plans; what is absent has no limit of its own."""
+
+    nfc_streams_per_esxi: Maybe[Annotated[int, Field(ge=1, le=100), WHOLE]] = Field(
+        default=None, description="Exports from one ESXi host, or from one vCenter where no survey tells the host"
+    )
+    jobs_per_host: Maybe[Annotated[int, Field(ge=1, le=500), WHOLE]] = Field(
+        default=None, description="Checksum, convert and validate on one KVM host"
+    )
+    guests_per_host: Maybe[Annotated[int, Field(ge=1, le=500), WHOLE]] = Field(
+        default=None, description="Guests inspected, fixed or booted on one KVM host: what its memory bears"
+    )
+
+
 class Settings(ClosedSection):
     """What may stand at the plan's top, for every VM, and at a VM, for that one."""
 
@@ -138,6 +152,7 @@ class PlanFile(Settings):
     vms: list[VmEntry] = Field(min_length=1, max_length=2000)
     time_zone: Maybe[TimeZone] = Field(default=None, description="Of all times in the plan, as Europe/Berlin")
     people: Maybe[dict[Name, Person]] = Field(default=None, description="Who may be asked to approve")
+    pools: Maybe[PoolSizes] = Field(default=None, description="Limits over all runs, as Airflow pools")
     waves: Maybe[Annotated[list[WaveEntry], Field(max_length=200)]] = Field(
         default=None, description="Which VMs move together, in which order, and when"
     )

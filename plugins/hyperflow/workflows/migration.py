@@ -34,6 +34,7 @@ from hyperflow.operators.snapshot import CreateSnapshotOperator, RemoveSnapshotO
 from hyperflow.operators.target import DefineDomainOperator, ProveBootOperator
 from hyperflow.plans.cutover import Cutover
 from hyperflow.plans.overrides import Overrides
+from hyperflow.plans.pools import pools_of_vm
 from hyperflow.plans.settings import Limits
 
 if TYPE_CHECKING:
@@ -93,21 +94,28 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
         "max_active_tis_per_dagrun": (vm.settings.limits or Limits()).parallel_disks,
     }
     disks = preflight.output
+    pools = pools_of_vm(plan, vm)
 
     snapshot = CreateSnapshotOperator(task_id="snapshot", **source)
-    export = ExportDiskOperator.partial(task_id="export", **run, snapshot=taken, **per_disk).expand(disk=disks)
+    export = ExportDiskOperator.partial(task_id="export", **run, snapshot=taken, pool=pools.stream, **per_disk).expand(
+        disk=disks
+    )
     remove_snapshot = RemoveSnapshotOperator(task_id="remove_snapshot", **source).as_teardown(
         setups=snapshot, on_failure_fail_dagrun=True
     )
     manifest = WriteManifestOperator(task_id="manifest", **source, exports=left_by_all("export"), snapshot=taken)
-    checksum = VerifyChecksumOperator.partial(task_id="checksum", **staged, **per_disk).expand(disk=disks)
-    inspect = InspectGuestOperator(task_id="inspect", **staged, **onward)
-    fix = FixGuestOperator(task_id="fix", **staged, vm=source["vm"])
-    convert = ConvertDiskOperator.partial(task_id="convert", **staged, fix=left_by("fix"), **onward, **per_disk).expand(
+    checksum = VerifyChecksumOperator.partial(task_id="checksum", **staged, pool=pools.job, **per_disk).expand(
         disk=disks
     )
-    validate = ValidateImagesOperator(task_id="validate", **staged, images=images)
-    boot = ProveBootOperator(task_id="boot", **source, images=images, guest=left_by("inspect"), **onward)
+    inspect = InspectGuestOperator(task_id="inspect", **staged, **onward, pool=pools.guest)
+    fix = FixGuestOperator(task_id="fix", **staged, vm=source["vm"], pool=pools.guest)
+    convert = ConvertDiskOperator.partial(
+        task_id="convert", **staged, fix=left_by("fix"), pool=pools.job, **onward, **per_disk
+    ).expand(disk=disks)
+    validate = ValidateImagesOperator(task_id="validate", **staged, images=images, pool=pools.job)
+    boot = ProveBootOperator(
+        task_id="boot", **source, images=images, guest=left_by("inspect"), pool=pools.guest, **onward
+    )
     define = DefineDomainOperator(task_id="define", **source, images=images, **onward)
     cleanup = CleanUpOperator(task_id="cleanup", trigger_rule=TriggerRule.ALL_DONE)
     report = WriteReportOperator(
