@@ -104,17 +104,19 @@ func (m *machines) ShutdownGuest(ctx *simulator.Context, req *types.ShutdownGues
 		body.Fault_ = fault
 		return body
 	}
-	ctx.WithLock(vm, func() { body.Fault_ = m.hears(vm) })
-	if body.Fault_ != nil {
-		return body
-	}
-	body.Res = new(types.ShutdownGuestResponse)
-	if m.has(vm, "ignores-shutdown") {
-		return body
-	}
+	obeys := false
 	ctx.WithLock(vm, func() {
-		ctx.Update(vm, []types.PropertyChange{{Name: "guest.guestState", Val: string(types.VirtualMachineGuestStateShuttingDown)}})
+		if body.Fault_ = m.hears(vm); body.Fault_ != nil {
+			return
+		}
+		body.Res = new(types.ShutdownGuestResponse)
+		if obeys = !m.has(vm, "ignores-shutdown"); obeys {
+			ctx.Update(vm, []types.PropertyChange{{Name: "guest.guestState", Val: string(types.VirtualMachineGuestStateShuttingDown)}})
+		}
 	})
+	if !obeys {
+		return body
+	}
 	later(ctx, req.This, func(late *simulator.Context, vm *simulator.VirtualMachine) {
 		if vm.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn {
 			m.PowerOffVMTask(late, &types.PowerOffVM_Task{This: vm.Self})

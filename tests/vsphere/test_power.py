@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hyperflow.vsphere import power
 from hyperflow.vsphere.errors import (
     NotFound,
     PermissionMissing,
@@ -147,6 +148,23 @@ def test_a_start_that_never_ends_is_given_up_so_that_the_machine_does_not_start_
 def states_of_tasks(session: Session) -> set[str]:
     tasks = session.content.taskManager.recentTask
     return {str(task.get("info.state")) for task in retrieve(session, tasks, {vim.Task: ["info.state"]})}
+
+
+@pytest.mark.parametrize("act", [power_off, lambda session, moref: shut_down_guest(session, moref, 60)])
+def test_a_machine_that_somebody_else_switched_off_at_the_same_moment_is_off_as_asked(
+    session: Session, cutover: str, monkeypatch: pytest.MonkeyPatch, act: Any
+) -> None:
+    read = power._read
+
+    def read_and_be_overtaken(asking: Session, moref: str) -> Any:
+        found = read(asking, moref)
+        if found.get("runtime.powerState") == "poweredOn":
+            machine = session.object(vim.VirtualMachine, moref)
+            wait_for_task(session, machine.PowerOffVM_Task(), "somebody's power off", 30)
+        return found
+
+    monkeypatch.setattr(power, "_read", read_and_be_overtaken)
+    assert act(session, cutover).state == "poweredOff"
 
 
 def test_a_session_that_ends_while_a_guest_shuts_down_does_not_stop_the_wait(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +36,16 @@ def test_what_a_cutover_needs_is_asked_for_a_cutover_only(session: Session, admi
 
 def test_a_session_that_ended_does_not_stop_the_question(session: Session, admin: Any, web01: str) -> None:
     admin.end_sessions()
+    admin.post("/privileges", {"missing": ["VApp.Export"]})
+    assert [each.privilege for each in missing_privileges(session, web01, for_cutover=False)] == ["VApp.Export"]
+
+
+def test_a_vcenter_that_tells_an_ended_session_by_an_empty_property_is_asked_again(
+    session: Session, admin: Any, web01: str
+) -> None:
+    # A real vCenter does; the simulator raises. A login puts the real content in the place of this one.
+    admin.end_sessions()
+    session.content = SimpleNamespace(sessionManager=SimpleNamespace(currentSession=None))
     admin.post("/privileges", {"missing": ["VApp.Export"]})
     assert [each.privilege for each in missing_privileges(session, web01, for_cutover=False)] == ["VApp.Export"]
 
