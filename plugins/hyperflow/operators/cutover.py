@@ -61,8 +61,13 @@ class ShutDownSourceOperator(SourceOperator):
 
     def work(self, session: Session, context: Context) -> dict[str, Any]:
         """Look for drift, write down, shut down."""
+        from hyperflow.vsphere.nics import connections
+
         warnings = heed_drift(self, session, context)
-        note(context, self.record("shutting down"))
+        known = record_of_this_run(context)
+        # As they are while it runs; a second try may find it off, and its adapters with it.
+        nics = known["nics"] if known else connections(session, self.facts.moref)
+        note(context, {**self.record(), "nics": nics, "phase": "shutting down"})
         return self.shut_down(session, context, warnings)
 
     def shut_down(self, session: Session, context: Context, warnings: list[str]) -> dict[str, Any]:
@@ -108,7 +113,7 @@ class ShutDownSourceOperator(SourceOperator):
         if now["power_state"] != "poweredOff":
             raise AirflowFailException(f"{self.facts.name} was shut down, and is {now['power_state']}")
         context["ti"].xcom_push(key=STATE_KEY, value=now)
-        note(context, self.record("source off"))
+        note(context, {**record_of_this_run(context), "phase": "source off"})
         at = timestamp(datetime.now(UTC))
         return {
             "was": was,
@@ -119,11 +124,10 @@ class ShutDownSourceOperator(SourceOperator):
             "warnings": warnings,
         }
 
-    def record(self, phase: str) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """What a rollback needs to know."""
         facts, settings = self.facts, self.settings
         return {
-            "phase": phase,
             "vcenter": settings.vcenter_connection,
             "moref": facts.moref,
             "name": facts.name,
@@ -176,27 +180,24 @@ class ShutDownSourceOperator(SourceOperator):
 
 
 class DisconnectSourceOperator(SourceOperator):
-    """Takes the source off the network, now and at its next power-on; the old settings are written down before.
+    """Takes the source off the network, now and at its next power-on; how it was is written down already.
 
-    Returns ``{"nics": as they were, "warnings": [...]}``.
+    Returns ``{"nics": as read back, "warnings": [...]}``.
     """
 
     def work(self, session: Session, context: Context) -> dict[str, Any]:
         """Look for drift since the shutdown, and that the source is off; write down; disconnect."""
-        from hyperflow.vsphere.nics import connections, disconnect
+        from hyperflow.vsphere.nics import disconnect
         from hyperflow.vsphere.power import OFF, power_state
 
         warnings = heed_drift(self, session, context, since=SHUTDOWN)
         state = power_state(session, self.facts.moref)
         if state != OFF:
             raise AirflowFailException(f"{self.facts.name} is {state}, expected poweredOff: somebody switched it on")
-        known = cutover_of(context["dag"].dag_id) or {}
-        # A second try finds them disconnected already: what the first one wrote down is how they were.
-        nics = known["nics"] if known.get("nics") is not None else connections(session, self.facts.moref)
-        note(context, {**known, "nics": nics, "phase": "source off the network"})
-        disconnect(session, self.facts.moref)
+        note(context, {**record_of_this_run(context), "phase": "source off the network"})
+        nics = disconnect(session, self.facts.moref)
         self.log.info("%d network adapter(s) of %s are disconnected", len(nics), shown(self.facts.name))
-        return {"nics": nics, "warnings": warnings}
+        return {"nics": list(nics), "warnings": warnings}
 
 
 class StartTargetOperator(HostStageOperator, VmOperator):
@@ -235,13 +236,13 @@ class StartTargetOperator(HostStageOperator, VmOperator):
 
     def perform(self, context: Context) -> Any:
         """Write down that the target runs from here on, and start it."""
-        note(context, {**(cutover_of(context["dag"].dag_id) or {}), "phase": "target started"})
+        note(context, {**record_of_this_run(context), "phase": "target started"})
         return super().perform(context)
 
     def resume(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
         """Tell that it is well."""
         observed = take_result(context, event)
-        note(context, {**(cutover_of(context["dag"].dag_id) or {}), "phase": "cut over"})
+        note(context, {**record_of_this_run(context), "phase": "cut over"})
         return observed
 
 
@@ -279,15 +280,12 @@ def roll_back(operator: Any, context: Context, dag_id: str, record: dict[str, An
     host = KvmHostHook(ssh_conn_id=record["host"], directory=record["root"])
     asked = {"uuid": record["uuid"], "vm": record["vm"], "shutdown_seconds": STOP_LIMIT}
     stopped = accept_result(context, host.run_stage("stop", asked))
-    nics: list[Any] = []
     try:
         with VsphereHook(record["vcenter"]).session() as session:
-            if record.get("nics") is not None:
-                restore(session, record["moref"], record["nics"])
+            restore(session, record["moref"], record["nics"])
             if record["power"] == ON:
                 operator.log.info("%s: %s", shown(record["name"]), power_on(session, record["moref"]).sentence())
-            if record.get("nics") is not None:  # a card that was connected by hand can be so only now
-                nics = list(restore(session, record["moref"], record["nics"]))
+            nics = list(restore(session, record["moref"], record["nics"]))  # connected by hand: possible only now
             power = power_state(session, record["moref"])
     except VsphereError as fault:
         raise (AirflowException if fault.temporary else AirflowFailException)(
@@ -305,6 +303,12 @@ def roll_back(operator: Any, context: Context, dag_id: str, record: dict[str, An
 def note(context: Context, record: dict[str, Any]) -> None:
     """Write down how far the cutover of this run's VM is, before the next step is taken."""
     put(context["dag"].dag_id, {**record, "run": str(context["run_id"])})
+
+
+def record_of_this_run(context: Context) -> dict[str, Any]:
+    """What this run has written down; empty when it has nothing yet."""
+    record = cutover_of(context["dag"].dag_id) or {}
+    return record if record.get("run") == str(context["run_id"]) else {}
 
 
 def put(dag_id: str, record: dict[str, Any]) -> None:
