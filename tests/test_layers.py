@@ -20,7 +20,9 @@ ALLOWED: dict[str, set[str]] = {
     "kvmhost": set(),
     "hooks": {"vsphere", "manifest"},
     "triggers": {"hooks", "vsphere", "manifest"},
-    "operators": {"triggers", "hooks", "vsphere", "plans", "manifest", "errors"},
+    "links": set(),
+    "operators": {"triggers", "hooks", "vsphere", "plans", "manifest", "errors", "links"},
+    "ui": {"operators", "manifest"},
     "workflows": {"operators", "plans", "manifest"},
     "cli": {"plans", "manifest", "errors"},
 }

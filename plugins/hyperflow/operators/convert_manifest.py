@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from hyperflow.hooks.kvmhost import KvmHostHook
+from hyperflow.links.run import ReportLink
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import (
     JOB_FOLDER,
@@ -174,6 +175,7 @@ class ReportConversionOperator(RunReportOperator):
 
     template_fields = ()
     order = ORDER
+    operator_extra_links = (ReportLink(),)
 
     def execute(self, context: Context) -> Any:
         """Write the report, whatever became of the run."""

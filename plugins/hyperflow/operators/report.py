@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
+from hyperflow.links.run import ReportLink
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.approval import DECISION_KEY
 from hyperflow.operators.base import (
@@ -51,6 +52,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
     """
 
     order = ORDER
+    operator_extra_links = (ReportLink(),)
 
     def __init__(
         self, *, plan: str, plan_file: str, slug: str, selector: str, vcenter: str, host_connection: str, **kwargs: Any

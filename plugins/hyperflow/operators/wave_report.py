@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
+from hyperflow.links.run import WaveReportLink
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.approval import DECISION_KEY, moment, user_name
 from hyperflow.operators.base import FAILURE_KEY
@@ -43,6 +44,7 @@ class WriteWaveReportOperator(BaseOperator):
     """
 
     ui_color = "#e8f1fa"
+    operator_extra_links = (WaveReportLink(),)
 
     def __init__(self, *, plan_file: str, wave: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -1,0 +1,100 @@
+"""The sub-app below ``/hyperflow``; it only reads."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
+from pydantic import ValidationError
+
+from hyperflow.manifest.report import Report
+from hyperflow.operators.wave_record import JSON_NAME, PAGE_NAME
+from hyperflow.ui.access import may_read_dag
+from hyperflow.ui.record import audit_lines, parsed, record_file
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "private, no-cache",
+}
+RAW = {  # page -> file and media type
+    "report.json": ("report.json", "application/json"),
+    "console.log": ("console.log", "text/plain; charset=utf-8"),
+    "screenshot.png": ("screenshot.png", "image/png"),
+    "wave": (PAGE_NAME, "text/html; charset=utf-8"),
+    "wave-report.json": (JSON_NAME, "application/json"),
+}
+STYLES = {"proven": "good", "unproven": "doubt", "failed": "bad"}
+
+
+def build_app() -> FastAPI:
+    """Build the app."""
+    app = FastAPI(title="Hyperflow", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.middleware("http")(_with_headers)
+    access = [may_read_dag()]
+    run = "/runs/{dag_id}/{run_id}/"
+    app.get(run, dependencies=access, response_class=HTMLResponse)(report_page)
+    app.get(run + "audit", dependencies=access, response_class=HTMLResponse)(audit_page)
+    for page, (name, media_type) in RAW.items():
+        app.get(run + page, dependencies=access, response_class=FileResponse)(_raw(name, media_type))
+    return app
+
+
+def report_page(dag_id: str, run_id: str) -> Response:
+    """Show ``report.json``, or lead to the wave's page where the run is a wave's."""
+    there = {name: record_file(dag_id, run_id, name) is not None for name in (*_names(), "audit.jsonl")}
+    if not any(there.values()):
+        return _missing("this run has no records")
+    path = record_file(dag_id, run_id, "report.json")
+    report = None
+    if path is not None:
+        try:
+            report = Report.model_validate(parsed(path))
+        except ValidationError:  # of another version, or damaged: the page says so and links to the file itself
+            report = None
+    return _page("report.html.j2", report=report, there=there, dag_id=dag_id, run_id=run_id, style_of=STYLES)
+
+
+def audit_page(dag_id: str, run_id: str) -> Response:
+    """Show ``audit.jsonl`` as a table."""
+    path = record_file(dag_id, run_id, "audit.jsonl")
+    if path is None:
+        return _missing("this run has no audit file")
+    lines = audit_lines(path)
+    columns = list(dict.fromkeys(key for line in lines or [] for key in line))
+    return _page("audit.html.j2", lines=lines, columns=columns, dag_id=dag_id, run_id=run_id)
+
+
+def _names() -> list[str]:
+    return [name for name, _ in RAW.values()]
+
+
+def _raw(name: str, media_type: str) -> Callable[[str, str], Response]:
+    def serve(dag_id: str, run_id: str) -> Response:
+        path = record_file(dag_id, run_id, name)
+        return _missing(f"this run has no {name}") if path is None else FileResponse(path, media_type=media_type)
+
+    return serve
+
+
+def _missing(what: str) -> Response:
+    return PlainTextResponse(f"Not found: {what}.\n", status_code=404)
+
+
+def _page(template: str, **values: Any) -> Response:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return HTMLResponse(environment.get_template(template).render(**values))
+
+
+async def _with_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    response = await call_next(request)
+    response.headers.update(HEADERS)
+    return response

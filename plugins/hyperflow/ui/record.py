@@ -1,0 +1,46 @@
+"""Finds the files of a run; nothing that a URL says leads out of the records' folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hyperflow.operators.base import safe
+from hyperflow.operators.wave_record import records_folder
+
+LARGEST_PARSED = 32 << 20  # bytes; a report of 1,000 disks has less than 2 MiB
+
+
+def record_file(dag_id: str, run_id: str, name: str) -> Path | None:
+    """Find a file of a run; None when there is none.
+
+    A DAG id that is not its own folder's name is nobody's: two DAGs could share a folder, and a user may see one only.
+    """
+    if safe(dag_id) != dag_id:
+        return None
+    root = records_folder().resolve()
+    path = root / dag_id / safe(run_id) / name
+    # A link in the folder would lead elsewhere, such as to another DAG's records.
+    return path if path.is_file() and path.resolve() == path else None
+
+
+def parsed(path: Path) -> Any:
+    """Read a JSON file; None when it is not JSON or too large to be a record."""
+    if path.stat().st_size > LARGEST_PARSED:
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+
+
+def audit_lines(path: Path) -> list[dict[str, Any]] | None:
+    """Read an audit file, a JSON object in each line; None when it is something else."""
+    if path.stat().st_size > LARGEST_PARSED:
+        return None
+    try:
+        lines = [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
+    except (ValueError, RecursionError):
+        return None
+    return lines if all(isinstance(line, dict) for line in lines) else None

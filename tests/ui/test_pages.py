@@ -1,0 +1,210 @@
+"""The pages of a run, from a real API server of Airflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from hyperflow.manifest.report import BootProof, Hosts, ReportedVm, Run, StagePart
+from hyperflow.manifest.report_builder import build_report
+
+ROOT = Path(__file__).resolve().parents[2]
+DAG, WAVE, RUN = "migrate.p.web01", "wave.p.first", "manual__2026-11-23T21:00:00+00:00"
+PATIENCE = 120  # seconds
+PNG = b"\x89PNG\r\n\x1a\nnot looked into"
+HOSTILE = "<script>alert(1)</script>"
+
+
+def write_records(records: Path) -> None:
+    start = datetime(2026, 11, 23, 21, 0, tzinfo=UTC)
+    report = build_report(
+        run=Run(dag_id=DAG, run_id=RUN, plan="p"),
+        vm=ReportedVm(name=f"web01{HOSTILE}", slug="web01", selector="name 'web01'"),
+        hosts=Hosts(vcenter="vcenter", kvm="kvm01"),
+        stages={"boot": StagePart(success=False, duration=2.5, error=f"it {HOSTILE}", code="HF-BOOT-001")},
+        started=start,
+        ended=start + timedelta(seconds=60),
+        manifest=None,
+        boot_proof=BootProof(proven=False, accelerator="tcg"),
+    )
+    folder = records / DAG / "manual__2026-11-23T21_00_00_00_00"
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(report.model_dump_json(exclude_none=True, by_alias=True))
+    (folder / "console.log").write_text(HOSTILE)
+    (folder / "screenshot.png").write_bytes(PNG)
+    (folder / "audit.jsonl").write_text(json.dumps({"seq": 1, "what": HOSTILE}) + "\n")
+    damaged = records / DAG / "damaged"
+    damaged.mkdir()
+    (damaged / "report.json").write_text('{"version": "9"}')
+    (damaged / "console.log").symlink_to("/etc/passwd")
+    wave = records / WAVE / "w1"
+    wave.mkdir(parents=True)
+    (wave / "wave-report.html").write_text("<h1>Wave</h1>")
+    (wave / "wave-report.json").write_text("{}")
+    (records / "secret").write_text("secret")
+
+
+def token(url: str, user: str, home: Path) -> str:
+    passwords = json.loads((home / "simple_auth_manager_passwords.json.generated").read_text())
+    answer = httpx.post(f"{url}/auth/token", json={"username": user, "password": passwords[user]})
+    return str(answer.raise_for_status().json()["access_token"])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    home = tmp_path_factory.mktemp("airflow")
+    write_records(home / "hyperflow")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW__")} | {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,viewer:viewer,other:viewer",
+        "AIRFLOW__CORE__AUTH_MANAGER": "per_dag_auth.PerDagAuthManager",
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API_AUTH__JWT_SECRET": "only-for-this-test-and-long-enough-for-it-to-be-a-key-0123456789",
+        "PYTHONPATH": f"{ROOT / 'plugins'}:{Path(__file__).parent}",
+    }
+    airflow = str(Path(sys.executable).parent / "airflow")
+    subprocess.run([airflow, "db", "migrate"], env=environment, check=True, capture_output=True)
+    log = (home / "log").open("wb")
+    process = subprocess.Popen(
+        [airflow, "api-server", "--host", "127.0.0.1", "--port", str(port)],
+        env=environment,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                httpx.get(f"{url}/api/v2/version").raise_for_status()
+                break
+            except httpx.HTTPError:
+                assert process.poll() is None and time.monotonic() < until, (home / "log").read_text()[-3000:]
+                time.sleep(0.3)
+        yield url, home
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+        log.close()
+
+
+@pytest.fixture
+def viewer(server: tuple[str, Path]) -> Iterator[httpx.Client]:
+    url, home = server
+    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token(url, 'viewer', home)}"}) as client:
+        yield client
+
+
+def page(name: str = "", dag: str = DAG, run: str = RUN) -> str:
+    return f"/hyperflow/runs/{dag}/{run}/{name}"
+
+
+def test_a_report_is_a_page_that_runs_no_script(viewer: httpx.Client) -> None:
+    answer = viewer.get(page())
+    assert answer.status_code == 200
+    assert "HF-BOOT-001" in answer.text and "failed" in answer.text and '<img src="screenshot.png"' in answer.text
+    assert "<script" not in answer.text and "&lt;script&gt;" in answer.text
+
+
+@pytest.mark.parametrize("name", ["", "report.json", "console.log", "screenshot.png", "audit"])
+def test_every_page_says_what_a_browser_may_do_with_it(viewer: httpx.Client, name: str) -> None:
+    answer = viewer.get(page(name))
+    assert answer.status_code == 200
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'; img-src 'self'; ")
+    assert "frame-ancestors 'self'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_files_are_served_as_what_they_are(viewer: httpx.Client) -> None:
+    assert viewer.get(page("console.log")).headers["content-type"] == "text/plain; charset=utf-8"
+    assert viewer.get(page("screenshot.png")).content == PNG
+    assert viewer.get(page("report.json")).json()["run"]["dag_id"] == DAG
+    assert "&lt;script&gt;" in viewer.get(page("audit")).text
+
+
+def test_a_wave_has_its_own_page(viewer: httpx.Client) -> None:
+    answer = viewer.get(page("wave", WAVE, "w1"))
+    assert answer.text == "<h1>Wave</h1>" and "script-src" not in answer.headers["content-security-policy"]
+    assert 'href="wave"' in viewer.get(page("", WAVE, "w1")).text
+    assert viewer.get(page("wave-report.json", WAVE, "w1")).json() == {}
+
+
+def test_a_report_that_cannot_be_read_is_said_to_be_so(viewer: httpx.Client) -> None:
+    answer = viewer.get(page(run="damaged"))
+    assert answer.status_code == 200 and "not a report of this version" in answer.text
+
+
+def test_nobody_sees_nothing(server: tuple[str, Path]) -> None:
+    for name in ("", "report.json", "console.log", "screenshot.png", "audit", "wave", "wave-report.json"):
+        assert httpx.get(server[0] + page(name)).status_code == 401
+    assert httpx.get(server[0] + page(dag="no.such")).status_code == 401
+
+
+def test_whoever_may_not_see_the_dag_sees_no_record_of_it(server: tuple[str, Path]) -> None:
+    url, home = server
+    headers = {"Authorization": f"Bearer {token(url, 'other', home)}"}
+    for name in ("", "report.json", "console.log", "screenshot.png", "audit", "wave", "wave-report.json"):
+        assert httpx.get(url + page(name), headers=headers).status_code == 403
+    assert httpx.get(f"{url}{page()}?dag_id={WAVE}", headers=headers).status_code == 403
+    assert httpx.get(url + page(dag="unknown"), headers=headers).status_code == 403
+    assert httpx.get(url + page("wave", WAVE, "w1"), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        page(run="unknown"),
+        page(dag="unknown"),
+        page("secret"),
+        page("console.log", run="damaged"),  # a symbolic link
+        page(dag="~"),
+        page("report.json", dag="migrate.p+web01"),
+        "/hyperflow/runs/%2e%2e/%2e%2e/report.json",
+        f"/hyperflow/runs/{DAG}/..%2f..%2fsecret/report.json",
+        f"/hyperflow/runs/{DAG}/%2e%2e/secret",
+        f"/hyperflow/runs/{DAG}/x%00/report.json",
+        "/hyperflow/",
+        "/hyperflow/docs",
+        "/hyperflow/openapi.json",
+    ],
+)
+def test_what_is_not_there_is_not_found(viewer: httpx.Client, path: str) -> None:
+    assert viewer.get(path).status_code == 404
+
+
+def test_a_browser_that_is_logged_in_sees_the_page(server: tuple[str, Path]) -> None:
+    url, home = server
+    assert httpx.get(url + page(), cookies={"_token": token(url, "viewer", home)}).status_code == 200
+
+
+def test_nothing_can_be_changed(viewer: httpx.Client) -> None:
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        assert viewer.request(method, page()).status_code == 405
+
+
+def test_airflow_shows_the_page_beside_a_run(server: tuple[str, Path]) -> None:
+    url, home = server
+    headers = {"Authorization": f"Bearer {token(url, 'admin', home)}"}
+    (plugin,) = (
+        each
+        for each in httpx.get(f"{url}/api/v2/plugins", headers=headers).json()["plugins"]
+        if each["name"] == "hyperflow"
+    )
+    (view,) = plugin["external_views"]
+    assert view["href"] == "/hyperflow/runs/{DAG_ID}/{RUN_ID}/" and view["destination"] == "dag_run"
