@@ -1,6 +1,6 @@
 """Registers what Airflow must know of Hyperflow; nothing else."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 from hyperflow.links.place import PREFIX, base_path
@@ -12,9 +12,9 @@ class HyperflowPlugin(AirflowPlugin):
     """vSphere-to-KVM migrations."""
 
     name = "hyperflow"
-    fastapi_apps: ClassVar[list[Any]] = [{"app": application, "url_prefix": PREFIX, "name": "Hyperflow"}]
-    operator_extra_links: ClassVar[list[Any]] = [ReportLink(), WaveReportLink(), ConsoleLogLink(), ScreenshotLink()]
-    external_views: ClassVar[list[Any]] = [
+    fastapi_apps: list[Any] = [{"app": application, "url_prefix": PREFIX, "name": "Hyperflow"}]  # noqa: RUF012
+    operator_extra_links: list[Any] = [ReportLink(), WaveReportLink(), ConsoleLogLink(), ScreenshotLink()]  # noqa: RUF012
+    external_views: list[Any] = [  # noqa: RUF012 - Airflow declares these per instance
         {
             "name": "Hyperflow",
             "href": f"{base_path()}{PREFIX}/runs/{{DAG_ID}}/{{RUN_ID}}/",

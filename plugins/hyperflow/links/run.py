@@ -9,8 +9,8 @@ from airflow.sdk import BaseOperatorLink
 from hyperflow.links.place import page_of
 
 if TYPE_CHECKING:
-    from airflow.models.taskinstancekey import TaskInstanceKey
     from airflow.sdk import BaseOperator
+    from airflow.sdk.types import TaskInstanceKey
 
 
 class RunLink(BaseOperatorLink):

@@ -6,7 +6,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from hyperflow.manifest.report import BootProof, Decision, Message, Report, Seconds, Size
+from hyperflow.manifest.models import Size
+from hyperflow.manifest.report import BootProof, Decision, Message, Report, Seconds
 from hyperflow.manifest.section import ClosedSection, Maybe, Timestamp
 
 VmOutcome = Literal["migrated", "unproven", "rehearsed", "already done", "failed", "rolled back", "not started"]

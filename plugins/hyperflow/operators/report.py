@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from hyperflow.links.run import ReportLink
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.approval import DECISION_KEY
+from hyperflow.operators.arrival import tell_arrival
 from hyperflow.operators.base import (
     RESULT_KEY,
     ClosingOperator,
@@ -77,6 +78,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         summary = {**place, "outcome": outcome}
         context["ti"].xcom_push(key=REPORT_KEY, value=summary)
         self.tell_wave(context, report, place)
+        tell_arrival(context, self.plan, self.slug, report, place)
         for message in report.warnings:
             self.log.warning("%s: %s", message.stage, shown(message.message))
         self.log.info("outcome: %s; report: %s", outcome, where)

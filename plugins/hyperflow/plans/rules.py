@@ -121,7 +121,7 @@ def _inner(mapping: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _cutovers(plan: dict[str, Any], entries: list[dict[str, Any]]) -> Iterator[PlacedFault]:
-    people = plan.get("people") if isinstance(plan.get("people"), dict) else {}
+    people = _inner(plan, "people")
     for at, layer in (((), plan), *(((("vms", index)), vm) for index, vm in enumerate(entries))):
         by = _inner(_inner(layer, "cutover"), "approval").get("by")
         for place, key in enumerate(by if isinstance(by, list) else []):

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from functools import cache
+from typing import get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from croniter import croniter
 from croniter.croniter import CroniterBadCronError, CroniterBadDateError
 
-from hyperflow.plans.wave_settings import Window
+from hyperflow.plans.wave_settings import Weekday, Window
 
-WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+WEEKDAYS: tuple[Weekday, ...] = get_args(Weekday)
 # The years whose clock changes are looked at. Fixed, so that a plan does not become good or bad by waiting.
 FIRST_YEAR, LAST_YEAR = 2026, 2031
 _DAY = timedelta(days=1)

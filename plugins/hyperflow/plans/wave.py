@@ -353,6 +353,8 @@ def _fires(
         moments = sorted(times.instant(datetime.fromisoformat(at.replace(" ", "T")), where) for at in schedule.at)
         yield from [moment for moment in moments if after is None or moment > after][:count]
         return
+    if schedule.cron is None:
+        return
     begin = after or datetime(times.FIRST_YEAR, 1, 1, tzinfo=UTC)
     following: Iterable[datetime] = croniter(schedule.cron, begin.astimezone(where), ret_type=datetime)
     for _, moment in zip(range(count), following, strict=False):

@@ -11,6 +11,7 @@ from airflow.sdk.definitions.param import ParamsDict
 from hyperflow.manifest.models import OutputFormat
 from hyperflow.manifest.shown import shown, shown_in_markdown
 from hyperflow.operators.approval import AskOperator
+from hyperflow.operators.arrival import outlet
 from hyperflow.operators.base import PREFLIGHT, SHUTDOWN
 from hyperflow.operators.cleanup import CleanUpOperator
 from hyperflow.operators.conversion import (
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 RETRIES = 5  # only of what may pass, such as a vCenter that is away for a minute: operators fail at once for the rest
 RETRY_DELAY = timedelta(seconds=20)
+LONGEST_TAG = 100  # characters; Airflow refuses a DAG with a longer one
 CHANGES = {  # at the source, by the cutover's strategy
     "live-copy": "The source VM gets one snapshot for the time of the export and is not changed otherwise.",
     "cold": "The source VM is shut down for its export, and taken off the network before the target is started; when "
@@ -65,7 +67,7 @@ def build_dag(plan: Plan, vm: PlannedVm) -> DAG:
         max_active_runs=2,  # one works; a second one starts only to be told so by its preflight (operators/claim.py)
         is_paused_upon_creation=False,  # it has no schedule: only a person or a wave starts it
         default_args={"retries": RETRIES, "retry_delay": RETRY_DELAY},
-        tags=["hyperflow", f"plan:{plan.name}"],
+        tags=tags(plan, vm),
         render_template_as_native_obj=True,
     )
     with dag:
@@ -73,6 +75,21 @@ def build_dag(plan: Plan, vm: PlannedVm) -> DAG:
     # Only now: each class of each task would copy the form deeply, which took half the time of reading 1,000 VMs.
     dag.params = ParamsDict(form(vm))
     return dag
+
+
+def tags(plan: Plan, vm: PlannedVm) -> list[str]:
+    """Say what the list of DAGs can be narrowed down by.
+
+    A task that starts reads the plan without its waves, so its own copy lacks that tag. Airflow keeps only what the
+    DAG processor read, always with waves, so the DAG's version stays.
+    """
+    found = ["hyperflow", f"plan:{plan.name}"]
+    if vm.settings.host:
+        found.append(f"host:{vm.settings.host.connection}")
+    found += [f"wave:{wave.name}" for wave in plan.waves if vm.slug in wave.members]
+    if (vm.settings.cutover or Cutover()).strategy == "cold":
+        found.append("cutover:cold")
+    return [tag[:LONGEST_TAG] for tag in found]
 
 
 def add_tasks(plan: Plan, vm: PlannedVm) -> None:
@@ -127,6 +144,7 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
         vcenter=plan.vcenter.connection,
         host_connection=str(vm.settings.host.connection) if vm.settings.host else "",
         trigger_rule=TriggerRule.ALL_DONE,
+        outlets=[outlet(plan.name, vm.slug)],
     )
 
     cutover = vm.settings.cutover or Cutover()
