@@ -12,10 +12,17 @@ from hyperflow.kvmhost import acceleration
 from hyperflow.kvmhost.stage import Job
 
 EMULATOR = str(acceleration.find_emulator())
+LIMIT = 60  # seconds; for a busy machine
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give KVM up soon: where it does not work, each test would wait for the whole limit."""
+    monkeypatch.setattr(acceleration, "LIMIT", 1.0)
 
 
 def test_the_boot_sector_speaks_in_a_guest() -> None:
-    found = acceleration.try_kvm(EMULATOR, accelerator=acceleration.TCG)
+    found = acceleration.try_kvm(EMULATOR, accelerator=acceleration.TCG, limit=LIMIT)
 
     assert found == acceleration.Acceleration("tcg", "a guest ran with tcg")
 
@@ -28,7 +35,7 @@ def test_a_guest_that_does_nothing_is_given_up_at_the_limit() -> None:
 
 
 def test_an_accelerator_that_does_not_run_is_given_up_with_what_qemu_says() -> None:
-    found = acceleration.try_kvm(EMULATOR, accelerator="no-such-accelerator")
+    found = acceleration.try_kvm(EMULATOR, accelerator="no-such-accelerator", limit=LIMIT)
 
     assert found.kind == "tcg"
     assert "no-such-accelerator" in found.reason

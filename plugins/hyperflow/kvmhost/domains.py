@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import stat
-import subprocess
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hyperflow.kvmhost import commands
 from hyperflow.kvmhost.stage import StageError
 
 NAMESPACE = "urn:hyperflow:migration:1"  # of our element in a domain's metadata
@@ -37,23 +37,22 @@ def virsh(uri: str, *arguments: str) -> str:
     :raises StageError: with virsh's own message
     """
     try:
-        done = subprocess.run(
+        done = commands.run(
             ["virsh", "--quiet", "--connect", uri, *arguments],
-            stdin=subprocess.DEVNULL,
+            stdin=commands.DEVNULL,
             capture_output=True,
             text=True,
-            check=False,
             timeout=LIMIT,
             env={**os.environ, "LC_ALL": "C"},
         )
     except FileNotFoundError as fault:
         raise StageError("no virsh; install libvirt-clients (Debian, Ubuntu) or libvirt-client (RHEL)") from fault
-    except subprocess.TimeoutExpired as fault:
+    except commands.TimeoutExpired as fault:
         raise StageError(f"libvirt at {uri} did not answer within {LIMIT:.0f} s; is libvirtd well?") from fault
     if done.returncode != 0:
         message = " ".join(done.stderr.split()) or f"status {done.returncode}"
         raise StageError(f"virsh {arguments[0]}: {message.replace('error: ', '')}")
-    return done.stdout
+    return str(done.stdout)
 
 
 def every_domain(uri: str) -> list[Domain]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
+from hyperflow.kvmhost import commands
 from hyperflow.kvmhost.stage import StageError
 
 
@@ -15,12 +15,11 @@ def create(image: Path, image_format: str, overlay: Path) -> None:
         raw image and so reach files of the host
     :raises StageError: when qemu-img refuses
     """
-    made = subprocess.run(
+    made = commands.run(
         ["qemu-img", "create", "-q", "-f", "qcow2", "-F", image_format, "-b", str(image), str(overlay)],
-        stdin=subprocess.DEVNULL,
+        stdin=commands.DEVNULL,
         capture_output=True,
         text=True,
-        check=False,
     )
     if made.returncode != 0:
         raise StageError(f"{image}: no overlay could be made over it: {made.stderr.strip()}")

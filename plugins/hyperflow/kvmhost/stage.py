@@ -28,7 +28,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
-from hyperflow.kvmhost import ledger
+from hyperflow.kvmhost import commands, ledger
 from hyperflow.kvmhost.progress import Progress
 
 STAGES = (
@@ -149,6 +149,7 @@ class Job:
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
             "tools": self.tools,
+            "commands": commands.remembered(),
         }
         if error is not None:
             result["error"] = {"kind": error.kind, "message": str(error)}

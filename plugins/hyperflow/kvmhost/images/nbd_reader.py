@@ -12,7 +12,6 @@ import json
 import os
 import queue
 import shutil
-import subprocess
 import tempfile
 import threading
 import time
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hyperflow.kvmhost import commands
 from hyperflow.kvmhost.images.content import CHUNK, ContentMap, chunk_digest
 from hyperflow.kvmhost.images.qemu import driver
 from hyperflow.kvmhost.stage import StageError
@@ -35,7 +35,7 @@ Range = tuple[int, int]  # first byte, and the one behind the last
 
 
 @contextlib.contextmanager
-def serve(image: dict[str, Any], connections: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def serve(image: dict[str, Any], connections: int) -> Iterator[tuple[str, commands.Started]]:
     """Serve an image read-only while the context lasts.
 
     :param image: QEMU's description of it, as made by :func:`describe`
@@ -49,11 +49,11 @@ def serve(image: dict[str, Any], connections: int) -> Iterator[tuple[str, subpro
         shared = f"--shared={connections}"
         # not --persistent: should this program be killed, the server ends with its last connection
         arguments = ["qemu-nbd", "--read-only", "--allocation-depth", shared, f"--socket={path}"]
-        process = subprocess.Popen(
+        process = commands.Started(
             [*arguments, "json:" + json.dumps(image)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stdin=commands.DEVNULL,
+            stdout=commands.DEVNULL,
+            stderr=commands.PIPE,
         )
         try:
             yield path, process
@@ -205,7 +205,7 @@ def _connected(image: dict[str, Any]) -> Iterator[list[Any]]:
                     handle.shutdown()
 
 
-def _connect(nbd: Any, path: str, process: subprocess.Popen[bytes]) -> Any:
+def _connect(nbd: Any, path: str, process: commands.Started) -> Any:
     """Connect as soon as the server listens."""
     limit = time.monotonic() + START_SECONDS
     while True:

@@ -7,11 +7,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hyperflow.kvmhost import commands
 from hyperflow.kvmhost.stage import ADVICE, Job, StageError
 
 DRIVERS = {"vhd": "vpc"}  # where QEMU's name of a format is another one
@@ -98,11 +98,11 @@ def convert(
     :param advance: told the percent done since it was last told
     """
     arguments = ["qemu-img", "convert", "-p", "-W", "-f", driver(source[1]), "-O", driver(target[1]), *options]
-    process = subprocess.Popen(
+    process = commands.Started(
         [*arguments, str(source[0]), str(target[0])],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdin=commands.DEVNULL,
+        stdout=commands.PIPE,
+        stderr=commands.PIPE,
     )
     try:
         for percent in _percents(process):
@@ -137,7 +137,7 @@ def run_long(arguments: list[str]) -> None:
 
     :raises StageError: with what it said on standard error
     """
-    process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = commands.Started(arguments, stdin=commands.DEVNULL, stdout=commands.DEVNULL, stderr=commands.PIPE)
     try:
         _, errors = process.communicate()
     finally:
@@ -148,7 +148,7 @@ def run_long(arguments: list[str]) -> None:
         raise StageError(f"{' '.join(arguments[:2])}: {_said(errors)}")
 
 
-def _percents(process: subprocess.Popen[bytes]) -> Iterator[int]:
+def _percents(process: commands.Started) -> Iterator[int]:
     """Follow qemu-img's progress: yields what was done since the last time."""
     done = 0
     while process.stdout is not None:
@@ -162,10 +162,10 @@ def _percents(process: subprocess.Popen[bytes]) -> Iterator[int]:
                 done = percent
 
 
-def _call(arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
+def _call(arguments: list[str]) -> commands.CalledProcess[bytes]:
     try:
-        return subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_SECONDS)
-    except subprocess.TimeoutExpired as fault:
+        return commands.run(arguments, stdin=commands.DEVNULL, capture_output=True, timeout=_SECONDS)
+    except commands.TimeoutExpired as fault:
         raise StageError(f"{' '.join(arguments[:2])}: no answer within {_SECONDS} s") from fault
     except FileNotFoundError as fault:
         raise StageError("qemu-img is not installed on this host (package qemu-utils or qemu-img)") from fault

@@ -9,12 +9,12 @@ import re
 import select
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from hyperflow.kvmhost import commands
 from hyperflow.kvmhost.qmp import Qmp, QmpError
 from hyperflow.kvmhost.stage import StageError
 
@@ -78,13 +78,13 @@ class Machine:
         arguments += ["-mon", "chardev=monitor,mode=control", "-serial", "chardev:console"]
         arguments += ["-device", f"virtserialport,bus=serial.0,chardev=probe,name={PORT}"]
         with (self._folder / "qemu-errors").open("wb") as errors:
-            self._process = subprocess.Popen(
+            self._process = commands.Started(
                 arguments,
-                stdin=subprocess.DEVNULL,
+                stdin=commands.DEVNULL,
                 stdout=errors,
                 stderr=errors,
                 pass_fds=[end.fileno() for end in theirs.values()],
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - the stage has one thread
+                preexec_fn=_die_with_parent,  # the stage has one thread
             )
         for end in theirs.values():
             end.close()

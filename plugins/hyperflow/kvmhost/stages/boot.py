@@ -14,12 +14,11 @@ import re
 import secrets
 import shutil
 import signal
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hyperflow.kvmhost import acceleration, firmware
+from hyperflow.kvmhost import acceleration, commands, firmware
 from hyperflow.kvmhost.hardware import Hardware, Image, mac, qemu_arguments, require_sound
 from hyperflow.kvmhost.overlay import create
 from hyperflow.kvmhost.probe import watch
@@ -167,7 +166,7 @@ def _fit(hardware: Hardware, job: Job) -> Hardware:
 
 
 def _offers(emulator: str, question: str, word: str) -> bool:
-    answer = subprocess.run([emulator, *question.split()], capture_output=True, text=True, check=False)
+    answer = commands.run([emulator, *question.split()], capture_output=True, text=True)
     return re.search(rf"^{re.escape(word)}", answer.stdout, re.MULTILINE) is not None
 
 

@@ -13,14 +13,13 @@ import re
 import shutil
 import socket
 import ssl
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-from hyperflow.kvmhost import acceleration, domains, firmware
+from hyperflow.kvmhost import acceleration, commands, domains, firmware
 from hyperflow.kvmhost.hardware import MAC, Nic, mac
 from hyperflow.kvmhost.progress import size
 from hyperflow.kvmhost.stage import BadRequest, Job, StageError
@@ -263,7 +262,7 @@ def _version(program: str, question: list[str]) -> str | None:
     path = shutil.which(program)
     if path is None:
         return None
-    answer = subprocess.run([path, *question], capture_output=True, text=True, check=False, timeout=60)
+    answer = commands.run([path, *question], capture_output=True, text=True, timeout=60)
     match = re.search(r"\d+(\.\d+)+", answer.stdout)
     return match[0] if match else "unknown"
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import tempfile
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hyperflow.kvmhost import acceleration, domains, firmware
+from hyperflow.kvmhost import acceleration, commands, domains, firmware
 from hyperflow.kvmhost.hardware import (
     Hardware,
     Image,
@@ -144,7 +143,7 @@ def _sign(root: ET.Element, options: Options) -> None:
 
 def _virt_install(options: Options, accelerator: str, uefi: firmware.Firmware | None, job: Job) -> str:
     """Run virt-install, which with --print-xml only writes."""
-    made = subprocess.run(
+    made = commands.run(
         [
             *(
                 "virt-install",
@@ -158,10 +157,9 @@ def _virt_install(options: Options, accelerator: str, uefi: firmware.Firmware | 
             *virt_install_arguments(options.hardware, options.images, accelerator, uefi),
             *("--check", "all=off", "--print-xml"),
         ],
-        stdin=subprocess.DEVNULL,
+        stdin=commands.DEVNULL,
         capture_output=True,
         text=True,
-        check=False,
         env={**os.environ, "LC_ALL": "C.UTF-8"},
     )
     if made.returncode != 0:
@@ -169,7 +167,7 @@ def _virt_install(options: Options, accelerator: str, uefi: firmware.Firmware | 
     for line in made.stderr.splitlines():
         if line.startswith("WARNING"):
             job.log(f"virt-install: {line}")
-    return made.stdout
+    return str(made.stdout)
 
 
 def _name_formats(root: ET.Element, uefi: firmware.Firmware) -> None:
