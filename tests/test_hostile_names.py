@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 from airflow.serialization.serialized_objects import DagSerialization
+from hyperflow.hooks.records import safe
 from hyperflow.kvmhost.stage import Job
 from hyperflow.manifest.builder import build_manifest
 from hyperflow.manifest.facts import DiskFacts, NicFacts, StagedDisk, VmFacts
@@ -21,7 +22,6 @@ from hyperflow.manifest.report import Hosts, ReportedVm, Run
 from hyperflow.manifest.report_builder import build_report
 from hyperflow.manifest.save import canonical
 from hyperflow.manifest.shown import shown, shown_in_markdown
-from hyperflow.operators.base import safe
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.migration import effective
 from hyperflow.triggers.job import JobTrigger

@@ -13,20 +13,21 @@ PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 PACKAGE = PLUGINS / "hyperflow"
 # What each package may import of Hyperflow; itself is always allowed.
 ALLOWED: dict[str, set[str]] = {
+    "audit": set(),
     "errors": set(),
     "manifest": set(),
     "plans": {"manifest"},
     "vsphere": set(),
     "kvmhost": set(),
-    "hooks": {"vsphere", "manifest"},
+    "hooks": {"vsphere", "manifest", "audit"},
     "triggers": {"hooks", "vsphere", "manifest"},
     "links": set(),
-    "operators": {"triggers", "hooks", "vsphere", "plans", "manifest", "errors", "links"},
-    "ui": {"operators", "manifest"},
-    "workflows": {"operators", "plans", "manifest"},
-    "cli": {"plans", "manifest", "errors"},
+    "operators": {"triggers", "hooks", "vsphere", "plans", "manifest", "errors", "links", "audit"},
+    "ui": {"hooks", "operators", "manifest", "audit"},
+    "workflows": {"operators", "hooks", "plans", "manifest"},
+    "cli": {"plans", "manifest", "errors", "audit"},
 }
-WITHOUT_AIRFLOW = ("errors", "manifest", "plans", "vsphere", "kvmhost", "cli")
+WITHOUT_AIRFLOW = ("audit", "errors", "manifest", "plans", "vsphere", "kvmhost", "cli")
 HOSTS_OWN = {"guestfs", "nbd"}  # Python packages of the host's distribution
 
 

@@ -205,11 +205,11 @@ def test_files_of_ours_that_an_entry_names_exist() -> None:
         ),
         # A message that holds the reason is known by the reason, and by itself where nobody knows that.
         (
-            "the migration of web01 failed: fix: fix on kvm01: no kernel with virtio_pci and virtio_blk; found 3.2; "
-            "install one in the source VM. Report: kvm01:/o/web01/report.json",
+            "this run failed (migration of web01): fix: fix on kvm01: no kernel with virtio_pci and virtio_blk; found "
+            "3.2; install one in the source VM. Report: kvm01:/o/web01/report.json",
             "HF-FIX-003",
         ),
-        ("the migration of web01 failed: boot: something new. Report: kvm01:/o/report.json", "HF-RUN-004"),
+        ("this run failed (migration of web01): boot: something new. Report: kvm01:/o/report.json", "HF-RUN-004"),
         (
             "convert on kvm01: /o/disk-0.qcow2: No space left on device; make room on the host, then clear the task",
             "HF-HOST-014",

@@ -8,9 +8,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hyperflow.hooks.kvmhost_program import pack
+from hyperflow.hooks.records import safe
 from jsonschema import Draft7Validator
 
 from lab import lab
@@ -35,6 +37,11 @@ class Migrated:
     @property
     def staging(self) -> Path:
         return self.lab.folders.staging / "web01"
+
+    @property
+    def records(self) -> Path:
+        """What Airflow's side keeps of the run."""
+        return self.lab.folders.state / "airflow" / "hyperflow" / DAG_ID / safe(self.run_id)
 
     @property
     def images(self) -> Path:
@@ -68,6 +75,40 @@ def test_the_console_log_and_a_screenshot_of_the_booted_guest_are_kept(migrated:
     proof = migrated.report["boot_proof"]
     assert "web01 login:" in Path(proof["console_log"]).read_text(errors="replace")
     assert Path(proof["screenshot"]).read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_airflow_shows_the_report_the_console_and_the_screenshot_as_they_are_on_the_host(migrated: Migrated) -> None:
+    page = f"/hyperflow/runs/{DAG_ID}/{quote(migrated.run_id, safe='')}/"
+    proof = migrated.report["boot_proof"]
+    assert migrated.lab.api.request("GET", f"{page}report.json") == migrated.report
+    for name, path in (("console.log", proof["console_log"]), ("screenshot.png", proof["screenshot"])):
+        assert (migrated.records / name).read_bytes() == Path(path).read_bytes()
+
+
+def test_the_audit_file_tells_who_started_it_each_change_at_the_vcenter_and_each_command(migrated: Migrated) -> None:
+    file = migrated.records / "audit.jsonl"
+    on_the_host = migrated.images / "report.json"
+    done = subprocess.run(
+        [ROOT / "hyperflow", "audit", "verify", str(file), "--report", str(on_the_host)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    assert (entries[0]["what"], entries[0]["by"]) == ("migration started", "admin")
+    calls = [(entry["what"], entry["state"]) for entry in entries if entry["kind"] == "vsphere"]
+    for method, count in (
+        ("CreateSnapshot_Task", 1),
+        ("ExportSnapshot", 2),
+        ("HttpNfcLeaseComplete", 2),
+        ("RemoveSnapshot_Task", 1),
+    ):
+        assert [calls.count((method, state)) for state in ("asked", "done")] == [count, count]
+    commands = [entry for entry in entries if entry["kind"] == "host" and "exit" in entry]
+    assert {"qemu-img", "virt-install", "virsh", "hyperflow-kvmhost"} <= {one["what"].split()[0] for one in commands}
+    assert all("seconds" in one for one in commands)
+    assert [entry["what"] for entry in entries if entry["kind"] == "run"] == ["migration started", "ended"]
 
 
 def test_the_staged_disks_are_what_the_vcenter_served_and_no_stage_changed_them(migrated: Migrated) -> None:

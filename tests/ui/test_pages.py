@@ -15,6 +15,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hyperflow.audit.chain import append
+from hyperflow.audit.entry import Entry
 from hyperflow.manifest.report import BootProof, Hosts, ReportedVm, Run, StagePart
 from hyperflow.manifest.report_builder import build_report
 
@@ -42,11 +44,12 @@ def write_records(records: Path) -> None:
     (folder / "report.json").write_text(report.model_dump_json(exclude_none=True, by_alias=True))
     (folder / "console.log").write_text(HOSTILE)
     (folder / "screenshot.png").write_bytes(PNG)
-    (folder / "audit.jsonl").write_text(json.dumps({"seq": 1, "what": HOSTILE}) + "\n")
+    append(folder / "audit.jsonl", Entry("decision", HOSTILE, by="alice", details={HOSTILE: HOSTILE}))
     damaged = records / DAG / "damaged"
     damaged.mkdir()
     (damaged / "report.json").write_text('{"version": "9"}')
     (damaged / "console.log").symlink_to("/etc/passwd")
+    (damaged / "audit.jsonl").write_bytes((folder / "audit.jsonl").read_bytes().replace(b"alice", b"mallory") + b"[]\n")
     wave = records / WAVE / "w1"
     wave.mkdir(parents=True)
     (wave / "wave-report.html").write_text("<h1>Wave</h1>")
@@ -136,6 +139,13 @@ def test_files_are_served_as_what_they_are(viewer: httpx.Client) -> None:
     assert viewer.get(page("screenshot.png")).content == PNG
     assert viewer.get(page("report.json")).json()["run"]["dag_id"] == DAG
     assert "&lt;script&gt;" in viewer.get(page("audit")).text
+
+
+def test_the_audit_page_tells_whether_its_file_is_whole(viewer: httpx.Client) -> None:
+    assert "1 entries; none was removed, changed or added" in viewer.get(page("audit")).text
+    damaged = viewer.get(page("audit", run="damaged")).text
+    assert "This file is not whole" in damaged and "line 1: entry 1 was changed" in damaged
+    assert "line 2: is no entry of an audit file" in damaged
 
 
 def test_a_wave_has_its_own_page(viewer: httpx.Client) -> None:

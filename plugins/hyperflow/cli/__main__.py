@@ -87,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--json", action="store_true", help="print JSON")
     explain.set_defaults(run=_explain)
 
+    _add_audit(commands)
+
     janitor = commands.add_parser("janitor", help="find and remove what dead runs have left, through Airflow")
     janitor.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     janitor.add_argument(
@@ -104,6 +106,14 @@ def _add_limits(commands: Any) -> None:
     limits.add_argument("files", nargs="+", type=Path, metavar="PLAN")
     _add_airflow(limits)
     limits.set_defaults(run=_limits)
+
+
+def _add_audit(commands: Any) -> None:
+    audit = commands.add_parser("audit", help="who did and decided what in a run; exit status 1 when not all is there")
+    audit.add_argument("action", choices=["verify", "show"], help="look for removed, changed or added entries, or show")
+    audit.add_argument("paths", nargs="+", type=Path, metavar="FILE|DIR", help="audit.jsonl, or a folder of such files")
+    audit.add_argument("--report", type=Path, metavar="FILE", help="the run's report, else report.json beside it")
+    audit.set_defaults(run=_audit)
 
 
 def _add_aftermath(commands: Any) -> None:
@@ -262,6 +272,12 @@ def _explain(parsed: argparse.Namespace) -> int:
     from hyperflow.cli.explain import explain
 
     return explain(parsed.code, parsed.message, as_json=parsed.json)
+
+
+def _audit(parsed: argparse.Namespace) -> int:
+    from hyperflow.cli.audit import audit
+
+    return audit(parsed.action, parsed.paths, parsed.report)
 
 
 def _janitor(parsed: argparse.Namespace) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.ssh.hooks.ssh import SSHHook
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from hyperflow.hooks.audit import audit
 from hyperflow.hooks.kvmhost_program import pack
 from hyperflow.manifest.shown import shown
 
@@ -106,6 +108,7 @@ class KvmHostHook(SSHHook):
             expired.set()
             client.close()  # ends every wait below
 
+        begun = time.monotonic()
         watchdog = threading.Timer(limit, give_up)
         watchdog.daemon = True
         watchdog.start()
@@ -116,12 +119,31 @@ class KvmHostHook(SSHHook):
             status, reason = -1, f" ({fault})"
         finally:
             watchdog.cancel()
+        what = spoken(command)
+        audit(
+            *("host", what),
+            state="done" if status == 0 else "failed",
+            on=self.ssh_conn_id,
+            seconds=time.monotonic() - begun,
+            exit_status=status if status >= 0 else None,
+            said=reason or None,
+        )
         if status < 0:
             if expired.is_set():
                 reason = f": no answer for {limit:.0f} s"
-            what = " ".join(command[:4]) if command[0] == PYTHON else command[0]
             raise KvmHostError(f"connection {self.ssh_conn_id}: lost while {what} ran on {self.remote_host}{reason}")
         return status, output, errors
+
+    def fetch(self, client: paramiko.SSHClient, path: str, limit: int) -> bytes:
+        """Read the first ``limit`` bytes of a file on the host.
+
+        :raises KvmHostError: it cannot be read
+        """
+        status, content, errors = self.run(client, ["/usr/bin/head", "-c", str(limit), "--", path])
+        if status != 0:
+            said = errors.decode(errors="replace").strip()
+            raise KvmHostError(f"connection {self.ssh_conn_id}: {path} cannot be read on {self.remote_host}: {said}")
+        return content
 
     def _run(self, client: paramiko.SSHClient, command: list[str], stdin: bytes) -> tuple[int, bytes, bytes]:
         transport = client.get_transport()
@@ -212,3 +234,10 @@ class KvmHostHook(SSHHook):
                 f"{status} and left no result"
             )
         return result
+
+
+def spoken(command: list[str]) -> str:
+    """Name a command in a few words: our program's by what it is asked, others by their own words."""
+    if command[0] == PYTHON:
+        return shlex.join(["hyperflow-kvmhost", *command[2:]])
+    return "sh: put the host program there" if command[0] == "/bin/sh" else shlex.join(command)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.hook import BaseHook
 
+from hyperflow.hooks.audit import observer_of
+
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
@@ -58,11 +60,14 @@ class VsphereHook(BaseHook):
         return float(value)
 
 
-def open_session(connection: Connection) -> Session:
-    """Log in to the vCenter that ``connection`` names."""
+def open_session(connection: Connection, task: Any = None) -> Session:
+    """Log in to the vCenter that ``connection`` names; what is changed there goes to the run's audit file.
+
+    :param task: the task instance, where it is not the current context's: a trigger's
+    """
     from hyperflow.vsphere.session import connect
 
-    return connect(**session_arguments(connection))
+    return connect(**session_arguments(connection), observer=observer_of(str(connection.conn_id), task))
 
 
 def session_arguments(connection: Connection) -> dict[str, Any]:

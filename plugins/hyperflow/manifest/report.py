@@ -166,6 +166,13 @@ class Decision(ClosedSection):
     at: Maybe[Timestamp] = None
 
 
+class AuditHead(ClosedSection):
+    """The last entry that the run's audit file had when the report was written; later ones may follow it."""
+
+    entries: Count = Field(description="Number of that entry")
+    sha256: Sha256 = Field(description="Digest of that entry")
+
+
 class Report(ClosedSection):
     """``report.json``."""
 
@@ -184,3 +191,4 @@ class Report(ClosedSection):
     boot_proof: BootProof | None = Field(description="null when no boot was tried")
     source_cleanup: SourceCleanup | None = Field(description="null when it could not be looked up")
     decisions: Maybe[list[Decision]] = Field(default=None, description="What people decided in this run")
+    audit: Maybe[AuditHead] = Field(default=None, description="What `hyperflow audit verify` holds the audit file to")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from hyperflow.hooks.audit import audit_start
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import keep_failure
@@ -39,6 +40,7 @@ class AftermathOperator(BaseOperator):
         """Do the work with the VM for this run alone, and keep why it failed."""
         try:
             record = self.record()
+            audit_start(context, f"{self.task_id} of {record['name']}", {"dag": self.vm_dag, "phase": record["phase"]})
             claim(context, record["vm"], record["name"])
             try:
                 return self.work(context, record)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
+from hyperflow.hooks.audit import audit_decision
 from hyperflow.operators.base import PREFLIGHT, RESULT_KEY, SHUTDOWN, keep_failure
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class AskOperator(ApprovalOperator):
             who = user_name(event)
             decision = {"question": self.subject, "answer": chosen, "by": who, "at": moment(event.get("responded_at"))}
             context["ti"].xcom_push(key=DECISION_KEY, value={key: value for key, value in decision.items() if value})
+            audit_decision(decision)
             self.log.info("%s: %s by %s", self.about, chosen, who or "nobody in time")
             if chosen != self.APPROVE:
                 raise AirflowFailException(
@@ -56,6 +58,18 @@ class AskOperator(ApprovalOperator):
         except AirflowException as fault:
             keep_failure(context, self.task_id, fault)
             raise
+
+
+class ApproveWaveOperator(ApprovalOperator):
+    """The question whether a wave may begin. A no skips what follows, which the wave's report tells."""
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Keep who decided, and go on as Airflow does."""
+        if "error" not in event:
+            answer = (event.get("chosen_options") or [self.REJECT])[0]
+            by, at = user_name(event), moment(event.get("responded_at"))
+            audit_decision({"question": self.subject, "answer": answer, "by": by, "at": at})
+        return super().execute_complete(context, event)
 
 
 def question(context: Context, about: str) -> str:

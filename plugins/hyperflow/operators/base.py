@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 import uuid
 from datetime import UTC, datetime
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
+from hyperflow.hooks.audit import audit
+from hyperflow.hooks.records import safe
 from hyperflow.operators.results import require_as_asked, require_sound
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
+    from hyperflow.audit.entry import State
     from hyperflow.hooks.kvmhost import KvmHostHook
     from hyperflow.plans.host_run import HostRun
     from hyperflow.plans.migration import Migration
@@ -254,6 +256,7 @@ def accept_result(context: Context, result: dict[str, Any], warnings: Sequence[s
     :param warnings: the task's own, for the report
     """
     require_sound(result)
+    audit_stage(result)
     result["warnings"] = [*warnings, *result.get("warnings", [])]
     context["ti"].xcom_push(key=RESULT_KEY, value=result)
     if result.get("succeeded"):
@@ -262,6 +265,22 @@ def accept_result(context: Context, result: dict[str, Any], warnings: Sequence[s
     message = f"{result.get('stage')} on {result.get('host')}: {error.get('message', 'failed without a reason')}"
     # A stage that failed for a reason of its own fails again: only what may pass is tried again.
     raise (AirflowException if error.get("kind") == TRY_AGAIN else AirflowFailException)(message)
+
+
+def audit_stage(result: dict[str, Any]) -> None:
+    """Write into the run's audit file how a stage ended, and each program that it ran on its host."""
+    error, host = result.get("error") or {}, str(result.get("host"))
+    for command in result.get("commands", []):
+        state: State = "done" if command["exit"] == 0 else "failed"
+        seconds, status = command["seconds"], command["exit"]
+        audit("host", command["command"], state=state, on=host, seconds=seconds, exit_status=status)
+    audit(
+        *("host", f"stage {result.get('stage')}"),
+        state="done" if result.get("succeeded") else "failed",
+        on=host,
+        seconds=result.get("seconds"),
+        said=error.get("message"),
+    )
 
 
 def stage_of(migration: Migration, name: str) -> dict[str, Any]:
@@ -285,11 +304,6 @@ def job_directory(migration: HostRun, context: Context) -> str:
     ti = context["ti"]
     task = safe(ti.task_id) if ti.map_index is None or ti.map_index < 0 else f"{safe(ti.task_id)}.{ti.map_index}"
     return f"{job_root(migration)}/jobs/{run_key(context)}/{task}"
-
-
-def safe(text: str) -> str:
-    """Write a DAG's, run's or task's id (``+`` and ``:`` in run ids) so that it can be one part of a path."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip(".") or "_"
 
 
 def vm_key(facts: VmFacts) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.sdk import Variable
 from airflow.sdk.exceptions import AirflowFailException
 
-from hyperflow.operators.base import safe
+from hyperflow.hooks.records import safe
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from hyperflow.hooks.audit import audit_start
 from hyperflow.hooks.kvmhost import KvmHostHook
 from hyperflow.links.run import ReportLink
 from hyperflow.manifest.shown import shown
@@ -22,7 +23,7 @@ from hyperflow.operators.base import (
     run_key,
 )
 from hyperflow.operators.cleanup import created_anything, run_failed
-from hyperflow.operators.run_report import FAILED, REPORT_KEY, RunReportOperator
+from hyperflow.operators.run_report import RunReportOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -55,6 +56,7 @@ class ReadManifestOperator(HostRunOperator):
         started, ti = datetime.now(UTC), context["ti"]
         try:
             request = parse_request(dict(context["params"]))
+            audit_start(context, "conversion", {key: value for key, value in context["params"].items() if value})
             content = self.read(request)
             manifest, conversion = self.decide(request, content)
         except DocumentError as fault:
@@ -188,19 +190,7 @@ class ReportConversionOperator(RunReportOperator):
 
     def perform(self, context: Context) -> dict[str, Any]:
         """Write the report."""
-        report = self.build(context)
-        place = self.write(context, report)
-        outcome = report.summary.outcome
-        where = f"{place['host']}:{place['path']}" if place["host"] else place["path"]
-        summary = {**place, "outcome": outcome}
-        context["ti"].xcom_push(key=REPORT_KEY, value=summary)
-        for message in report.warnings:
-            self.log.warning("%s: %s", message.stage, shown(message.message))
-        self.log.info("outcome: %s; report: %s", outcome, where)
-        if report.errors or (outcome == FAILED and not self.was_dry_run):
-            reasons = "; ".join(f"{error.stage}: {error.message}" for error in report.errors)
-            raise AirflowFailException(shown(f"the conversion failed: {reasons}. Report: {where}"))
-        return summary
+        return self.finish(context, self.build(context), "conversion")
 
     def build(self, context: Context) -> Report:
         """Make the report of what the tasks left."""

@@ -13,6 +13,8 @@ from airflow.sdk import Variable
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException, TaskAwaitingInput
 from airflow.sdk.execution_time.hitl import upsert_hitl_detail
 
+from hyperflow.hooks.audit import audit_decision
+from hyperflow.hooks.records import safe
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.approval import DECISION_KEY, moment, user_name
@@ -25,7 +27,6 @@ from hyperflow.operators.base import (
     domain_uuid,
     finished_tasks,
     job_root,
-    safe,
     take_result,
     vm_key,
 )
@@ -170,6 +171,7 @@ class ShutDownSourceOperator(SourceOperator):
             "at": moment(event.get("responded_at")),
         }
         context["ti"].xcom_push(key=DECISION_KEY, value={key: value for key, value in decision.items() if value})
+        audit_decision(decision)
         if chosen == ABORT:
             who = decision["by"] or "nobody's answer in time"
             raise AirflowFailException(f"{self.facts.name} does not shut down: aborted by {who}; nothing was forced")

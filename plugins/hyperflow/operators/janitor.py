@@ -14,8 +14,9 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.kvmhost import KvmHostHook
+from hyperflow.hooks.records import safe
 from hyperflow.hooks.vsphere import VsphereHook
-from hyperflow.operators.base import FAILURE_KEY, JOB_FOLDER, RESULT_KEY, finished_tasks, safe
+from hyperflow.operators.base import FAILURE_KEY, JOB_FOLDER, RESULT_KEY, finished_tasks
 from hyperflow.operators.ownership import instance
 
 if TYPE_CHECKING:

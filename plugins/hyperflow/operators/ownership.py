@@ -6,7 +6,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from hyperflow.operators.base import safe
+from hyperflow.hooks.records import safe
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.sdk import ObjectStoragePath
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from hyperflow.hooks.audit import audit_start
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import MigrationOperator, accept_result, domain_uuid, run_key, vm_key
@@ -72,15 +73,25 @@ class PreflightOperator(MigrationOperator):
         :raises AirflowFailException: listing every fault of either
         """
         from hyperflow.plans.load import load_plan
-        from hyperflow.plans.migration import effective
+        from hyperflow.plans.migration import effective, overridden
         from hyperflow.plans.overrides import parse_overrides
         from hyperflow.plans.plan import PlanError
 
         try:
             plan = load_plan(plan_location(self.plan_file))
-            return effective(plan, plan.vm(self.slug), parse_overrides(context["dag_run"].conf or {}))
+            planned = plan.vm(self.slug)
+            migration = effective(plan, planned, parse_overrides(context["dag_run"].conf or {}))
+            otherwise = overridden(effective(plan, planned), migration)
         except (PlanError, KeyError) as fault:
             raise AirflowFailException(str(fault)) from fault
+        told = {
+            "plan": plan.name,
+            "file": self.plan_file,
+            "vm": planned.selector.value,
+            "overridden": otherwise or None,
+        }
+        audit_start(context, "migration", {key: value for key, value in told.items() if value})
+        return migration
 
     def read_source(self, context: Context, migration: Migration) -> tuple[VmFacts, list[Concern]]:
         """Find the VM at its vCenter and judge it."""

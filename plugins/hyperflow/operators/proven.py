@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.sdk import Variable
 
-from hyperflow.operators.base import safe
+from hyperflow.hooks.records import safe
 
 SUMMARY_KEY = "summary"  # XCom: VmSummary as JSON, of a VM's run and of a wave's task
 PROVEN = "proven"  # outcome of a run whose guest was booted

@@ -5,10 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowFailException
-
 from hyperflow.links.run import ReportLink
-from hyperflow.manifest.shown import shown
 from hyperflow.operators.approval import DECISION_KEY
 from hyperflow.operators.arrival import tell_arrival
 from hyperflow.operators.base import (
@@ -22,7 +19,7 @@ from hyperflow.operators.cleanup import SOURCE_KEY
 from hyperflow.operators.kept_plan import let_go_of_plan
 from hyperflow.operators.preflight import plan_location
 from hyperflow.operators.proven import PROVEN, SUMMARY_KEY, remember_proven
-from hyperflow.operators.run_report import FAILED, REPORT_KEY, RunReportOperator
+from hyperflow.operators.run_report import RunReportOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -41,8 +38,8 @@ ASKING = ("approve_shutdown", "shutdown", "approve_start")  # tasks that leave a
 class WriteReportOperator(RunReportOperator, ClosingOperator):
     """Writes ``report.json`` into the output directory and fails when the migration did.
 
-    Where the host cannot be reached, or the run ended before its settings were known, the report is written below
-    Airflow's home instead. Pushes the XCom ``report``; the log tells path and reasons.
+    A copy is kept in the run's records; where the host cannot be reached, or the run ended before its settings were
+    known, it is there only. Pushes the XCom ``report``; the log tells path and reasons.
 
     :param plan: the plan's name
     :param plan_file: its path
@@ -71,24 +68,10 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         if self.vm:
             release(context, vm_key(self.facts))
         let_go_of_plan(plan_location(self.plan_file), run_key(context))
-        report = self.build(context)
-        place = self.write(context, report)
-        outcome = report.summary.outcome
-        where = f"{place['host']}:{place['path']}" if place["host"] else place["path"]
-        summary = {**place, "outcome": outcome}
-        context["ti"].xcom_push(key=REPORT_KEY, value=summary)
-        self.tell_wave(context, report, place)
-        tell_arrival(context, self.plan, self.slug, report, place)
-        for message in report.warnings:
-            self.log.warning("%s: %s", message.stage, shown(message.message))
-        self.log.info("outcome: %s; report: %s", outcome, where)
-        if report.errors or (outcome == FAILED and not self.was_dry_run):
-            reasons = "; ".join(f"{error.stage}: {error.message}" for error in report.errors)
-            raise AirflowFailException(shown(f"the migration of {self.selector} failed: {reasons}. Report: {where}"))
-        return summary
+        return self.finish(context, self.build(context), f"migration of {self.selector}")
 
-    def tell_wave(self, context: Context, report: Report, place: dict[str, Any]) -> None:
-        """Leave what a wave tells of this run, and remember the VM as done when it was proven."""
+    def tell(self, context: Context, report: Report, place: dict[str, Any]) -> None:
+        """Leave what a wave tells of this run, remember the VM as done when it was proven, and tell other DAGs."""
         from hyperflow.manifest.wave_report import summarise_run
 
         summary = summarise_run(
@@ -100,6 +83,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         context["ti"].xcom_push(key=SUMMARY_KEY, value=summary)
         if report.summary.outcome == PROVEN and not report.errors:
             remember_proven(context["dag"].dag_id, str(context["run_id"]), summary)
+        tell_arrival(context, self.plan, self.slug, report, place)
 
     def build(self, context: Context) -> Report:
         """Make the report of what the tasks left."""

@@ -32,10 +32,23 @@ def require_sound(result: dict[str, Any]) -> None:
     for field in ("seconds", "bytes_read", "bytes_written"):
         if type(result.get(field, 0)) not in (int, float):
             raise AirflowFailException(f"result of the host: {field}: found {result[field]!r}, expected a number")
+    commands = result.get("commands", [])
+    if not isinstance(commands, list) or not all(_is_command(each) for each in commands):
+        raise AirflowFailException("result of the host: commands: found something else than commands that were run")
     try:
         host_part(result)
     except ReportError as fault:
         raise AirflowFailException(f"result of the host is none: {fault}") from fault
+
+
+def _is_command(told: Any) -> bool:
+    """Whether it is ``{"command", "exit", "seconds"}``; the last two are None where nobody knows them."""
+    return (
+        isinstance(told, dict)
+        and isinstance(told.get("command"), str)
+        and isinstance(told.get("exit", ""), int | None)
+        and isinstance(told.get("seconds", ""), int | float | None)
+    )
 
 
 def require_as_asked(stage: str, options: dict[str, Any], observed: dict[str, Any]) -> None:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.configuration import AIRFLOW_HOME
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from hyperflow.operators.base import FAILURE_KEY, RESULT_KEY, HostRunOperator, finished_tasks, safe
+from hyperflow.audit.chain import head
+from hyperflow.hooks.audit import audit, audit_file
+from hyperflow.hooks.records import keep, run_folder
+from hyperflow.manifest.shown import shown
+from hyperflow.operators.base import FAILURE_KEY, RESULT_KEY, HostRunOperator, finished_tasks
 from hyperflow.operators.results import require_as_asked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from airflow.sdk import Context
 
-    from hyperflow.manifest.report import Report, Stage, StagePart
+    from hyperflow.manifest.report import AuditHead, Report, Stage, StagePart
 
+REPORT_NAME = "report.json"
+EVIDENCE_LIMIT = 8 << 20  # bytes of a console log or screenshot; they have some 100 KiB
+PNG = b"\x89PNG\r\n\x1a\n"
 REPORT_KEY = "report"  # XCom: {"host": connection or None, "path", "failures": [{"stage", "code"}], "outcome"}
 FAILED, SKIPPED, NOT_REACHED = "failed", "skipped", "upstream_failed"  # task states of Airflow
 
@@ -87,24 +93,83 @@ class RunReportOperator(HostRunOperator):
                 document["code"] = failure["code"]
         return Stage.model_validate(document)
 
+    def finish(self, context: Context, report: Report, what: str) -> dict[str, Any]:
+        """Write the report, say what it says, and fail when the run did.
+
+        :param what: the run was to do, for the message
+        :return: where the report is, and the outcome
+        """
+        outcome = report.summary.outcome
+        codes = [f"{error.stage} {error.code}" for error in report.errors]
+        audit("run", "ended", details={"outcome": outcome, "errors": codes})
+        report = report.model_copy(update={"audit": audited(context)})
+        place = self.write(context, report)
+        where = f"{place['host']}:{place['path']}" if place["host"] else place["path"]
+        summary = {**place, "outcome": outcome}
+        context["ti"].xcom_push(key=REPORT_KEY, value=summary)
+        self.tell(context, report, place)
+        for message in report.warnings:
+            self.log.warning("%s: %s", message.stage, shown(message.message))
+        self.log.info("outcome: %s; report: %s", outcome, where)
+        if report.errors or (outcome == FAILED and not self.was_dry_run):
+            reasons = "; ".join(f"{error.stage}: {error.message}" for error in report.errors)
+            raise AirflowFailException(shown(f"this run failed ({what}): {reasons}. Report: {where}"))
+        return summary
+
+    def tell(self, context: Context, report: Report, place: dict[str, Any]) -> None:
+        """Tell others of the report; here nobody."""
+
     def write(self, context: Context, report: Report) -> dict[str, Any]:
-        """Write the report on the host, or here when that cannot be."""
+        """Write the report on the host, and into the run's records, where Airflow's pages find it.
+
+        :return: ``{"host", "path", "failures"}``; host is None, and path that of the records, when it is there only
+        """
         document = report.to_document()
         failures = [{"stage": error.stage, "code": error.code} for error in report.errors if error.code]
-        if self.migration and not self.was_dry_run:
-            options = {"path": self.settings.report_path, "report": document}
+        path = run_folder(context["dag"].dag_id, str(context["run_id"])) / REPORT_NAME
+        keep(path, json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n")
+        place = {"host": None, "path": str(path), "failures": failures}
+        if not self.migration or self.was_dry_run:
+            return place
+        options = {"path": self.settings.report_path, "report": document}
+        try:
+            result = self.host.run_stage("report", options)
+            if result.get("succeeded"):
+                require_as_asked("report", options, result["observed"])
+                place |= {"host": self.settings.host_connection, "path": result["observed"]["path"]}
+                self.keep_evidence(report, path.parent)
+                return place
+            reason: Any = result.get("error")
+        except (AirflowException, OSError, ValueError) as fault:
+            reason = fault
+        self.log.warning("the report could not be written on the host, so it is kept here only: %s", reason)
+        return place
+
+    def keep_evidence(self, report: Report, folder: Path) -> None:
+        """Fetch what the boot left for people, its console log and screenshot, into the run's records.
+
+        One that is not there, or is something else, is told of and left out: the report has the proof itself.
+        """
+        proof = report.boot_proof
+        for name, found, begins in (
+            ("console.log", proof.console_log if proof else None, b""),
+            ("screenshot.png", proof.screenshot if proof else None, PNG),
+        ):
+            if found is None:
+                continue
             try:
-                result = self.host.run_stage("report", options)
-                if result.get("succeeded"):
-                    require_as_asked("report", options, result["observed"])
-                    place = {"host": self.settings.host_connection, "path": result["observed"]["path"]}
-                    return {**place, "failures": failures}
-                reason: Any = result.get("error")
-            except (AirflowException, OSError, ValueError) as fault:
-                reason = fault
-            self.log.warning("the report could not be written on the host, so it is kept here: %s", reason)
-        folder = Path(AIRFLOW_HOME) / "hyperflow-reports" / safe(context["dag"].dag_id) / safe(context["run_id"])
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "report.json"
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        return {"host": None, "path": str(path), "failures": failures}
+                with self.host.connected() as client:
+                    content = self.host.fetch(client, found, EVIDENCE_LIMIT)
+            except AirflowException as fault:
+                self.log.warning("the boot's %s could not be fetched: %s", name, fault)
+                continue
+            if content.startswith(begins):
+                keep(folder / name, content)
+
+
+def audited(context: Context) -> AuditHead | None:
+    """Number and digest of the run's last audit entry, for its report."""
+    from hyperflow.manifest.report import AuditHead
+
+    last = head(audit_file(context["dag"].dag_id, str(context["run_id"])))
+    return None if last is None else AuditHead(entries=last.entries, sha256=last.sha256)

@@ -17,6 +17,7 @@ from airflow.sdk.exceptions import (
 )
 from airflow.sdk.execution_time.hitl import upsert_hitl_detail
 
+from hyperflow.hooks.audit import audit_decision, audit_start
 from hyperflow.manifest.shown import shown, shown_in_markdown
 from hyperflow.operators.approval import DECISION_KEY, moment, user_name
 from hyperflow.operators.base import keep_failure
@@ -86,6 +87,8 @@ class CheckWaveOperator(BaseOperator):
     def check(self, context: Context) -> list[str]:
         """Do so."""
         plan, wave = load_wave(self.plan_file, self.wave)
+        asked = {key: value for key, value in (context["dag_run"].conf or {}).items() if value}
+        audit_start(context, f"wave {wave.name}", {"plan": plan.name, "members": list(wave.members), **asked})
         now = datetime.now(UTC)
         opening = self.opening(context, wave, now)
         ti = context["ti"]
@@ -337,6 +340,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
             "at": moment(event.get("responded_at")),
         }
         context["ti"].xcom_push(key=DECISION_KEY, value=decision)
+        audit_decision(decision)
         self.log.info("decided by %s: %s", decision["by"] or "nobody in time", answer)
         if answer != GO_ON:
             raise AirflowSkipException(f"not started: {', '.join(failed)} failed, and it was decided to stop")

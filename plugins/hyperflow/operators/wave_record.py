@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-from airflow.configuration import AIRFLOW_HOME, conf
 
-from hyperflow.operators.base import safe
+from hyperflow.hooks.records import keep, run_folder
 
 if TYPE_CHECKING:
     from hyperflow.manifest.wave_report import WaveReport
@@ -18,20 +17,14 @@ JSON_NAME, PAGE_NAME = "wave-report.json", "wave-report.html"
 TEMPLATE = "wave-report.html.j2"
 
 
-def records_folder() -> Path:
-    """Airflow's setting ``[hyperflow] records_folder``, by default ``hyperflow`` in Airflow's home."""
-    return Path(conf.get("hyperflow", "records_folder", fallback=str(Path(AIRFLOW_HOME) / "hyperflow")))
-
-
 def keep_wave_report(dag_id: str, run_id: str, report: WaveReport) -> Path:
     """Write the report as JSON and as a page.
 
     :return: path of the JSON
     """
-    folder = records_folder() / safe(dag_id) / safe(run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / PAGE_NAME, wave_page(report))
-    _write(folder / JSON_NAME, json.dumps(report.to_document(), indent=2, ensure_ascii=False) + "\n")
+    folder = run_folder(dag_id, run_id)
+    keep(folder / PAGE_NAME, wave_page(report).encode())
+    keep(folder / JSON_NAME, json.dumps(report.to_document(), indent=2, ensure_ascii=False).encode() + b"\n")
     return folder / JSON_NAME
 
 
@@ -73,9 +66,3 @@ def _duration(seconds: Any) -> str:
         return ""
     whole = round(float(seconds))
     return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

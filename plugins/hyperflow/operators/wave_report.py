@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
+from hyperflow.hooks.audit import audit
 from hyperflow.links.run import WaveReportLink
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.approval import DECISION_KEY, moment, user_name
@@ -55,6 +56,7 @@ class WriteWaveReportOperator(BaseOperator):
         """Write the report of what the tasks left."""
         plan, wave = load_wave(self.plan_file, self.wave)
         report = self.build(context, plan, wave)
+        audit("run", "ended", details={"outcome": report.summary.outcome})
         path = keep_wave_report(context["dag"].dag_id, str(context["run_id"]), report)
         for vm in report.vms:
             self.log.info("%s: %s%s", vm.slug, vm.outcome, f": {shown(vm.reason)}" if vm.reason else "")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from hyperflow.manifest.faults import Fault, render
 from hyperflow.manifest.models import Output
@@ -119,6 +120,24 @@ def effective(plan: Plan, vm: PlannedVm, overrides: Overrides | None = None) -> 
         decode_while_downloading=limits.decode_while_downloading,
         bandwidth=limits.bandwidth,
     )
+
+
+def overridden(planned: Migration, used: Migration) -> dict[str, dict[str, Any]]:
+    """List what a run has set otherwise than its plan: ``{"output.format": {"plan": "qcow2", "run": "raw"}}``."""
+    before, after = (dict(_leaves(one.model_dump(mode="json", by_alias=True))) for one in (planned, used))
+    return {
+        key: {"plan": before.get(key), "run": after.get(key)}
+        for key in sorted(before | after)
+        if before.get(key) != after.get(key)
+    }
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
 
 
 def _run_profile(vm: PlannedVm, run: Overrides) -> ProfileSettings:

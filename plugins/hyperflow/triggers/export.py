@@ -115,7 +115,8 @@ class ExportTrigger(JobTrigger):
     async def _export(self) -> dict[str, Any]:
         connection = await get_async_connection(self.vsphere_conn_id)
         session = await unless_cancelled(
-            lambda: open_session(connection), lambda opened: None if opened is None else opened.logout()
+            lambda: open_session(connection, self.task_instance),
+            lambda opened: None if opened is None else opened.logout(),
         )
         lease: Lease | None = None
         succeeded = False

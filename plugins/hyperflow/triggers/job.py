@@ -15,15 +15,17 @@ import structlog
 from airflow.providers.ssh.hooks.ssh import SSHHookAsync
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from hyperflow.hooks.audit import audit
 from hyperflow.manifest.shown import shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 COMMAND_TIMEOUT = 60.0  # seconds for one round trip; a command on the host takes some 0.1 s
 KEEPALIVE = 15  # seconds between SSH keep-alives: a connection that hangs is noticed after three of them
 RECONNECT_DELAYS = (1.0, 2.0, 5.0, 10.0)  # seconds; the last one again and again
 CONNECTION_FAULTS = (OSError, asyncssh.Error, TimeoutError)
+ONLY_ASKING = (("job", "poll"), ("job", "collect"))  # commands that change nothing, every few seconds
 UNREACHABLE = "UNREACHABLE"
 FAILED = "FAILED"
 
@@ -72,7 +74,7 @@ class JobTrigger(BaseTrigger):
         self.job = job
         self.poll_interval = poll_interval
         self.unreachable_limit = unreachable_limit
-        self._host = HostChannel(ssh_conn_id, program)
+        self._host = HostChannel(ssh_conn_id, program, lambda: self.task_instance)
         self._stage_log = structlog.get_logger(logger_name=f"{__name__}.stage")
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -178,11 +180,13 @@ class HostChannel:
 
     :param ssh_conn_id: connection of the host
     :param program: path of the host program on the host
+    :param task: gives the task instance that the commands are run for, None when there is none
     """
 
-    def __init__(self, ssh_conn_id: str, program: str) -> None:
+    def __init__(self, ssh_conn_id: str, program: str, task: Callable[[], Any]) -> None:
         self.ssh_conn_id = ssh_conn_id
         self.program = program
+        self.task = task
         self._connection: asyncssh.SSHClientConnection | None = None
 
     async def run(self, *arguments: str, stdin: bytes = b"") -> bytes:
@@ -191,13 +195,16 @@ class HostChannel:
         :raises OSError, asyncssh.Error, TimeoutError: when the connection is to blame
         :raises HostProgramFault: when the program is
         """
+        begun = time.monotonic()
         try:
             connection = await self._connect()
             command = shlex.join(["/usr/bin/python3", self.program, *arguments])
             done = await connection.run(command, input=stdin, encoding=None, check=False, timeout=COMMAND_TIMEOUT)
-        except CONNECTION_FAULTS:
+        except CONNECTION_FAULTS as fault:
+            await self._audit(arguments, None, begun, str(fault) or type(fault).__name__)
             await self.close()
             raise
+        await self._audit(arguments, done.exit_status, begun)
         if done.exit_status is None or done.exit_status < 0:
             await self.close()
             raise ConnectionError(f"lost while the host program ran ({done.exit_signal})")
@@ -206,6 +213,24 @@ class HostChannel:
             told = (output + errors).decode(errors="replace").strip()
             raise HostProgramFault(f"{self.program} {shlex.join(arguments)}: exit status {done.exit_status}: {told}")
         return output
+
+    async def _audit(
+        self, arguments: tuple[str, ...], status: int | None, begun: float, said: str | None = None
+    ) -> None:
+        """Write a command into the run's audit file, unless it only asks how the job is."""
+        task = self.task()
+        if task is None or arguments[:2] in ONLY_ASKING:
+            return
+        await asyncio.to_thread(
+            audit,
+            *("host", shlex.join(["hyperflow-kvmhost", *arguments])),
+            state="done" if status == 0 else "failed",
+            on=self.ssh_conn_id,
+            seconds=time.monotonic() - begun,
+            exit_status=status,
+            said=said,
+            task=task,
+        )
 
     async def _connect(self) -> asyncssh.SSHClientConnection:
         if self._connection is not None:

@@ -11,10 +11,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from pydantic import ValidationError
 
+from hyperflow.audit.chain import Anchor, verify
 from hyperflow.manifest.report import Report
 from hyperflow.operators.wave_record import JSON_NAME, PAGE_NAME
 from hyperflow.ui.access import may_read_dag
-from hyperflow.ui.record import audit_lines, parsed, record_file
+from hyperflow.ui.record import audit_entries, parsed, record_file
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; "
@@ -62,13 +63,22 @@ def report_page(dag_id: str, run_id: str) -> Response:
 
 
 def audit_page(dag_id: str, run_id: str) -> Response:
-    """Show ``audit.jsonl`` as a table."""
+    """Show ``audit.jsonl`` as a table, with what is wrong with its chain."""
     path = record_file(dag_id, run_id, "audit.jsonl")
     if path is None:
         return _missing("this run has no audit file")
-    lines = audit_lines(path)
-    columns = list(dict.fromkeys(key for line in lines or [] for key in line))
-    return _page("audit.html.j2", lines=lines, columns=columns, dag_id=dag_id, run_id=run_id)
+    entries = audit_entries(path)
+    findings = verify(path, _anchor(record_file(dag_id, run_id, "report.json"))).findings if entries is not None else ()
+    return _page("audit.html.j2", entries=entries, findings=findings, dag_id=dag_id, run_id=run_id)
+
+
+def _anchor(report: Path | None) -> Anchor | None:
+    """What the report beside an audit file says of it."""
+    found = parsed(report) if report is not None else None
+    told = found.get("audit") if isinstance(found, dict) else None
+    if not isinstance(told, dict) or type(told.get("entries")) is not int:
+        return None
+    return Anchor(told["entries"], str(told.get("sha256")))
 
 
 def _names() -> list[str]:

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hyperflow.operators.base import safe
-from hyperflow.operators.wave_record import records_folder
+from hyperflow.hooks.records import records_folder, safe
 
+LONGEST_SHOWN = 500  # characters of a line that is no entry
 LARGEST_PARSED = 32 << 20  # bytes; a report of 1,000 disks has less than 2 MiB
 
 
@@ -35,12 +35,16 @@ def parsed(path: Path) -> Any:
         return None
 
 
-def audit_lines(path: Path) -> list[dict[str, Any]] | None:
-    """Read an audit file, a JSON object in each line; None when it is something else."""
+def audit_entries(path: Path) -> list[dict[str, Any]] | None:
+    """Read an audit file's lines; one that is no JSON object as ``{"what": the line}``, None of a file too large."""
     if path.stat().st_size > LARGEST_PARSED:
         return None
+    return [_entry(line) for line in path.read_bytes().decode(errors="replace").splitlines()]
+
+
+def _entry(line: str) -> dict[str, Any]:
     try:
-        lines = [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
+        entry = json.loads(line)
     except (ValueError, RecursionError):
-        return None
-    return lines if all(isinstance(line, dict) for line in lines) else None
+        entry = None
+    return entry if isinstance(entry, dict) else {"what": line[:LONGEST_SHOWN]}

@@ -13,7 +13,6 @@ from typing import Any, Self, TypeVar
 from xml.etree import ElementTree
 
 from pyVmomi import vim, vmodl
-from pyVmomi.SoapAdapter import SoapStubAdapter
 from pyVmomi.VmomiSupport import GetServiceVersions, versionIdMap
 
 from hyperflow.vsphere.certificate import presented_thumbprint, trust_context, untrusted
@@ -25,11 +24,12 @@ from hyperflow.vsphere.errors import (
     describe,
     from_fault,
 )
+from hyperflow.vsphere.observed import Change, ObservedStub, Observer
 
 log = logging.getLogger(__name__)
 
 # pyVmomi says that it is typed, but these are not.
-_make_stub: Any = SoapStubAdapter
+_make_stub: Any = ObservedStub
 _make_service_instance: Any = vim.ServiceInstance
 _versions_newest_first: Any = GetServiceVersions
 
@@ -49,6 +49,7 @@ def connect(
     thumbprint: str | None = None,
     ca_file: Path | str | None = None,
     timeout: float = 60.0,
+    observer: Observer | None = None,
 ) -> Session:
     """Log in to a vCenter (or a lone ESXi host).
 
@@ -56,6 +57,7 @@ def connect(
         certificate is trusted, whoever signed it and whatever name it carries
     :param ca_file: PEM file of the authorities to trust instead of the system's
     :param timeout: seconds any single answer may take
+    :param observer: is told of each call that changes something
     :raises CertificateUntrusted: before any credentials are sent
     :raises LoginFailed: after exactly one attempt
     :raises Unreachable: when there is no vCenter at this address
@@ -71,6 +73,7 @@ def connect(
         httpConnectionTimeout=timeout,
         connectionPoolTimeout=IDLE_SECONDS,
     )
+    stub.observer = observer
     session = Session(host, port, user=user, password=password, stub=stub, timeout=timeout)
     session.login()
     return session
@@ -150,6 +153,11 @@ class Session:
             log.info("logout from %s: %s", self.host, type(fault).__name__)
         finally:
             self._stub.DropConnections()
+
+    def tell(self, change: Change) -> None:
+        """Tell the observer what became of a change, such as of a task that a call has started."""
+        if self._stub.observer is not None:
+            self._stub.observer(change)
 
     def object(self, kind: type[Any], moref: str) -> Any:
         """The managed object of a type and MoRef; nothing is asked of the server."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from hyperflow.vsphere.errors import (
 )
 from hyperflow.vsphere.facts import SnapshotFacts
 from hyperflow.vsphere.inventory import read_snapshots, unescaped
+from hyperflow.vsphere.observed import Change, named
 from hyperflow.vsphere.properties import Found, first_refusal, list_all, retrieve, wait_until
 from hyperflow.vsphere.session import Session
 
@@ -234,6 +236,7 @@ def wait_for_task(
     :raises TaskUnfinished: the time is over; the task goes on at vCenter
     """
     shown = -1
+    begun = time.monotonic()
 
     def done(info: dict[str, Any]) -> bool:
         nonlocal shown
@@ -247,14 +250,19 @@ def wait_for_task(
     try:
         info = wait_until(session, task, paths, done, time_limit=time_limit, what=what)
     except TimeLimitReached as reached:
+        session.tell(Change(what, named(task), "failed", seconds=time_limit, said="not done within the time limit"))
         raise TaskUnfinished(
             f"{reached}. Its task {moref_of(task)} may still be going on: see the virtual machine's recent tasks in "
             "vCenter and what its host and datastore are busy with, and try again when it has ended"
         ) from reached
+    seconds = time.monotonic() - begun
     if info["info.state"] == "success":
+        session.tell(Change(what, named(task), "done", seconds=seconds))
         return info.get("info.result")
     fault = info.get("info.error")
-    message = f"{session.host} could not finish {what}: {describe(fault) if fault else 'no reason given'}"
+    said = describe(fault) if fault else "no reason given"
+    session.tell(Change(what, named(task), "failed", seconds=seconds, said=said))
+    message = f"{session.host} could not finish {what}: {said}"
     if isinstance(fault, _BUSY_FAULTS):
         raise Busy(f"{message}. Another operation holds the virtual machine; try again when it has ended")
     raise TaskFailed(message, fault)

@@ -83,13 +83,13 @@ def tags(plan: Plan, vm: PlannedVm) -> list[str]:
     A task that starts reads the plan without its waves, so its own copy lacks that tag. Airflow keeps only what the
     DAG processor read, always with waves, so the DAG's version stays.
     """
-    found = ["hyperflow", f"plan:{plan.name}"]
+    labels = ["hyperflow", f"plan:{plan.name}"]
     if vm.settings.host:
-        found.append(f"host:{vm.settings.host.connection}")
-    found += [f"wave:{wave.name}" for wave in plan.waves if vm.slug in wave.members]
+        labels.append(f"host:{vm.settings.host.connection}")
+    labels += [f"wave:{wave.name}" for wave in plan.waves if vm.slug in wave.members]
     if (vm.settings.cutover or Cutover()).strategy == "cold":
-        found.append("cutover:cold")
-    return [tag[:LONGEST_TAG] for tag in found]
+        labels.append("cutover:cold")
+    return [label[:LONGEST_TAG] for label in labels]
 
 
 def add_tasks(plan: Plan, vm: PlannedVm) -> None:

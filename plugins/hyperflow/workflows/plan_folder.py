@@ -8,7 +8,7 @@ from pathlib import Path
 
 from airflow.configuration import conf
 
-from hyperflow.operators.base import safe
+from hyperflow.hooks.records import safe
 from hyperflow.operators.kept_plan import kept_plans
 from hyperflow.operators.preflight import plan_location
 from hyperflow.plans.check import check_plans

@@ -11,6 +11,7 @@ from airflow.sdk import DAG, CronTriggerTimetable, Param, TaskGroup, TriggerRule
 from airflow.timetables.events import EventsTimetable  # airflow.sdk's own cannot be serialized in 3.3.2
 
 from hyperflow.manifest.shown import shown, shown_in_markdown
+from hyperflow.operators.approval import ApproveWaveOperator
 from hyperflow.operators.wave import (
     APPROVE,
     CHECK,
@@ -73,7 +74,7 @@ def add_tasks(plan: Plan, wave: Wave) -> None:
     first: Any = CheckWaveOperator(task_id=CHECK, **common)
     approval = wave.entry.approval
     if approval is not None:
-        asking = ApprovalOperator(
+        asking = ApproveWaveOperator(
             task_id=APPROVE,
             subject=f"May wave {wave.name} of plan {plan.name} begin?",
             body=f"{{{{ ti.xcom_pull(task_ids='{CHECK}', key='{QUESTION_KEY}') }}}}",

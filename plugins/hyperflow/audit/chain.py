@@ -1,0 +1,174 @@
+"""Appends entries to an audit file and finds what was removed, changed or added in one.
+
+Each entry has a number, the digest of the entry before and its own. Who rewrites the whole file can make a chain that
+holds: against that the report, which lies on the KVM host, has the number and digest of the last entry it knew
+(:class:`Anchor`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from hyperflow.audit.entry import FIRST, LINE_LIMIT, Entry, digest
+
+NAME = "audit.jsonl"
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """What is known of an audit file elsewhere: its entry of number ``entries`` had the digest ``sha256``."""
+
+    entries: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with an audit file.
+
+    :ivar line: of the file, from 1; the one after the last where its end is missing
+    :ivar problem: a sentence
+    """
+
+    line: int
+    problem: str
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found in an audit file.
+
+    :ivar entries: how many it has
+    :ivar last: number and digest of the last one; None of an empty file
+    :ivar findings: empty when nothing is wrong
+    """
+
+    entries: int
+    last: Anchor | None
+    findings: tuple[Finding, ...]
+
+
+def append(path: Path, entry: Entry) -> Anchor:
+    """Append an entry and sync it to the disk; writers on one machine, or on one NFS, take turns.
+
+    A line that a killed writer, or a full disk, has cut off was never said to be written: it is cut away, and the next
+    entry tells so.
+
+    :return: number and digest of the entry
+    :raises OSError: the file cannot be written; it is as it was
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        content = file.read() or b""
+        whole = content.rfind(b"\n") + 1
+        lines = content[:whole].splitlines()
+        document = entry.document()
+        if whole < len(content):
+            document["cut_off_before"] = len(content) - whole
+        document = {"seq": len(lines) + 1, **document, "previous": _digest_of_line(lines[-1]) if lines else FIRST}
+        document["sha256"] = digest(document)
+        line = json.dumps(document, ensure_ascii=False).encode() + b"\n"
+        try:
+            file.truncate(whole)
+            file.seek(whole)
+            _write(file, line)
+            os.fsync(descriptor)
+        except OSError:
+            file.truncate(whole)
+            raise
+    return Anchor(document["seq"], document["sha256"])
+
+
+def head(path: Path) -> Anchor | None:
+    """Number and digest of the last entry; None where there is none that can be read."""
+    try:
+        last = path.read_bytes().splitlines()[-1:]
+    except OSError:
+        return None
+    document = _entry_of(last[0]) if last else None
+    return None if document is None else Anchor(document["seq"], document["sha256"])
+
+
+def verify(path: Path, anchor: Anchor | None = None) -> Verified:
+    """Look for entries that were removed, changed or added.
+
+    :param anchor: what the run's report says of the file
+    :raises OSError: the file cannot be read
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    findings: list[Finding] = []
+    digests: dict[int, tuple[int, str]] = {}  # number -> line and digest, as computed
+    expected, previous = 1, FIRST
+    for number, line in enumerate(lines, 1):
+        document = _entry_of(line) if line.endswith(b"\n") else None
+        if document is None:
+            findings.append(Finding(number, "is no entry of an audit file: it was changed or cut off"))
+            expected, previous = expected + 1, sha256(line.rstrip(b"\r\n")).hexdigest()
+            continue
+        findings += [Finding(number, problem) for problem in _problems(document, expected, previous)]
+        digests[document["seq"]] = (number, digest(document))
+        expected, previous = document["seq"] + 1, document["sha256"]
+    if anchor is not None:
+        findings += _against(anchor, digests, len(lines))
+    last = max(digests, default=None)
+    known = None if last is None else Anchor(last, digests[last][1])
+    return Verified(len(lines), known, tuple(findings))
+
+
+def _problems(document: dict[str, Any], expected: int, previous: str) -> Iterator[str]:
+    """What is wrong with an entry after one of number ``expected - 1`` and digest ``previous``."""
+    seq = document["seq"]
+    if digest(document) != document["sha256"]:
+        yield f"entry {seq} was changed: its digest is another one"
+    if seq > expected:
+        gone = f"entry {expected} was" if seq == expected + 1 else f"entries {expected} to {seq - 1} were"
+        yield f"{gone} removed before this line"
+    elif seq < expected:
+        yield f"entry {seq} was added or moved here: entry {expected} should be in this line"
+    elif document["previous"] != previous:
+        yield f"entry {seq} does not follow the line before: that one was rewritten, or this one was added"
+
+
+def _against(anchor: Anchor, digests: dict[int, tuple[int, str]], lines: int) -> Iterator[Finding]:
+    if anchor.entries not in digests:
+        missing = "the end was removed" if anchor.entries > max(digests, default=0) else "it was removed"
+        yield Finding(lines + 1, f"the run's report knows of entry {anchor.entries}, which is not here: {missing}")
+        return
+    line, found = digests[anchor.entries]
+    if found != anchor.sha256:
+        said = f"entry {anchor.entries} is not the one that the run's report knows: the file was rewritten"
+        yield Finding(line, said)
+
+
+def _entry_of(line: bytes) -> dict[str, Any] | None:
+    if len(line) > LINE_LIMIT:
+        return None
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict) or type(document.get("seq")) is not int:
+        return None
+    if not all(isinstance(document.get(key), str) for key in ("at", "kind", "what", "state", "previous", "sha256")):
+        return None
+    return document
+
+
+def _digest_of_line(line: bytes) -> str:
+    """The digest that the next entry holds: the line's own, or that of its bytes where it is no entry."""
+    document = _entry_of(line)
+    return sha256(line).hexdigest() if document is None else str(document["sha256"])
+
+
+def _write(file: Any, data: bytes) -> None:
+    while data:
+        data = data[file.write(data) :]

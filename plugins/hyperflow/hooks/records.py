@@ -1,0 +1,34 @@
+"""Where Airflow's side keeps what a run leaves for people: reports, console logs, screenshots, audit files.
+
+A folder for each run, ``RECORDS/DAG/RUN/``, which workers, triggerer and API server share.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from airflow.configuration import AIRFLOW_HOME, conf
+
+
+def records_folder() -> Path:
+    """Airflow's setting ``[hyperflow] records_folder``, by default ``hyperflow`` in Airflow's home."""
+    return Path(conf.get("hyperflow", "records_folder", fallback=str(Path(AIRFLOW_HOME) / "hyperflow")))
+
+
+def run_folder(dag_id: str, run_id: str) -> Path:
+    """The folder of a run; it may not be there yet."""
+    return records_folder() / safe(dag_id) / safe(run_id)
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write a file, and its folder, so that a reader finds the old content, the new, or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def safe(text: str) -> str:
+    """Write a DAG's, run's or task's id (``+`` and ``:`` in run ids) so that it can be one part of a path."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip(".") or "_"

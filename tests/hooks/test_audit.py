@@ -1,0 +1,81 @@
+"""What a task does is in its run's audit file, whoever does it, and in the task's log."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hyperflow.audit.chain import verify
+
+ROOT = Path(__file__).resolve().parents[2]
+# A DAG run by Airflow with a database of its own: a task, a mapped one, a start that cannot be written.
+RUN = """
+import sys
+from airflow.sdk import DAG, BaseOperator
+from hyperflow.hooks.audit import audit, audit_decision, audit_start, observer_of
+from hyperflow.vsphere.observed import Change
+
+class Tell(BaseOperator):
+    def __init__(self, *, number=0, **kwargs):
+        super().__init__(**kwargs)
+        self.number = number
+
+    def execute(self, context):
+        audit_start(context, "migration", {"vm": "web01"})
+        failed = {"state": "failed", "exit_status": 3, "said": "no\\nway"}
+        audit("host", f"command {self.number}", on="kvm01", seconds=0.12345, **failed)
+        observer_of("vc01")(Change("PowerOnVM_Task", "VirtualMachine:vm-1", "done", {"host": "h"}, "Task:task-1", 0.5))
+        audit_decision({"question": "May it?", "answer": "Approve", "by": "alice", "at": "2026-11-26T12:00:00Z"})
+
+with DAG("told", schedule=None) as dag:
+    Tell(task_id="one") >> Tell.partial(task_id="many").expand(number=[1, 2])
+
+if __name__ == "__main__":
+    print("OUTSIDE", audit("run", "nobody's"))
+    run = dag.test(run_conf=None)
+    print("RUN", run.run_id, run.state)
+"""
+
+
+def run(home: Path, monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
+    for name in ("CORE__DAGS_FOLDER", "DATABASE__SQL_ALCHEMY_CONN"):
+        monkeypatch.delenv(f"AIRFLOW__{name}", raising=False)
+    monkeypatch.setenv("AIRFLOW_HOME", str(home))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "plugins"))
+    monkeypatch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(home))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    (home / "told.py").write_text(RUN)
+    airflow = Path(sys.executable).parent / "airflow"
+    subprocess.run([airflow, "db", "migrate"], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, home / "told.py"], capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def test_a_runs_tasks_write_one_chain_with_who_did_what_when(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = run(tmp_path, monkeypatch)
+    assert "OUTSIDE None" in output
+    assert " success" in output, output[-3000:]
+    (file,) = (tmp_path / "hyperflow" / "told").glob("*/audit.jsonl")
+    assert verify(file).findings == ()
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(entries) == 12
+    start, command, call, decision = entries[:4]
+    assert (start["kind"], start["what"], start["task"], start["try"]) == ("run", "migration started", "one", 1)
+    assert start["details"]["vm"] == "web01" and start["details"]["run_type"] == "manual"
+    assert "map_index" not in start and {entry.get("map_index") for entry in entries[4:]} == {0, 1}
+    assert (command["on"], command["exit"], command["seconds"], command["said"]) == ("kvm01", 3, 0.123, "no\nway")
+    assert (call["what"], call["on"]) == ("PowerOnVM_Task", "vc01 VirtualMachine:vm-1")
+    assert call["details"] == {"host": "h", "answer": "Task:task-1"}
+    assert (decision["by"], decision["details"]["answer"]) == ("alice", "Approve")
+    assert "audit: command 0 on kvm01 failed exit 3 0.1 s (no\\nway)" in output
+
+
+def test_a_run_whose_audit_file_cannot_be_written_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in-the-way").write_text("")
+    output = run(tmp_path, monkeypatch, AIRFLOW__HYPERFLOW__RECORDS_FOLDER=str(tmp_path / "in-the-way" / "records"))
+    assert "cannot be written, so nothing is started" in output
+    assert "command 0" not in output
