@@ -34,6 +34,15 @@ def test_an_accelerator_that_does_not_run_is_given_up_with_what_qemu_says() -> N
     assert "no-such-accelerator" in found.reason
 
 
+def test_a_kvm_with_which_a_guest_is_slower_than_without_is_not_used() -> None:
+    """Seen inside a virtual machine whose KVM has no hardware below it: the word came, and Linux never did."""
+    spoke = acceleration.Acceleration("kvm", "a guest ran with kvm")
+
+    assert acceleration.judge(spoke, taken=12.0, without=0.3).kind == "tcg"
+    assert "12.0 s" in acceleration.judge(spoke, taken=12.0, without=0.3).reason
+    assert acceleration.judge(spoke, taken=0.4, without=0.3) == spoke
+
+
 def test_the_answer_is_one_of_two_and_is_remembered_for_this_boot_of_the_host(tmp_path: Path) -> None:
     first = acceleration.explain(Job("test"), cache=tmp_path / "cache")
 

@@ -1,7 +1,8 @@
 """Whether KVM works on this host, found by running a guest with it.
 
-That ``/dev/kvm`` exists proves nothing: inside some virtual machines QEMU aborts on an MSR, or the virtual
-CPU never starts. So a boot sector is run; what it says on its serial port is the proof.
+That ``/dev/kvm`` exists proves nothing: inside some virtual machines QEMU aborts on an MSR, or the virtual CPU never
+starts, or each of its instructions takes so long that Linux does not come up in minutes. So a boot sector is run; what
+it says on its serial port, in no more time than it takes without KVM, is the proof.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ KVM = "kvm"
 TCG = "tcg"
 
 LIMIT = 15.0  # seconds; a working KVM answers in less than one
+QUICK = 2.0  # seconds in which it surely works
+SLOWER = 3.0  # times as long as without KVM: no working KVM is; the firmware's own waits are the same in both
 DOUBT = 3600.0  # seconds after which a "no" is asked again: the host may have been busy, or kvm loaded since
 CACHE = Path("/run/hyperflow")
 DEVICE = Path("/dev/kvm")
@@ -76,7 +79,26 @@ def _find(emulator: str) -> Acceleration:
         return Acceleration(TCG, "there is no /dev/kvm: kvm is not loaded, or virtualization is off")
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         return Acceleration(TCG, "/dev/kvm may not be opened; run as root, or add the user to the group kvm")
-    return try_kvm(emulator)
+    begun = time.monotonic()
+    found = try_kvm(emulator)
+    taken = time.monotonic() - begun
+    if found.kind == TCG or taken < QUICK:
+        return found
+    begun = time.monotonic()
+    has_tcg = try_kvm(emulator, TCG) == _ran(TCG)
+    return judge(found, taken, time.monotonic() - begun) if has_tcg else found
+
+
+def judge(found: Acceleration, taken: float, without: float) -> Acceleration:
+    """Decide against a KVM with which a guest is slower than without.
+
+    :param taken: seconds until the guest had said its word with KVM
+    :param without: seconds that it takes without
+    """
+    if taken <= SLOWER * without:
+        return found
+    reason = f"a guest with KVM took {taken:.1f} s for what takes {without:.1f} s without: KVM is emulated itself here"
+    return Acceleration(TCG, reason)
 
 
 def find_emulator() -> str | None:
@@ -107,12 +129,16 @@ def try_kvm(emulator: str, accelerator: str = KVM, limit: float = LIMIT) -> Acce
             errors.seek(0)
             complaint = errors.read(65536).decode(errors="replace")
     if spoke:
-        return Acceleration(accelerator, f"a guest ran with {accelerator}")
+        return _ran(accelerator)
     if hung:
         return Acceleration(TCG, f"/dev/kvm is there, but a guest with KVM did nothing for {limit:.0f} s")
     lines = [line for line in complaint.splitlines() if line.strip() and "warning:" not in line]
     why = lines[0].strip() if lines else "the guest reset itself"
     return Acceleration(TCG, f"/dev/kvm is there, but QEMU with KVM failed: {why}")
+
+
+def _ran(accelerator: str) -> Acceleration:
+    return Acceleration(accelerator, f"a guest ran with {accelerator}")
 
 
 def boot_sector() -> bytes:
