@@ -72,8 +72,9 @@ def add_tasks() -> None:
         disk=disks
     )
     validate = ValidateImagesOperator(task_id="validate", **staged, images=left_by_all("convert"), **onward)
-    cleanup = CleanUpConversionOperator(task_id="cleanup", trigger_rule=TriggerRule.ALL_DONE)
-    report = ReportConversionOperator(task_id="report", trigger_rule=TriggerRule.ALL_DONE)
+    # Teardowns, as in a migration: they run also when a person sets the state of the whole run
+    cleanup = CleanUpConversionOperator(task_id="cleanup").as_teardown(on_failure_fail_dagrun=True)
+    report = ReportConversionOperator(task_id="report").as_teardown(on_failure_fail_dagrun=True)
     chain(preflight, checksum, inspect, fix, convert, validate, cleanup, report)
 
 

@@ -83,13 +83,13 @@ def tags(plan: Plan, vm: PlannedVm) -> list[str]:
     A task that starts reads the plan without its waves, so its own copy lacks that tag. Airflow keeps only what the
     DAG processor read, always with waves, so the DAG's version stays.
     """
-    found = ["hyperflow", f"plan:{plan.name}"]
+    labels = ["hyperflow", f"plan:{plan.name}"]
     if vm.settings.host:
-        found.append(f"host:{vm.settings.host.connection}")
-    found += [f"wave:{wave.name}" for wave in plan.waves if vm.slug in wave.members]
+        labels.append(f"host:{vm.settings.host.connection}")
+    labels += [f"wave:{wave.name}" for wave in plan.waves if vm.slug in wave.members]
     if (vm.settings.cutover or Cutover()).strategy == "cold":
-        found.append("cutover:cold")
-    return [tag[:LONGEST_TAG] for tag in found]
+        labels.append("cutover:cold")
+    return [tag[:LONGEST_TAG] for tag in labels]
 
 
 def add_tasks(plan: Plan, vm: PlannedVm) -> None:
@@ -134,7 +134,9 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
         task_id="boot", **source, images=images, guest=left_by("inspect"), pool=pools.guest, **onward
     )
     define = DefineDomainOperator(task_id="define", **source, images=images, **onward)
-    cleanup = CleanUpOperator(task_id="cleanup", trigger_rule=TriggerRule.ALL_DONE)
+    # What closes a run is a teardown, of nothing in particular: it runs whatever became of the rest, and also when a
+    # person sets the state of the whole run. Airflow skips all other tasks then, those with the rule all_done too.
+    cleanup = CleanUpOperator(task_id="cleanup").as_teardown(on_failure_fail_dagrun=True)
     report = WriteReportOperator(
         task_id="report",
         plan=plan.name,
@@ -143,9 +145,8 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
         selector=vm.selector.value,
         vcenter=plan.vcenter.connection,
         host_connection=str(vm.settings.host.connection) if vm.settings.host else "",
-        trigger_rule=TriggerRule.ALL_DONE,
         outlets=[outlet(plan.name, vm.slug)],
-    )
+    ).as_teardown(on_failure_fail_dagrun=True)
 
     cutover = vm.settings.cutover or Cutover()
     before: list[Any] = []
@@ -159,7 +160,7 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
             *ask(vm, cutover, "approve_start", f"Start {shown(vm.selector.value)} on KVM for good?"),
             DisconnectSourceOperator(task_id="disconnect", **source, **onward),
             StartTargetOperator(task_id="start", **source, guest=left_by("inspect"), **onward),
-            RollBackOperator(task_id="rollback", trigger_rule=TriggerRule.ALL_DONE),
+            RollBackOperator(task_id="rollback").as_teardown(on_failure_fail_dagrun=True),
         ]
     chain(preflight, *before, snapshot, export, manifest, checksum, inspect, fix, convert, validate, boot, define)
     chain(define, *after, cleanup, report)
