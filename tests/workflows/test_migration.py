@@ -12,6 +12,7 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.serialization.serialized_objects import DagSerialization
 from hyperflow.operators.base import CLOSING
 from hyperflow.operators.preflight import plan_location
+from hyperflow.operators.retries import WaitForHost
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.migration import effective
 from hyperflow.plans.overrides import parse_overrides
@@ -122,6 +123,12 @@ def test_what_closes_a_run_runs_also_when_a_person_sets_the_state_of_the_whole_r
     assert ("rollback" in tasks) == dag_id.endswith("cold")
     assert all(task.is_teardown and task.on_failure_fail_dagrun for task in closing)
     assert [name for name, task in tasks.items() if not task.downstream_task_ids] == ["report"]
+
+
+@pytest.mark.parametrize("dag_id", ["migrate.autumn.web01", "convert_manifest"])
+def test_every_task_but_preflight_waits_long_for_a_host_that_is_away(plans: Path, dag_id: str) -> None:
+    tasks = one(plans, dag_id).task_dict
+    assert [name for name, task in tasks.items() if not isinstance(task.retry_policy, WaitForHost)] == ["preflight"]
 
 
 def test_the_form_shows_what_the_plan_says_and_sending_it_back_changes_nothing(plans: Path) -> None:

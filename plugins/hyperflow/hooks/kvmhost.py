@@ -29,6 +29,10 @@ class KvmHostError(AirflowException):
     """The host could not be reached or did not answer as a host of Hyperflow does; trying again may help."""
 
 
+class KvmHostAway(KvmHostError):
+    """No connection to the host, or one that was lost: it may be off, or restart."""
+
+
 class KvmHostRefused(AirflowFailException):
     """The host is not the one the connection means, or does not let us in; trying again is useless."""
 
@@ -61,7 +65,7 @@ class KvmHostHook(SSHHook):
     def connected(self) -> Iterator[paramiko.SSHClient]:
         """Open one connection for several commands.
 
-        :raises KvmHostError: naming the connection, what went wrong and what to look at
+        :raises KvmHostAway: naming the connection, what went wrong and what to look at
         :raises KvmHostRefused: another host key, or no admission
         """
         import paramiko
@@ -80,7 +84,7 @@ class KvmHostHook(SSHHook):
                 "connection's login, key_file or private_key, and authorized_keys on the host"
             ) from fault
         except (OSError, paramiko.SSHException, EOFError) as fault:
-            raise KvmHostError(
+            raise KvmHostAway(
                 f"connection {self.ssh_conn_id}: no SSH session with {self.remote_host}:{self.port} ({fault})"
             ) from fault
         try:
@@ -96,7 +100,7 @@ class KvmHostHook(SSHHook):
         :param command: program and arguments; quoted here, so that data stays data
         :param limit: seconds after which the connection is given up: one that hangs says nothing for ever
         :return: exit status, standard output, standard error
-        :raises KvmHostError: when the connection ends, or is given up, before the command has ended
+        :raises KvmHostAway: when the connection ends, or is given up, before the command has ended
         """
         import paramiko
 
@@ -120,7 +124,7 @@ class KvmHostHook(SSHHook):
             if expired.is_set():
                 reason = f": no answer for {limit:.0f} s"
             what = " ".join(command[:4]) if command[0] == PYTHON else command[0]
-            raise KvmHostError(f"connection {self.ssh_conn_id}: lost while {what} ran on {self.remote_host}{reason}")
+            raise KvmHostAway(f"connection {self.ssh_conn_id}: lost while {what} ran on {self.remote_host}{reason}")
         return status, output, errors
 
     def _run(self, client: paramiko.SSHClient, command: list[str], stdin: bytes) -> tuple[int, bytes, bytes]:

@@ -31,6 +31,7 @@ from hyperflow.operators.export import ExportDiskOperator
 from hyperflow.operators.manifest import WriteManifestOperator
 from hyperflow.operators.preflight import PreflightOperator
 from hyperflow.operators.report import WriteReportOperator
+from hyperflow.operators.retries import WaitForHost
 from hyperflow.operators.snapshot import CreateSnapshotOperator, RemoveSnapshotOperator
 from hyperflow.operators.target import DefineDomainOperator, ProveBootOperator
 from hyperflow.plans.cutover import Cutover
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from hyperflow.plans.plan import Plan, PlannedVm
 
 RETRIES = 5  # only of what may pass, such as a vCenter that is away for a minute: operators fail at once for the rest
-RETRY_DELAY = timedelta(seconds=20)
+TRIES = {"retries": RETRIES, "retry_delay": timedelta(seconds=20), "retry_policy": WaitForHost(RETRIES)}
 LONGEST_TAG = 100  # characters; Airflow refuses a DAG with a longer one
 CHANGES = {  # at the source, by the cutover's strategy
     "live-copy": "The source VM gets one snapshot for the time of the export and is not changed otherwise.",
@@ -66,7 +67,7 @@ def build_dag(plan: Plan, vm: PlannedVm) -> DAG:
         catchup=False,
         max_active_runs=2,  # one works; a second one starts only to be told so by its preflight (operators/claim.py)
         is_paused_upon_creation=False,  # it has no schedule: only a person or a wave starts it
-        default_args={"retries": RETRIES, "retry_delay": RETRY_DELAY},
+        default_args=dict(TRIES),
         tags=tags(plan, vm),
         render_template_as_native_obj=True,
     )
@@ -98,7 +99,8 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
     What a task takes from an earlier one is a template and no XComArg where nothing is mapped over it: an XComArg is an
     edge too, and the graph that a person looks at would be full of them.
     """
-    preflight = PreflightOperator(task_id=PREFLIGHT, plan_file=str(plan.path), slug=vm.slug)
+    # Nothing is lost yet, and whoever has mistyped a host's name wants to know soon: preflight waits for no host
+    preflight = PreflightOperator(task_id=PREFLIGHT, plan_file=str(plan.path), slug=vm.slug, retry_policy=None)
     run = {"migration": left_by(PREFLIGHT, "migration")}
     source = {**run, "vm": left_by(PREFLIGHT, "vm")}
     taken = left_by("snapshot")
