@@ -56,6 +56,29 @@ def inspected(scene: Scenario) -> None:
     scene.facts["cleared"] = (scene.end(), scene.report()["errors"], scene.left(failed=False))
 
 
+def given_up(scene: Scenario) -> None:
+    """The whole run is set to failed while the download works; then what was ended is cleared."""
+    scene.stall()
+    scene.begin()
+    scene.until_stalled()
+    scene.mark_run("failed")
+    scene.until_left_alone()
+    scene.facts["marked"] = (scene.end(), scene.report(), scene.left(failed=True))
+    scene.lab.clear(scene.dag, scene.run, "export")
+    scene.facts["cleared"] = (scene.end(), scene.report()["errors"], scene.left(failed=False))
+
+
+def given_up_late(scene: Scenario) -> None:
+    """The whole run is set to success, long after its snapshot went, while its guest is inspected."""
+    scene.begin()
+    scene.until_task("remove_snapshot", "success")
+    scene.until_task("inspect", "deferred")
+    scene.until(lambda: any("qemu" in line for line in leftovers.processes_of(scene.dag)))
+    scene.mark_run("success")
+    scene.until_left_alone()
+    scene.facts["marked"] = (scene.end(), scene.report(), scene.left(failed=True))
+
+
 def parsed_at(scene: Scenario) -> Any:
     dag = scene.lab.api.request("GET", f"/api/v2/dags/{scene.dag}")
     assert not dag["is_stale"]
@@ -69,6 +92,8 @@ def scenes(running_lab: RunningLab) -> dict[str, Scenario]:
         running_lab,
         ("marked", "small22", marked),
         ("inspected", "small23", inspected),
+        ("given-up", "small24", given_up),
+        ("given-up-late", "small25", given_up_late),
     )
 
 
@@ -95,7 +120,31 @@ def test_a_task_that_is_marked_failed_ends_its_work_and_the_run_and_leaves_nothi
     assert left == []
 
 
-@pytest.mark.parametrize("name", ["marked", "inspected"])
+def test_a_run_that_is_set_to_failed_ends_its_work_cleans_up_and_fails(scenes: dict[str, Scenario]) -> None:
+    scene = scenes["given-up"]
+    state, report, left = scene.facts["marked"]
+    assert state == "failed"
+    assert [(error["stage"], error["message"]) for error in report["errors"]] == [
+        ("export", "disk-0: the task was ended from outside; see its log")
+    ]
+    assert report["pipeline"]["stages"]["convert"]["skipped"] == "not reached, because the run was ended from outside"
+    assert report["source_cleanup"]["clean"] is True
+    assert scene.ended_leases()[0] == "aborted"
+    assert left == []
+
+
+def test_a_run_that_is_set_to_success_before_its_end_is_cleaned_up_and_fails_all_the_same(
+    scenes: dict[str, Scenario],
+) -> None:
+    state, report, left = scenes["given-up-late"].facts["marked"]
+    assert state == "failed"
+    assert [(error["stage"], error["message"]) for error in report["errors"]] == [
+        ("convert", "not reached, because the run was ended from outside")
+    ]
+    assert left == []
+
+
+@pytest.mark.parametrize("name", ["marked", "inspected", "given-up"])
 def test_a_failed_task_that_is_cleared_goes_on_to_success(scenes: dict[str, Scenario], name: str) -> None:
     assert scenes[name].facts["cleared"] == ("success", [], [])
 

@@ -10,7 +10,9 @@ from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk import DAG
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.serialization.serialized_objects import DagSerialization
+from hyperflow.operators.base import CLOSING
 from hyperflow.operators.preflight import plan_location
+from hyperflow.operators.retries import WaitForHost
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.migration import effective
 from hyperflow.plans.overrides import parse_overrides
@@ -109,6 +111,24 @@ def test_the_snapshot_is_removed_by_a_teardown_that_can_fail_the_run(plans: Path
     assert remove.is_teardown
     assert remove.on_failure_fail_dagrun
     assert "snapshot" in remove.upstream_task_ids
+
+
+@pytest.mark.parametrize("dag_id", ["migrate.autumn.web01", "migrate.autumn.cold", "convert_manifest"])
+def test_what_closes_a_run_runs_also_when_a_person_sets_the_state_of_the_whole_run(plans: Path, dag_id: str) -> None:
+    """Airflow skips every task but teardowns then; and the report's failure is the run's."""
+    (plans / "autumn.yaml").write_text(GOOD + "  - name: cold\n    cutover: {strategy: cold}\n")
+    tasks = load().dags[dag_id].task_dict
+    closing = [tasks[name] for name in CLOSING if name in tasks]
+    assert {"cleanup", "report"} <= {task.task_id for task in closing}
+    assert ("rollback" in tasks) == dag_id.endswith("cold")
+    assert all(task.is_teardown and task.on_failure_fail_dagrun for task in closing)
+    assert [name for name, task in tasks.items() if not task.downstream_task_ids] == ["report"]
+
+
+@pytest.mark.parametrize("dag_id", ["migrate.autumn.web01", "convert_manifest"])
+def test_every_task_but_preflight_waits_long_for_a_host_that_is_away(plans: Path, dag_id: str) -> None:
+    tasks = one(plans, dag_id).task_dict
+    assert [name for name, task in tasks.items() if not isinstance(task.retry_policy, WaitForHost)] == ["preflight"]
 
 
 def test_the_form_shows_what_the_plan_says_and_sending_it_back_changes_nothing(plans: Path) -> None:

@@ -31,6 +31,10 @@ class KvmHostError(AirflowException):
     """The host could not be reached or did not answer as a host of Hyperflow does; trying again may help."""
 
 
+class KvmHostAway(KvmHostError):
+    """No connection to the host, or one that was lost: it may be off, or restart."""
+
+
 class KvmHostRefused(AirflowFailException):
     """The host is not the one the connection means, or does not let us in; trying again is useless."""
 
@@ -63,7 +67,7 @@ class KvmHostHook(SSHHook):
     def connected(self) -> Iterator[paramiko.SSHClient]:
         """Open one connection for several commands.
 
-        :raises KvmHostError: naming the connection, what went wrong and what to look at
+        :raises KvmHostAway: naming the connection, what went wrong and what to look at
         :raises KvmHostRefused: another host key, or no admission
         """
         import paramiko
@@ -82,7 +86,7 @@ class KvmHostHook(SSHHook):
                 "connection's login, key_file or private_key, and authorized_keys on the host"
             ) from fault
         except (OSError, paramiko.SSHException, EOFError) as fault:
-            raise KvmHostError(
+            raise KvmHostAway(
                 f"connection {self.ssh_conn_id}: no SSH session with {self.remote_host}:{self.port} ({fault})"
             ) from fault
         try:
@@ -98,7 +102,7 @@ class KvmHostHook(SSHHook):
         :param command: program and arguments; quoted here, so that data stays data
         :param limit: seconds after which the connection is given up: one that hangs says nothing for ever
         :return: exit status, standard output, standard error
-        :raises KvmHostError: when the connection ends, or is given up, before the command has ended
+        :raises KvmHostAway: when the connection ends, or is given up, before the command has ended
         """
         import paramiko
 
@@ -131,7 +135,7 @@ class KvmHostHook(SSHHook):
         if status < 0:
             if expired.is_set():
                 reason = f": no answer for {limit:.0f} s"
-            raise KvmHostError(f"connection {self.ssh_conn_id}: lost while {what} ran on {self.remote_host}{reason}")
+            raise KvmHostAway(f"connection {self.ssh_conn_id}: lost while {what} ran on {self.remote_host}{reason}")
         return status, output, errors
 
     def fetch(self, client: paramiko.SSHClient, path: str, limit: int) -> bytes:

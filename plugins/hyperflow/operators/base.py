@@ -33,6 +33,8 @@ PREFLIGHT = "preflight"  # id of the task that resolves the run's settings
 SHUTDOWN = "shutdown"  # id of the task that shuts the source down for a cold cutover
 RESULT_KEY = "result"  # XCom: the stage's whole result, for the report
 FAILURE_KEY = "failure"  # XCom: {"stage", "message", "code"} of a task that failed, for the report
+FAILED_STATES = ("failed", "upstream_failed")  # of Airflow's tasks
+CLOSING = ("remove_snapshot", "rollback", "cleanup", "report")  # tasks that run whatever became of the others
 TRY_AGAIN = "try-again"  # the kind of a stage's error that may pass
 JOB_FOLDER = ".hyperflow"  # below the staging directory of the host
 
@@ -320,3 +322,23 @@ def finished_tasks(context: Context) -> list[dict[str, Any]]:
     """List the run's tasks that ended: ``{"task_id", "map_index", "state", "operator", "duration"}`` each."""
     ti = cast("Any", context["ti"])  # the protocol that Context names leaves this method out
     return list(ti.get_task_breadcrumbs(dag_id=context["dag"].dag_id, run_id=context["run_id"]))
+
+
+def undone_tasks(context: Context, settings: HostRun) -> list[str]:
+    """Name the run's tasks that failed or were not reached; none when all is well so far.
+
+    When a person sets the state of a whole run, Airflow skips what has not begun. So a task that was skipped is one
+    of these unless the run itself has a reason to skip it.
+    """
+    return list(
+        dict.fromkeys(
+            crumb["task_id"]
+            for crumb in finished_tasks(context)
+            if crumb["state"] in FAILED_STATES
+            or (
+                crumb["state"] == "skipped"
+                and crumb["task_id"] not in CLOSING
+                and settings.why_skipped(crumb["task_id"]) is None
+            )
+        )
+    )

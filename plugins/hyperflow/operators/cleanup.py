@@ -16,6 +16,7 @@ from hyperflow.operators.base import (
     finished_tasks,
     job_root,
     run_key,
+    undone_tasks,
     vm_key,
 )
 from hyperflow.operators.snapshot import remove_own_snapshots
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 SOURCE_KEY = "source"  # XCom: what was read back at the vCenter
 AT_SOURCE = ("snapshot", "lease")  # kinds of the ledger: read back as gone; a lease ends with its session
 RESULTS = ("staged-disk", "domain")  # kinds of the ledger that a run that succeeded leaves on purpose
-FAILED_STATES = ("failed", "upstream_failed")
 
 
 class CleanUpOperator(ClosingOperator):
@@ -43,7 +43,7 @@ class CleanUpOperator(ClosingOperator):
         if self.migration is None or self.settings.dry_run or not created_anything(context):
             raise AirflowSkipException("the run has created nothing that could be left behind")
         faults: list[str] = []
-        settled: list[str] = [] if run_failed(context) else list(RESULTS)
+        settled: list[str] = [] if undone_tasks(context, self.settings) else list(RESULTS)
         if self.vm:
             try:
                 with VsphereHook(self.settings.vcenter_connection).session() as session:
@@ -62,7 +62,7 @@ class CleanUpOperator(ClosingOperator):
 
         :param settled: kinds of the ledger that are struck off without a look at the host
         """
-        settings, failed = self.settings, run_failed(context)
+        settings, failed = self.settings, bool(undone_tasks(context, self.settings))
         options = {
             "run": run_key(context),
             "staging_directory": settings.staging_directory,
@@ -104,8 +104,3 @@ def created_anything(context: Context) -> bool:
         crumb["task_id"] != PREFLIGHT and crumb["state"] not in ("upstream_failed", "skipped")
         for crumb in finished_tasks(context)
     )
-
-
-def run_failed(context: Context) -> bool:
-    """Tell whether a task of the run has failed."""
-    return any(crumb["state"] in FAILED_STATES for crumb in finished_tasks(context))

@@ -58,9 +58,7 @@ class VerifyChecksumOperator(ManifestStageOperator):
     def options(self, context: Context) -> dict[str, Any]:
         """Give the manifest and the disk's id."""
         if not self.settings.verify_manifest:
-            raise AirflowSkipException(
-                "the profile has verify_manifest disabled; convert reads the digest all the same"
-            )
+            raise AirflowSkipException(self.settings.why_skipped(self.stage))
         return {"manifest": self.manifest_reference, "disk_id": self.disk["id"]}
 
 

@@ -21,8 +21,9 @@ from hyperflow.operators.base import (
     accept_result,
     job_root,
     run_key,
+    undone_tasks,
 )
-from hyperflow.operators.cleanup import created_anything, run_failed
+from hyperflow.operators.cleanup import created_anything
 from hyperflow.operators.run_report import RunReportOperator
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class CleanUpConversionOperator(HostRunOperator):
         """Have the host remove it, and look that it is gone."""
         if not self.migration or self.settings.dry_run or not created_anything(context):
             raise AirflowSkipException("the run has created nothing that could be left behind")
-        settings, failed = self.settings, run_failed(context)
+        settings, failed = self.settings, bool(undone_tasks(context, self.settings))
         images = [PurePosixPath(settings.image(disk_id)) for disk_id in self.migration["images"]]
         if settings.output.format == "vdi":  # which is made of a qcow2
             images += [path.with_name(f"{path.name}.qcow2") for path in images]
@@ -199,6 +200,7 @@ class ReportConversionOperator(RunReportOperator):
         from hyperflow.manifest.report_builder import build_report
 
         ti, dag_run, asked = context["ti"], context["dag_run"], dict(context["params"])
+        stages = self.stages(context)
         source = ti.xcom_pull(task_ids=PREFLIGHT, key=SOURCE_KEY, map_indexes=-1) or {}
         manifest = manifest_of(source["document"]) if source else None
         guest = ti.xcom_pull(task_ids="inspect", map_indexes=-1)
@@ -211,7 +213,8 @@ class ReportConversionOperator(RunReportOperator):
             ),
             vm=ReportedVm.model_validate({key: value for key, value in vm.items() if value is not None}),
             hosts=Hosts(kvm=str(asked["host_connection"])),
-            stages=self.stages(context),
+            stages=stages,
+            errors=self.ended_between(stages),
             started=dag_run.start_date or datetime.now(UTC),
             ended=datetime.now(UTC),
             manifest=manifest,

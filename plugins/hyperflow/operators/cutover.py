@@ -25,9 +25,9 @@ from hyperflow.operators.base import (
     VmOperator,
     accept_result,
     domain_uuid,
-    finished_tasks,
     job_root,
     take_result,
+    undone_tasks,
     vm_key,
 )
 from hyperflow.operators.drift import heed_drift
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from hyperflow.vsphere.session import Session
 
 AGAIN, FORCE, ABORT = "Wait again", "Power off", "Abort"
-FAILED_STATES = ("failed", "upstream_failed")
 STOP_LIMIT = 60.0  # seconds the target may take to go down when it is rolled back
 
 
@@ -257,10 +256,11 @@ class RollBackOperator(ClosingOperator):
     def perform(self, context: Context) -> dict[str, Any]:
         """Roll back, if there is a reason to."""
         record = cutover_of(context["dag"].dag_id)
-        failed = [crumb["task_id"] for crumb in finished_tasks(context) if crumb["state"] in FAILED_STATES]
-        if record is None or record.get("run") != str(context["run_id"]) or not failed:
+        changed = record is not None and record.get("run") == str(context["run_id"])
+        undone = undone_tasks(context, self.settings) if changed else []
+        if record is None or not undone:
             raise AirflowSkipException("there is nothing to roll back")
-        self.log.warning("rolling back, because of %s", ", ".join(dict.fromkeys(failed)))
+        self.log.warning("rolling back, because of %s", ", ".join(undone))
         started = datetime.now(UTC)
         return self.keep_result(context, roll_back(self, context, context["dag"].dag_id, record), started)
 

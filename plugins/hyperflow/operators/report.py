@@ -106,6 +106,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
                 kvm=self.settings.host_connection if self.migration else self.host_connection,
             ),
             stages=stages,
+            errors=self.ended_between(stages),
             started=dag_run.start_date or datetime.now(UTC),
             ended=datetime.now(UTC),
             manifest=manifest,
@@ -123,14 +124,6 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
     def disk_ids(self) -> list[str]:
         """The VM's disks."""
         return [disk["id"] for disk in (self.vm or {}).get("disks", [])]
-
-    def why_skipped(self, task_id: str) -> str:
-        """Tell why a task was skipped; the boot proof is a person's choice."""
-        if task_id == "boot" and not self.was_dry_run:
-            return "skip_boot: nothing proves that this guest boots"
-        if task_id == "rollback" and not self.was_dry_run:
-            return "there was nothing to roll back"
-        return super().why_skipped(task_id)
 
     def manifest(self, context: Context) -> tuple[Manifest | None, dict[str, Any]]:
         """The manifest the run worked from, and where it lies."""

@@ -15,18 +15,24 @@ from hyperflow.operators.base import FAILURE_KEY, RESULT_KEY, HostRunOperator, f
 from hyperflow.operators.results import require_as_asked
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from airflow.sdk import Context
 
-    from hyperflow.manifest.report import AuditHead, Report, Stage, StagePart
+    from hyperflow.manifest.report import AuditHead, Message, Report, Stage, StagePart
 
 REPORT_NAME = "report.json"
 EVIDENCE_LIMIT = 8 << 20  # bytes of a console log or screenshot; they have some 100 KiB
 PNG = b"\x89PNG\r\n\x1a\n"
 REPORT_KEY = "report"  # XCom: {"host": connection or None, "path", "failures": [{"stage", "code"}], "outcome"}
 FAILED, SKIPPED, NOT_REACHED = "failed", "skipped", "upstream_failed"  # task states of Airflow
+NOTHING_TO_DO = {  # why a closing task skips itself
+    "remove_snapshot": "no snapshot was taken",
+    "rollback": "there was nothing to roll back",
+    "cleanup": "the run had created nothing",
+}
+ENDED = "not reached, because the run was ended from outside"
 
 
 class RunReportOperator(HostRunOperator):
@@ -44,12 +50,18 @@ class RunReportOperator(HostRunOperator):
         raise NotImplementedError
 
     def why_skipped(self, task_id: str) -> str:
-        """Tell why a task was skipped: somebody asked for it."""
-        if self.was_dry_run:
-            return "dry run"
-        if task_id == "cleanup":
-            return "the run had created nothing"
-        return self.settings.why_off(task_id)
+        """Tell why a task was skipped: somebody asked for it, or a person set the state of the whole run."""
+        reason = self.settings.why_skipped(task_id) if self.migration else None
+        return reason or NOTHING_TO_DO.get(task_id, ENDED)
+
+    def ended_between(self, stages: Mapping[str, Stage | StagePart]) -> list[Message]:
+        """Give the error of a run that a person ended when none of its tasks was at work, so that none has failed."""
+        from hyperflow.manifest.report import Message
+
+        if any(stage.error for stage in stages.values()):
+            return []
+        first = next((name for name, stage in stages.items() if stage.skipped == ENDED), None)
+        return [] if first is None else [Message(stage=first, message=ENDED)]
 
     def stages(self, context: Context) -> dict[str, Stage | StagePart]:
         """What each task left, in the order they ran; tasks per disk as parts of one stage."""

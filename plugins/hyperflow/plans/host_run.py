@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from hyperflow.manifest.models import ConvertStage, FixStage, InspectStage, Output, Pipeline, ValidateStage
+from hyperflow.manifest.models import STAGES, ConvertStage, FixStage, InspectStage, Output, Pipeline, ValidateStage
 
 MANIFEST_NAME = "artifact-manifest.json"
 REPORT_NAME = "report.json"
@@ -115,6 +115,19 @@ class HostRun(BaseModel):
     def wants(self, stage: str) -> bool:
         """Whether a stage of the pipeline is on."""
         return stage in self.pipeline.enabled()
+
+    def why_skipped(self, task: str) -> str | None:
+        """Say why a task of the run skips itself.
+
+        :return: None for a task that has no reason to: when it was skipped, somebody did that from outside
+        """
+        if self.dry_run:
+            return "dry run"
+        if task == "checksum" and not self.verify_manifest:
+            return "the profile has verify_manifest disabled; convert reads the digest all the same"
+        if task in STAGES and not (self.wants(task) and (task != "validate" or self.wants("convert"))):
+            return self.why_off(task)
+        return None
 
     def why_off(self, stage: str) -> str:
         """Say why a stage of the pipeline does not run."""

@@ -63,6 +63,12 @@ class Migration(HostRun):
         """Where the boot proof's console log and screenshot are kept."""
         return f"{self.output_directory}/boot"
 
+    def why_skipped(self, task: str) -> str | None:
+        """Say why a task of the run skips itself; the boot proof is a person's choice."""
+        if task == "boot" and self.skip_boot and not self.dry_run:
+            return "skip_boot: nothing proves that this guest boots"
+        return super().why_skipped(task)
+
     def staged_disk(self, index: int) -> str:
         """Path of the exported disk ``index``, which counts from 0; the file's name counts from 1."""
         return f"{self.staging_directory}/{self.slug}-disk{index + 1}.vmdk"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any, get_args
 
 from airflow.sdk import DAG, Param, TriggerRule, chain
@@ -24,11 +23,9 @@ from hyperflow.operators.convert_manifest import (
     ReportConversionOperator,
 )
 from hyperflow.plans.conversion import ConversionRequest
-from hyperflow.workflows.migration import DISK_LABEL, left_by, left_by_all
+from hyperflow.workflows.migration import DISK_LABEL, TRIES, left_by, left_by_all
 
 DAG_ID = "convert_manifest"
-RETRIES = 3  # only of what may pass, as a host that is away: operators fail at once for the rest
-RETRY_DELAY = timedelta(seconds=20)
 PARALLEL_DISKS = 2
 EXAMPLES = {"host_connection": "kvm01", "manifest": "/var/lib/export/artifact-manifest.json"}
 
@@ -47,7 +44,7 @@ def build_conversion() -> DAG:
         catchup=False,
         max_active_runs=1,  # two runs that write to one output directory would fight for its images
         is_paused_upon_creation=False,  # it has no schedule: only a person starts it
-        default_args={"retries": RETRIES, "retry_delay": RETRY_DELAY},
+        default_args=dict(TRIES),
         params=form(),
         tags=["hyperflow"],
         render_template_as_native_obj=True,
@@ -59,7 +56,7 @@ def build_conversion() -> DAG:
 
 def add_tasks() -> None:
     """Put the tasks into the DAG that is being built."""
-    preflight = ReadManifestOperator(task_id=PREFLIGHT)
+    preflight = ReadManifestOperator(task_id=PREFLIGHT, retry_policy=None)
     staged = {"migration": left_by(PREFLIGHT, "migration"), "manifest": left_by(PREFLIGHT, REFERENCE_KEY)}
     # What the pipeline has disabled is skipped; what follows it runs all the same, unless something failed.
     onward = {"trigger_rule": TriggerRule.NONE_FAILED}
@@ -72,8 +69,9 @@ def add_tasks() -> None:
         disk=disks
     )
     validate = ValidateImagesOperator(task_id="validate", **staged, images=left_by_all("convert"), **onward)
-    cleanup = CleanUpConversionOperator(task_id="cleanup", trigger_rule=TriggerRule.ALL_DONE)
-    report = ReportConversionOperator(task_id="report", trigger_rule=TriggerRule.ALL_DONE)
+    # Teardowns, as in a migration: they run also when a person sets the state of the whole run
+    cleanup = CleanUpConversionOperator(task_id="cleanup").as_teardown(on_failure_fail_dagrun=True)
+    report = ReportConversionOperator(task_id="report").as_teardown(on_failure_fail_dagrun=True)
     chain(preflight, checksum, inspect, fix, convert, validate, cleanup, report)
 
 

@@ -31,6 +31,7 @@ from hyperflow.operators.export import ExportDiskOperator
 from hyperflow.operators.manifest import WriteManifestOperator
 from hyperflow.operators.preflight import PreflightOperator
 from hyperflow.operators.report import WriteReportOperator
+from hyperflow.operators.retries import WaitForHost
 from hyperflow.operators.snapshot import CreateSnapshotOperator, RemoveSnapshotOperator
 from hyperflow.operators.target import DefineDomainOperator, ProveBootOperator
 from hyperflow.plans.cutover import Cutover
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from hyperflow.plans.plan import Plan, PlannedVm
 
 RETRIES = 5  # only of what may pass, such as a vCenter that is away for a minute: operators fail at once for the rest
-RETRY_DELAY = timedelta(seconds=20)
+TRIES = {"retries": RETRIES, "retry_delay": timedelta(seconds=20), "retry_policy": WaitForHost(RETRIES)}
 LONGEST_TAG = 100  # characters; Airflow refuses a DAG with a longer one
 CHANGES = {  # at the source, by the cutover's strategy
     "live-copy": "The source VM gets one snapshot for the time of the export and is not changed otherwise.",
@@ -66,7 +67,7 @@ def build_dag(plan: Plan, vm: PlannedVm) -> DAG:
         catchup=False,
         max_active_runs=2,  # one works; a second one starts only to be told so by its preflight (operators/claim.py)
         is_paused_upon_creation=False,  # it has no schedule: only a person or a wave starts it
-        default_args={"retries": RETRIES, "retry_delay": RETRY_DELAY},
+        default_args=dict(TRIES),
         tags=tags(plan, vm),
         render_template_as_native_obj=True,
     )
@@ -98,7 +99,8 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
     What a task takes from an earlier one is a template and no XComArg where nothing is mapped over it: an XComArg is an
     edge too, and the graph that a person looks at would be full of them.
     """
-    preflight = PreflightOperator(task_id=PREFLIGHT, plan_file=str(plan.path), slug=vm.slug)
+    # Nothing is lost yet, and whoever has mistyped a host's name wants to know soon: preflight waits for no host
+    preflight = PreflightOperator(task_id=PREFLIGHT, plan_file=str(plan.path), slug=vm.slug, retry_policy=None)
     run = {"migration": left_by(PREFLIGHT, "migration")}
     source = {**run, "vm": left_by(PREFLIGHT, "vm")}
     taken = left_by("snapshot")
@@ -134,7 +136,9 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
         task_id="boot", **source, images=images, guest=left_by("inspect"), pool=pools.guest, **onward
     )
     define = DefineDomainOperator(task_id="define", **source, images=images, **onward)
-    cleanup = CleanUpOperator(task_id="cleanup", trigger_rule=TriggerRule.ALL_DONE)
+    # What closes a run is a teardown, of nothing in particular: it runs whatever became of the rest, and also when a
+    # person sets the state of the whole run. Airflow skips all other tasks then, those with the rule all_done too.
+    cleanup = CleanUpOperator(task_id="cleanup").as_teardown(on_failure_fail_dagrun=True)
     report = WriteReportOperator(
         task_id="report",
         plan=plan.name,
@@ -143,9 +147,8 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
         selector=vm.selector.value,
         vcenter=plan.vcenter.connection,
         host_connection=str(vm.settings.host.connection) if vm.settings.host else "",
-        trigger_rule=TriggerRule.ALL_DONE,
         outlets=[outlet(plan.name, vm.slug)],
-    )
+    ).as_teardown(on_failure_fail_dagrun=True)
 
     cutover = vm.settings.cutover or Cutover()
     before: list[Any] = []
@@ -159,7 +162,7 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
             *ask(vm, cutover, "approve_start", f"Start {shown(vm.selector.value)} on KVM for good?"),
             DisconnectSourceOperator(task_id="disconnect", **source, **onward),
             StartTargetOperator(task_id="start", **source, guest=left_by("inspect"), **onward),
-            RollBackOperator(task_id="rollback", trigger_rule=TriggerRule.ALL_DONE),
+            RollBackOperator(task_id="rollback").as_teardown(on_failure_fail_dagrun=True),
         ]
     chain(preflight, *before, snapshot, export, manifest, checksum, inspect, fix, convert, validate, boot, define)
     chain(define, *after, cleanup, report)
