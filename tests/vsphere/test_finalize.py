@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hyperflow.vsphere.errors import NameTaken, NotFound, PermissionMissing, TaskUnfinished, VsphereError
-from hyperflow.vsphere.finalize import ATTRIBUTE, finalize
+from hyperflow.vsphere.finalize import ATTRIBUTE, finalize, name_after
 from hyperflow.vsphere.inventory import find_vm, read_vm
 from hyperflow.vsphere.session import Session
 from hyperflow.vsphere.snapshot import wait_for_task
@@ -62,6 +62,28 @@ def test_one_that_was_renamed_but_not_marked_is_marked(session: Session, admin: 
     admin.post("/privileges", {"missing": []})
     assert finalize(session, retired, NAME, MARK).changed == ("marked",)
     assert marked(admin, retired) == MARK
+
+
+def test_where_the_attribute_cannot_be_made_nothing_is_renamed(session: Session, admin: Any, retired: str) -> None:
+    remove_attribute(session)
+    admin.post("/privileges", {"missing": ["Global.ManageCustomFields"]})
+    with pytest.raises(PermissionMissing, match=r"Global\.ManageCustomFields"):
+        finalize(session, retired, NAME, MARK)
+    assert read_vm(session, retired).name == "retired"
+
+
+def remove_attribute(session: Session) -> None:
+    manager = session.content.customFieldsManager
+    for field in manager.field:
+        if field.name == ATTRIBUTE:
+            manager.RemoveCustomFieldDef(field.key)
+
+
+def test_an_ending_is_put_to_a_long_name_too(session: Session, retired: str) -> None:
+    assert name_after("web01", "-migrated") == "web01-migrated"
+    name = name_after("x" * 78, "-migrated")
+    assert (len(name), name[-10:]) == (80, "x-migrated")
+    assert finalize(session, retired, name, MARK).name == name
 
 
 def test_the_mark_of_a_later_run_replaces_the_earlier_one(session: Session, admin: Any, retired: str) -> None:

@@ -60,14 +60,19 @@ def finalize(session: Session, moref: str, new_name: str, tag: str, time_limit: 
     vm = _read(session, moref)
     previous = unescaped(str(vm.get("name")))
     changed = []
+    key = _attribute(session)  # before the VM is changed: it cannot be made without a privilege on the vCenter's root
     if previous != name:
         _rename(session, vm, name, time_limit)
         changed.append("renamed")
-    key = _attribute(session)
     if _value(vm, key) != tag:
         session.call(session.content.customFieldsManager.SetField, vm.reference, key, tag)
         changed.append("marked")
     return _read_back(session, moref, Finalized(moref, name, previous, tag, tuple(changed)), key)
+
+
+def name_after(name: str, ending: str) -> str:
+    """Put an ending to a VM's name, which is cut where both are more than vSphere takes."""
+    return name[: NAME_LIMIT - len(ending)] + ending
 
 
 def _checked(new_name: str) -> str:
