@@ -11,7 +11,7 @@ from hyperflow.vsphere import nics
 from hyperflow.vsphere.errors import Busy, NicsChanged, NotFound, PermissionMissing, TaskUnfinished, VsphereError
 from hyperflow.vsphere.facts import VmFacts
 from hyperflow.vsphere.inventory import find_vm, read_vm
-from hyperflow.vsphere.nics import connections, disconnect, restore
+from hyperflow.vsphere.nics import connections, disconnect, require_same, restore
 from hyperflow.vsphere.power import power_off, power_on
 from hyperflow.vsphere.session import Session
 from hyperflow.vsphere.snapshot import wait_for_task
@@ -167,3 +167,13 @@ def test_a_missing_privilege_is_named_and_nothing_is_changed(session: Session, a
 def test_a_machine_that_is_gone_is_not_found(session: Session) -> None:
     with pytest.raises(NotFound):
         disconnect(session, "vm-999999")
+
+
+def test_whether_adapters_can_be_put_back_is_known_without_a_change(session: Session, admin: Any, cutover: str) -> None:
+    recorded = connections(session, cutover)
+    disconnect(session, cutover)
+    version = admin.machine(cutover)["change_version"]
+    require_same(session, cutover, recorded)
+    with pytest.raises(NicsChanged, match="is new"):
+        require_same(session, cutover, recorded[:2])
+    assert admin.machine(cutover)["change_version"] == version

@@ -19,7 +19,8 @@ from hyperflow.vsphere.errors import (
     WrongPowerState,
 )
 from hyperflow.vsphere.inventory import find_vm
-from hyperflow.vsphere.power import power_off, power_on, power_state, shut_down_guest
+from hyperflow.vsphere.power import power_off, power_on, power_state, require_reachable, shut_down_guest
+from hyperflow.vsphere.power_events import server_time, switched_on_since
 from hyperflow.vsphere.properties import retrieve
 from hyperflow.vsphere.session import Session
 from hyperflow.vsphere.snapshot import wait_for_task
@@ -201,3 +202,23 @@ def test_a_machine_that_is_gone_is_not_found(session: Session) -> None:
     for act in (power_on, power_off, lambda session, moref: shut_down_guest(session, moref, 1)):
         with pytest.raises(NotFound):
             act(session, "vm-999999")
+
+
+def test_a_machine_that_was_on_for_a_while_is_told_by_its_events_though_it_is_off_again(
+    session: Session, cutover: str
+) -> None:
+    power_off(session, cutover)
+    since = server_time(session)
+    assert switched_on_since(session, cutover, since) == []
+    power_on(session, cutover)
+    power_off(session, cutover)
+    (told,) = switched_on_since(session, cutover, since)
+    assert told.startswith("it was switched on at 20")
+    assert switched_on_since(session, cutover, server_time(session)) == []
+    assert switched_on_since(session, find_vm(session, "off01"), since) == []
+
+
+def test_a_machine_that_is_gone_cannot_be_reached(session: Session, cutover: str) -> None:
+    require_reachable(session, cutover)
+    with pytest.raises(NotFound):
+        require_reachable(session, "vm-999999")

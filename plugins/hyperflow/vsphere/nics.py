@@ -88,6 +88,15 @@ def restore(session: Session, moref: str, recorded: object, time_limit: float = 
     return _read_back(session, moref, wanted)
 
 
+def require_same(session: Session, moref: str, recorded: object) -> None:
+    """See that :func:`restore` has the adapters to put back; nothing is changed.
+
+    :raises NicsChanged: an adapter is gone, is another one, or was added
+    :raises VsphereError: what was recorded is not of that form
+    """
+    _must_be_the_same(moref, _checked(recorded), _cards(session, moref).cards)
+
+
 def _connection(nic: NicFacts) -> Connection:
     return Connection(
         key=nic.key,

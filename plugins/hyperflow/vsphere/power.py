@@ -75,6 +75,21 @@ def power_state(session: Session, moref: str) -> str:
     return str(vm.get("runtime.powerState", "unknown"))
 
 
+def require_reachable(session: Session, moref: str) -> None:
+    """See that a VM is there, and on a host that is up, so that it can be switched.
+
+    :raises NotFound: when the VM is gone
+    :raises WrongPowerState: its host does not answer, or the VM is orphaned, inaccessible or invalid
+    """
+    vm = _read(session, moref)
+    connection = str(vm.get("runtime.connectionState", "unknown"))
+    if connection != "connected":
+        raise WrongPowerState(
+            f"the power state of {_name(vm)} is {_state(vm)!r} at {session.host} (its connection: {connection}). See "
+            "that its host is up and connected"
+        )
+
+
 def shut_down_guest(
     session: Session, moref: str, deadline_seconds: float, progress: SecondsLeft | None = None
 ) -> PowerChange:
