@@ -16,6 +16,7 @@ from hyperflow.kvmhost.stage import StageError
 NAMESPACE = "urn:hyperflow:migration:1"  # of our element in a domain's metadata
 NAME = re.compile(r"[^\s/\-][^/]{0,199}")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+OFF, GONE = "shut off", "gone"  # states of a domain
 LIMIT = 60.0  # seconds a call of virsh may take
 
 
@@ -59,8 +60,22 @@ def every_domain(uri: str) -> list[Domain]:
     """Read all domains, running or not."""
     found = []
     for uuid in virsh(uri, "list", "--all", "--uuid").split():
-        found.append(read_domain(virsh(uri, "dumpxml", "--inactive", uuid)))
+        try:
+            found.append(read_domain(virsh(uri, "dumpxml", "--inactive", uuid)))
+        except StageError:
+            if state_of(uri, uuid) != GONE:  # somebody undefined it between the two calls
+                raise
     return found
+
+
+def state_of(uri: str, uuid: str) -> str:
+    """Tell a domain's state in libvirt's words, ``running``, ``shut off`` and others; ``gone`` when it is not there."""
+    try:
+        return virsh(uri, "domstate", uuid).strip()
+    except StageError:
+        if uuid in virsh(uri, "list", "--all", "--uuid").split():
+            raise
+        return GONE
 
 
 def read_domain(text: str) -> Domain:
@@ -88,7 +103,7 @@ def why_left(uri: str, domain: Domain, vm: str, run: str | None) -> str | None:
         return f"found it defined for {domain.vm or 'nobody known'}, expected {vm}"
     if run and domain.run != run:
         return f"found it defined by the run {domain.run}, expected {run}"
-    if virsh(uri, "domstate", domain.uuid).strip() != "shut off":
+    if state_of(uri, domain.uuid) != OFF:
         return "it runs, and may already be used"
     return None
 
@@ -98,7 +113,11 @@ def undefine(uri: str, domain: Domain) -> None:
 
     :raises StageError: when it is still there
     """
-    virsh(uri, "undefine", "--managed-save", "--snapshots-metadata", "--nvram", domain.uuid)
+    try:
+        virsh(uri, "undefine", "--managed-save", "--snapshots-metadata", "--nvram", domain.uuid)
+    except StageError:
+        if state_of(uri, domain.uuid) != GONE:  # one that is not defined, but only runs, goes when it is off
+            raise
     if any(one.uuid == domain.uuid for one in every_domain(uri)):
         raise StageError(f"the domain {domain.name} is still defined")
 
@@ -128,6 +147,16 @@ def conflicts(existing: list[Domain], name: str, uuid: str, macs: list[str], vm:
         if domain.uuid != uuid:
             found += [f"MAC {mac}: found it in the domain {domain.name}" for mac in macs if mac in domain.macs]
     return found
+
+
+def running_faults(uri: str, existing: list[Domain], uuid: str, vm: str) -> list[str]:
+    """Say when the domain itself, of an earlier run, is not off: it would go on with the disks that it has open."""
+    return [
+        f"domain {domain.name}: found it {state}, expected it off: it runs from the images of {domain.run or 'a run'}; "
+        f"shut it down (virsh shutdown {domain.name}) if it is not wanted"
+        for domain in existing
+        if domain.uuid == uuid and domain.vm == vm and (state := state_of(uri, uuid)) not in (OFF, GONE)
+    ]
 
 
 def network_faults(there: dict[str, bool], wanted: list[str]) -> list[str]:

@@ -243,6 +243,7 @@ def _domain(options: Options, faults: list[str], job: Job) -> dict[str, Any] | N
     macs = [mac(Nic(one)) for one in plan.macs]
     faults += domains.conflicts(existing, plan.name, plan.uuid.lower(), macs, plan.vm)
     faults += domains.network_faults(there, plan.networks)
+    faults += domains.running_faults(options.uri, existing, plan.uuid.lower(), plan.vm)
     for name in sorted(set(plan.networks)):
         if there.get(name) is False:
             job.warn(f"network {name} is not active: start it with `virsh net-start {name}`")

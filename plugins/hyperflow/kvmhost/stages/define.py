@@ -45,7 +45,8 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     """Define the domain and return what libvirt then has.
 
     :raises BadRequest: when the request is wrong
-    :raises StageError: when the name, the UUID or a MAC is another's, a network is missing, or libvirt refuses
+    :raises StageError: when the name, the UUID or a MAC is another's, a network is missing, the domain runs already, or
+        libvirt refuses
     """
     _require_sound(options)
     existing = domains.every_domain(options.uri)
@@ -55,6 +56,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     uuid = options.uuid.lower()
     faults = domains.conflicts(existing, options.name, uuid, macs, options.metadata["vm"])
     faults += domains.network_faults(networks, wanted)
+    faults += domains.running_faults(options.uri, existing, uuid, options.metadata["vm"])
     if faults:
         raise StageError("; ".join(faults))
     for name in sorted({name for name in wanted if not networks[name]}):

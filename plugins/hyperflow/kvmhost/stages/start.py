@@ -21,7 +21,7 @@ TOLD_EVERY = 20.0  # seconds between two lines about what is still missing
 class Address:
     """An address that must answer.
 
-    :param mac: from which MAC; None when any will do
+    :param mac: from which MAC; None when any of the domain's own will do
     """
 
     address: str
@@ -108,7 +108,7 @@ def _own_domain(options: Options) -> domains.Domain:
 
 
 def _state(options: Options) -> str:
-    return domains.virsh(options.uri, "domstate", options.uuid.lower()).strip()
+    return domains.state_of(options.uri, options.uuid.lower())
 
 
 def _bridges(xml: str) -> dict[str, str]:
@@ -130,7 +130,7 @@ def _asked(options: Options, bridges: dict[str, str], job: Job) -> dict[str, Any
         if not where:
             job.warn(f"address {one.address}: the domain is on no bridge of this host, so it cannot be asked")
             continue
-        asked[f"address {one.address}"] = _address_question(one, where)
+        asked[f"address {one.address}"] = _address_question(one, where, sorted(bridges))
         for port in options.ports:
             asked[f"port {one.address}:{port}"] = _port_question(one.address, port)
     if options.guest_agent:
@@ -140,14 +140,16 @@ def _asked(options: Options, bridges: dict[str, str], job: Job) -> dict[str, Any
     return asked
 
 
-def _address_question(one: Address, bridges: list[str]) -> Any:
+def _address_question(one: Address, bridges: list[str], own: list[str]) -> Any:
+    expected = [one.mac.lower()] if one.mac else own
+
     def ask() -> Optional[str]:  # noqa: UP045 - as above
         for bridge in bridges:
             mac = arp.who_has(bridge, one.address, ANSWER)
-            if mac is not None and one.mac is not None and mac != one.mac.lower():
+            if mac is not None and mac not in expected:
                 raise StageError(
-                    f"address {one.address}: {mac} answers on {bridge}, expected {one.mac}. Another machine has the "
-                    "address; see that the source is off the network"
+                    f"address {one.address}: {mac} answers on {bridge}, expected {' or '.join(expected)}. Another "
+                    "machine has the address; see that the source is off the network"
                 )
             if mac is not None:
                 return f"{one.address} at {mac}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 from hyperflow.kvmhost import domains
 from hyperflow.kvmhost.stage import BadRequest, Job, StageError
@@ -17,21 +17,24 @@ class Options:
     """Which domain.
 
     :param vm: whose domain it must be; another's is left alone
+    :param run: the run that must have defined it; None for any. Another run's is left as well
     :param shutdown_seconds: how long the guest may take to go down by itself; what it wrote is not thrown away lightly
     """
 
     uuid: str
     vm: str
     shutdown_seconds: float = 60.0
+    run: Optional[str] = None  # noqa: UP045 - read at run time, by Python 3.9 too
     uri: str = field(default="qemu:///system")
 
 
 def run(options: Options, job: Job) -> dict[str, Any]:
     """Shut the domain down, end it when it does not, undefine it, and see that it is gone.
 
-    :return: ``{"name": or None, "was": its state or None, "forced": bool}``; a domain that is not there is a success
+    :return: ``{"name": or None, "was": its state or None, "forced": bool}``; a domain that is not there is a success,
+        and so is one of another run that is off
     :raises BadRequest: the domain is another's
-    :raises StageError: it is still there
+    :raises StageError: it is still there, or is another run's and runs
     """
     uuid = options.uuid.lower()
     if not domains.UUID.fullmatch(uuid) or not options.vm:
@@ -44,10 +47,18 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     if domain.vm != options.vm:
         raise BadRequest(f"domain {domain.name}: found it of {domain.vm or 'nobody known'}, expected {options.vm}")
     was = _state(options)
-    forced = was != "shut off" and not _shut_down(options, job)
+    if options.run and domain.run != options.run:
+        if was != domains.OFF:
+            raise StageError(
+                f"domain {domain.name}: it is {was}, and was defined by the run {domain.run or 'nobody knows'}, "
+                f"expected {options.run}; stop it yourself (virsh shutdown {domain.name}) if it is not wanted"
+            )
+        job.log(f"stop: {domain.name} is off, and of the run {domain.run}: it is left as it is")
+        return {"name": None, "was": None, "forced": False}
+    forced = was not in (domains.OFF, domains.GONE) and not _shut_down(options, job)
     if forced:
         job.warn(f"{domain.name} did not shut down within {options.shutdown_seconds:.0f} s and was switched off")
-        domains.virsh(options.uri, "destroy", uuid)
+        _switch_off(options, job)
     domains.undefine(options.uri, domain)
     job.log(f"stop: {domain.name} was {was}, and is undefined; its images are kept")
     return {"name": domain.name, "was": was, "forced": forced}
@@ -59,14 +70,27 @@ def _shut_down(options: Options, job: Job) -> bool:
         domains.virsh(options.uri, "shutdown", uuid)
     except StageError as fault:  # such as a domain that is paused after a disk error
         job.log(f"stop: {fault}")
-        return _state(options) == "shut off"
+        return _is_off(options)
     end = time.monotonic() + options.shutdown_seconds
     while time.monotonic() < end:
-        if _state(options) == "shut off":
+        if _is_off(options):
             return True
         time.sleep(POLL)
-    return _state(options) == "shut off"
+    return _is_off(options)
+
+
+def _switch_off(options: Options, job: Job) -> None:
+    try:
+        domains.virsh(options.uri, "destroy", options.uuid.lower())
+    except StageError as fault:
+        if not _is_off(options):  # else its guest went down in this very moment
+            raise
+        job.log(f"stop: {fault}")
+
+
+def _is_off(options: Options) -> bool:
+    return _state(options) in (domains.OFF, domains.GONE)
 
 
 def _state(options: Options) -> str:
-    return domains.virsh(options.uri, "domstate", options.uuid.lower()).strip()
+    return domains.state_of(options.uri, options.uuid.lower())
