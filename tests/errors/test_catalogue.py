@@ -62,6 +62,7 @@ TEXT_FROM_ELSEWHERE = {
     "operators/survey.py read": "the faults of the plan, which have entries",
     "operators/wave.py load_wave": "the faults of the plan, which have entries",
     "operators/aftermath.py work": "a VsphereError",
+    "operators/cutover.py at_vcenter": "a VsphereError",
 }
 # Places whose texts nobody meets.
 UNSEEN_BY_PEOPLE = {

@@ -12,15 +12,13 @@ from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import keep_failure
 from hyperflow.operators.claim import claim, release
-from hyperflow.operators.cutover import cutover_of, put, roll_back
+from hyperflow.operators.cutover_record import CUT_OVER, FINALIZED, cutover_of, put
+from hyperflow.operators.rollback import roll_back
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from airflow.sdk import Context
-
-FINALIZED = "finalized"
-CUT_OVER = "cut over"
 
 
 class AftermathOperator(BaseOperator):
@@ -43,7 +41,7 @@ class AftermathOperator(BaseOperator):
             audit_start(context, f"{self.task_id} of {record['name']}", {"dag": self.vm_dag, "phase": record["phase"]})
             claim(context, record["vm"], record["name"])
             try:
-                return self.work(context, record)
+                return self.work(context, self.record())  # another run may have written it until the VM was claimed
             finally:
                 release(context, record["vm"])
         except AirflowException as fault:
@@ -84,7 +82,7 @@ class FinalizeOperator(AftermathOperator):
     def work(self, context: Context, record: dict[str, Any]) -> dict[str, Any]:
         """Rename and mark; what becomes of the source is a person's affair from here on."""
         from hyperflow.vsphere.errors import VsphereError
-        from hyperflow.vsphere.finalize import finalize
+        from hyperflow.vsphere.finalize import finalize, name_after
         from hyperflow.vsphere.power import OFF, power_state
 
         if record["phase"] != CUT_OVER:
@@ -96,7 +94,7 @@ class FinalizeOperator(AftermathOperator):
                 state = power_state(session, record["moref"])
                 if state != OFF:
                     raise AirflowFailException(f"{record['name']} is {state}, expected poweredOff: its target runs too")
-                name = f"{record['name']}-migrated"
+                name = name_after(record["name"], "-migrated")
                 done = finalize(session, record["moref"], name, f"migrated by {self.vm_dag}, run {record['run']}")
         except VsphereError as fault:
             raise (AirflowException if fault.temporary else AirflowFailException)(shown(str(fault))) from fault

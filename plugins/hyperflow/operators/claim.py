@@ -2,8 +2,8 @@
 
 The claim is a variable of Airflow's: it is there where all plans and hosts meet, and a person can look at it. It is
 taken by preflight, looked at again by every task, and given back by the last one. A claim of a run that works no more
-counts for nothing, so one that was never given back keeps nobody waiting. Two runs that take it in the same moment
-both believe that they have it; the later look, before anything is created, tells one of them.
+counts for nothing, so one that was never given back keeps nobody waiting. Of two runs that take it in the same moment
+one finds the other's; should both find their own, the later look, before anything is created, tells one of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import Variable
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.records import safe
 
@@ -40,6 +40,9 @@ def claim(context: Context, vm: str, name: str) -> None:
             "once at a time. Wait for the end of that run, or mark it as failed, then start this one again"
         )
     Variable.set(_key(vm), mine, description=f"Hyperflow: the run that migrates {name}", serialize_json=True)
+    holder = Variable.get(_key(vm), default=None, deserialize_json=True)
+    if holder != mine:
+        raise AirflowException(f"{name} was taken by {holder} in the same moment; trying again tells whether it works")
 
 
 def release(context: Context, vm: str) -> None:

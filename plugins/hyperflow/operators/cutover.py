@@ -1,49 +1,54 @@
-"""The cold cutover: the source shut down, taken off the network, the target started; and all of it taken back.
+"""The cold cutover: the source shut down, taken off the network, the target started. rollback.py takes it back.
 
-What was changed at the source is written down before it is changed, in a variable of Airflow's that outlives the run,
-so that a person can still roll back days later, until the plan is finalized.
+What was changed at the source is written down before it is changed (cutover_record.py). Source and target are never on
+the network together: the target is started only when the vCenter has just said that the source is off and disconnected,
+and the source is brought back only when the target is gone.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
-from airflow.sdk import Variable
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException, TaskAwaitingInput
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskAwaitingInput
 from airflow.sdk.execution_time.hitl import upsert_hitl_detail
 
 from hyperflow.hooks.audit import audit_decision
-from hyperflow.hooks.records import safe
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.approval import DECISION_KEY, moment, user_name
 from hyperflow.operators.base import (
     SHUTDOWN,
-    ClosingOperator,
     HostStageOperator,
     VmOperator,
-    accept_result,
     domain_uuid,
     job_root,
     take_result,
-    undone_tasks,
     vm_key,
+)
+from hyperflow.operators.cutover_record import (
+    CUT_OVER,
+    OFF_NETWORK,
+    SHUTTING_DOWN,
+    SOURCE_OFF,
+    TARGET_STARTED,
+    begin,
+    note,
+    record_of_this_run,
 )
 from hyperflow.operators.drift import heed_drift
 from hyperflow.operators.preflight import STATE_KEY
-from hyperflow.operators.proven import forget_proven
 from hyperflow.operators.snapshot import SourceOperator
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from airflow.sdk import Context
 
     from hyperflow.vsphere.session import Session
 
 AGAIN, FORCE, ABORT = "Wait again", "Power off", "Abort"
-STOP_LIMIT = 60.0  # seconds the target may take to go down when it is rolled back
 
 
 class ShutDownSourceOperator(SourceOperator):
@@ -61,13 +66,12 @@ class ShutDownSourceOperator(SourceOperator):
 
     def work(self, session: Session, context: Context) -> dict[str, Any]:
         """Look for drift, write down, shut down."""
-        from hyperflow.vsphere.nics import connections
-
-        warnings = heed_drift(self, session, context)
         known = record_of_this_run(context)
-        # As they are while it runs; a second try may find it off, and its adapters with it.
-        nics = known["nics"] if known else connections(session, self.facts.moref)
-        note(context, {**self.record(), "nics": nics, "phase": "shutting down"})
+        if known:
+            require_phase(known, SHUTTING_DOWN, SOURCE_OFF)
+        # What a second try finds off, and its configuration changed by that, the first one has shut down.
+        warnings = heed_drift(self, session, context, but=("power", "config") if known else ())
+        begin(context, {**(known or self.record(session)), "phase": SHUTTING_DOWN})
         return self.shut_down(session, context, warnings)
 
     def shut_down(self, session: Session, context: Context, warnings: list[str]) -> dict[str, Any]:
@@ -108,12 +112,14 @@ class ShutDownSourceOperator(SourceOperator):
         """Read the state back, and leave it for the drift check that follows."""
         from hyperflow.manifest.builder import timestamp
         from hyperflow.vsphere.drift import state
+        from hyperflow.vsphere.power_events import server_time
 
+        since = server_time(session)
         now = state(session, self.facts.moref)
         if now["power_state"] != "poweredOff":
             raise AirflowFailException(f"{self.facts.name} was shut down, and is {now['power_state']}")
-        context["ti"].xcom_push(key=STATE_KEY, value=now)
-        note(context, {**record_of_this_run(context), "phase": "source off"})
+        context["ti"].xcom_push(key=STATE_KEY, value={**now, "time": since})
+        note(context, {**record_of_this_run(context), "phase": SOURCE_OFF})
         at = timestamp(datetime.now(UTC))
         return {
             "was": was,
@@ -124,10 +130,18 @@ class ShutDownSourceOperator(SourceOperator):
             "warnings": warnings,
         }
 
-    def record(self) -> dict[str, Any]:
-        """What a rollback needs to know."""
+    def record(self, session: Session) -> dict[str, Any]:
+        """What a rollback needs to know: the source as it is before anything of it is changed."""
+        from hyperflow.vsphere.nics import connections
+        from hyperflow.vsphere.power import ON, power_state
+
         facts, settings = self.facts, self.settings
+        nics = connections(session, facts.moref)
+        if power_state(session, facts.moref) != ON:
+            # Nothing is connected while it is off: what it will be at its next power-on is how it was.
+            nics = [{**nic, "connected": nic["start_connected"]} for nic in nics]
         return {
+            "nics": nics,
             "vcenter": settings.vcenter_connection,
             "moref": facts.moref,
             "name": facts.name,
@@ -189,16 +203,28 @@ class DisconnectSourceOperator(SourceOperator):
     def work(self, session: Session, context: Context) -> dict[str, Any]:
         """Look for drift since the shutdown, and that the source is off; write down; disconnect."""
         from hyperflow.vsphere.nics import disconnect
-        from hyperflow.vsphere.power import OFF, power_state
 
+        record = record_of_this_run(context)
+        require_phase(record, SOURCE_OFF, OFF_NETWORK)
         warnings = heed_drift(self, session, context, since=SHUTDOWN)
-        state = power_state(session, self.facts.moref)
-        if state != OFF:
-            raise AirflowFailException(f"{self.facts.name} is {state}, expected poweredOff: somebody switched it on")
-        note(context, {**record_of_this_run(context), "phase": "source off the network"})
+        require_off(session, record)
+        self.require_stayed_off(session, context)
+        note(context, {**record, "phase": OFF_NETWORK})
         nics = disconnect(session, self.facts.moref)
         self.log.info("%d network adapter(s) of %s are disconnected", len(nics), shown(self.facts.name))
         return {"nics": list(nics), "warnings": warnings}
+
+    def require_stayed_off(self, session: Session, context: Context) -> None:
+        """Refuse a source that was on for a while since its shutdown: what it wrote then is not in the copy."""
+        from hyperflow.vsphere.power_events import switched_on_since
+
+        since = context["ti"].xcom_pull(task_ids=SHUTDOWN, key=STATE_KEY, map_indexes=-1)["time"]
+        times = switched_on_since(session, self.facts.moref, since)
+        if times:
+            raise AirflowFailException(
+                f"{self.facts.name} did not stay off since its shutdown: {'; '.join(times)}. What it wrote then is not "
+                "in the copy. Start a new run"
+            )
 
 
 class StartTargetOperator(HostStageOperator, VmOperator):
@@ -236,98 +262,87 @@ class StartTargetOperator(HostStageOperator, VmOperator):
         }
 
     def perform(self, context: Context) -> Any:
-        """Write down that the target runs from here on, and start it."""
-        note(context, {**record_of_this_run(context), "phase": "target started"})
+        """See that the source is off and disconnected, write down that the target runs from here on, and start it."""
+        record = record_of_this_run(context)
+        require_phase(record, OFF_NETWORK, TARGET_STARTED, CUT_OVER)
+        with at_vcenter(record) as session:
+            require_off(session, record)
+            require_disconnected(session, record)
+        if record["phase"] != CUT_OVER:  # else it was well before, and stays a person's to take back
+            note(context, {**record, "phase": TARGET_STARTED})
         return super().perform(context)
 
     def resume(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
-        """Tell that it is well."""
+        """Tell that it is well, and that it was the target which answered: the source has the same addresses."""
+        record = record_of_this_run(context)
+        require_phase(record, TARGET_STARTED, CUT_OVER)
+        result = event.get("result")
+        if isinstance(result, dict) and result.get("succeeded"):
+            told = self.look_again(record)
+            event = {**event, "result": {**result, "warnings": [*result.get("warnings", []), *told]}}
         observed = take_result(context, event)
-        note(context, {**record_of_this_run(context), "phase": "cut over"})
+        note(context, {**record, "phase": CUT_OVER})
         return observed
 
+    def look_again(self, record: dict[str, Any]) -> list[str]:
+        """See that the source did not come back meanwhile; a vCenter that is away is no reason to stop a target that
+        is well.
+        """
+        from hyperflow.vsphere.errors import VsphereError
 
-class RollBackOperator(ClosingOperator):
-    """Takes a cutover back when something after the shutdown failed: the source runs again as it did.
-
-    Returns what :func:`roll_back` does; skipped when all went well, or nothing was changed.
-    """
-
-    def perform(self, context: Context) -> dict[str, Any]:
-        """Roll back, if there is a reason to."""
-        record = cutover_of(context["dag"].dag_id)
-        changed = record is not None and record.get("run") == str(context["run_id"])
-        undone = undone_tasks(context, self.settings) if changed else []
-        if record is None or not undone:
-            raise AirflowSkipException("there is nothing to roll back")
-        self.log.warning("rolling back, because of %s", ", ".join(undone))
-        started = datetime.now(UTC)
-        return self.keep_result(context, roll_back(self, context, context["dag"].dag_id, record), started)
+        try:
+            with VsphereHook(record["vcenter"]).session() as session:
+                require_off(session, record)
+                require_disconnected(session, record)
+        except VsphereError as fault:
+            told = f"the target answers, and it could not be read whether the source is still off: {fault}"
+            self.log.warning("%s", shown(told))
+            return [shown(told)]
+        return []
 
 
-def roll_back(operator: Any, context: Context, dag_id: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Stop and undefine the target, put the source's adapters back, power it on, and prove that it runs.
-
-    The target first: the two may never be on the network together. Bears being called again.
-
-    :param record: of :func:`cutover_of`
-    :return: ``{"target": name or None, "power": read back, "nics": as read back, "warnings": [...]}``
-    """
-    from hyperflow.hooks.kvmhost import KvmHostHook
+@contextmanager
+def at_vcenter(record: dict[str, Any]) -> Iterator[Session]:
+    """Log in at the vCenter of a record; its errors decide whether the task is tried again."""
     from hyperflow.vsphere.errors import VsphereError
-    from hyperflow.vsphere.nics import restore
-    from hyperflow.vsphere.power import ON, power_on, power_state
 
-    put(dag_id, {**record, "phase": "rolling back"})
-    host = KvmHostHook(ssh_conn_id=record["host"], directory=record["root"])
-    asked = {"uuid": record["uuid"], "vm": record["vm"], "shutdown_seconds": STOP_LIMIT}
-    stopped = accept_result(context, host.run_stage("stop", asked))
     try:
         with VsphereHook(record["vcenter"]).session() as session:
-            restore(session, record["moref"], record["nics"])
-            if record["power"] == ON:
-                operator.log.info("%s: %s", shown(record["name"]), power_on(session, record["moref"]).sentence())
-            nics = list(restore(session, record["moref"], record["nics"]))  # connected by hand: possible only now
-            power = power_state(session, record["moref"])
+            yield session
     except VsphereError as fault:
-        raise (AirflowException if fault.temporary else AirflowFailException)(
-            f"the rollback of {record['name']} could not be finished: {fault}. Its target is stopped. Run "
-            f"./hyperflow rollback for it again, or connect its adapters and power it on by hand"
-        ) from fault
-    if power != record["power"]:
-        raise AirflowException(f"{record['name']} was {record['power']} before, and is {power} after its rollback")
-    forget_proven(dag_id)
-    put(dag_id, {**record, "phase": "rolled back"})
-    operator.log.info("%s is %s again, as it was; the images are kept", shown(record["name"]), power)
-    return {"target": stopped["name"], "power": power, "nics": nics, "warnings": []}
+        raise (AirflowException if fault.temporary else AirflowFailException)(str(fault)) from fault
 
 
-def note(context: Context, record: dict[str, Any]) -> None:
-    """Write down how far the cutover of this run's VM is, before the next step is taken."""
-    put(context["dag"].dag_id, {**record, "run": str(context["run_id"])})
+def require_phase(record: dict[str, Any], *phases: str) -> None:
+    """Refuse a step of a cutover whose steps before it this run has not done, or has taken back.
+
+    :param record: of :func:`hyperflow.operators.cutover_record.record_of_this_run`
+    """
+    if record.get("phase") not in phases:
+        raise AirflowFailException(
+            f"this run's cutover is at {record.get('phase', 'no phase')!r}, expected {' or '.join(map(repr, phases))}: "
+            "a step before was not done by this run, or was taken back. Start a new run"
+        )
 
 
-def record_of_this_run(context: Context) -> dict[str, Any]:
-    """What this run has written down; empty when it has nothing yet."""
-    record = cutover_of(context["dag"].dag_id) or {}
-    return record if record.get("run") == str(context["run_id"]) else {}
+def require_off(session: Session, record: dict[str, Any]) -> None:
+    """Refuse a source that is on."""
+    from hyperflow.vsphere.power import OFF, power_state
+
+    state = power_state(session, record["moref"])
+    if state != OFF:
+        raise AirflowFailException(f"{record['name']} is {state}, expected poweredOff: somebody switched it on")
 
 
-def put(dag_id: str, record: dict[str, Any]) -> None:
-    """Keep the record of a VM's cutover."""
-    Variable.set(
-        _key(dag_id),
-        {**record, "at": datetime.now(UTC).isoformat()},
-        description=f"Hyperflow: how far the cutover of {dag_id} is, and how its source was",
-        serialize_json=True,
-    )
+def require_disconnected(session: Session, record: dict[str, Any]) -> None:
+    """Refuse a source that is on the network, or would be at its next power-on."""
+    from hyperflow.vsphere.nics import connections
 
-
-def cutover_of(dag_id: str) -> dict[str, Any] | None:
-    """How far the cutover of a VM is, and how its source was; None when there was none."""
-    found = Variable.get(_key(dag_id), default=None, deserialize_json=True)
-    return found if isinstance(found, dict) and isinstance(found.get("moref"), str) else None
-
-
-def _key(dag_id: str) -> str:
-    return f"hyperflow_cutover_{safe(dag_id)}"
+    wrong = [
+        nic["label"] for nic in connections(session, record["moref"]) if nic["connected"] or nic["start_connected"]
+    ]
+    if wrong:
+        raise AirflowFailException(
+            f"{record['name']}: {', '.join(wrong)} would be on the network beside the target: somebody connected it "
+            "again, or added it"
+        )

@@ -13,15 +13,20 @@ from hyperflow.operators.ownership import snapshot_record
 from hyperflow.operators.preflight import STATE_KEY
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from airflow.sdk import Context
 
     from hyperflow.vsphere.session import Session
 
 
-def heed_drift(operator: VmOperator, session: Session, context: Context, since: str = PREFLIGHT) -> list[str]:
+def heed_drift(
+    operator: VmOperator, session: Session, context: Context, since: str = PREFLIGHT, but: Collection[str] = ()
+) -> list[str]:
     """Compare the VM with what an earlier task saw, and stop where the plan says so.
 
     :param since: the task that looked
+    :param but: kinds of differences that are this run's own doing
     :return: what is other, a sentence each, where the plan says ``warn``
     :raises AirflowFailException: naming each difference
     """
@@ -29,9 +34,13 @@ def heed_drift(operator: VmOperator, session: Session, context: Context, since: 
 
     before = context["ti"].xcom_pull(task_ids=since, key=STATE_KEY, map_indexes=-1)
     if not isinstance(before, dict):
-        return []
+        raise AirflowFailException(
+            f"the task {since} has left nothing that the VM could be compared with: it was marked as done by hand, or "
+            "its run is of another release. Start a new run"
+        )
     ours = () if since == PREFLIGHT else (snapshot_record(context)[0],)
-    told = [shown(one["sentence"]) for one in differences(before, state(session, operator.facts.moref), ours)]
+    found = differences(before, state(session, operator.facts.moref), ours)
+    told = [shown(one["sentence"]) for one in found if one["kind"] not in but]
     if told and operator.settings.drift != "warn":
         raise AirflowFailException(
             f"{DRIFTED}: {'; '.join(told)}. Look at it, then start a new run; with drift: warn in the plan it would "

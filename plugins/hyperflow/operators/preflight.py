@@ -59,8 +59,7 @@ class PreflightOperator(MigrationOperator):
         self.migration = migration.model_dump(mode="json", by_alias=True)
         facts, found = self.read_source(context, migration)
         vm = facts.to_json()
-        if not migration.dry_run:
-            self.take_vm(context, facts)
+        self.take_vm(context, facts, begins=not migration.dry_run)
         ti.xcom_push(key="vm", value=vm)
         self.refuse_critical(facts, found)
         warnings = [shown(f"{each.message}. {each.what_to_do}") for each in found if each.level == "warning"]
@@ -123,21 +122,27 @@ class PreflightOperator(MigrationOperator):
         # That it runs is no concern of a cutover that shuts it down.
         return facts, [each for each in found if not (cold and each.id == "power.on")]
 
-    def take_vm(self, context: Context, facts: VmFacts) -> None:
+    def take_vm(self, context: Context, facts: VmFacts, *, begins: bool) -> None:
         """Have the VM for this run alone, and keep the plan for as long as the run works.
 
-        :raises AirflowFailException: naming the run that has it
+        :param begins: false for a dry run, which takes nothing
+        :raises AirflowFailException: naming the run that has it, or that has moved it
         """
         from hyperflow.operators.claim import claim, refuse_snapshots_of_others
+        from hyperflow.operators.cutover_record import refuse_moved
         from hyperflow.operators.kept_plan import keep_plan
         from hyperflow.operators.proven import forget_proven
 
         try:
-            claim(context, vm_key(facts), facts.name)
-            refuse_snapshots_of_others(context, facts)
+            if begins:
+                claim(context, vm_key(facts), facts.name)
+                refuse_snapshots_of_others(context, facts)
+            refuse_moved(context, facts, begins=begins)
         except AirflowFailException:
             context["ti"].xcom_push(key="migration", value=None)  # the folders are the other run's, its report too
             raise
+        if not begins:
+            return
         keep_plan(plan_location(self.plan_file), run_key(context))
         forget_proven(context["dag"].dag_id)  # its images are about to be made again
 

@@ -13,6 +13,7 @@ from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import PREFLIGHT, SHUTDOWN, VmOperator, run_key
 from hyperflow.operators.drift import heed_drift
 from hyperflow.operators.ownership import owner_of, snapshot_record
+from hyperflow.operators.preflight import STATE_KEY
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -71,8 +72,9 @@ class CreateSnapshotOperator(SourceOperator):
         name, ownership = snapshot_record(context)
         # Said before it is done: whoever finds the snapshot can tell whose it is, also when this task dies now.
         self.log.info("taking snapshot %s of %s (%s): %s", name, shown(self.facts.name), moref, ownership.description())
+        older = self.before_shutdown(context) if cold else set()
         for found in find_snapshots(session, moref, name):
-            if ownership.owns(found):
+            if ownership.owns(found) and found.moref not in older:
                 self.log.info("found it already there, from an earlier try: %s", found.moref)
                 return {"entity": found.moref, "snapshot": name, "quiesced": None, "warnings": warnings}
         self.note(context, name)
@@ -99,6 +101,11 @@ class CreateSnapshotOperator(SourceOperator):
             "quiesced": created.quiesced,
             "warnings": [*warnings, *created.warnings],
         }
+
+    def before_shutdown(self, context: Context) -> set[str]:
+        """MoRefs of the snapshots that were there when the source went off: they hold less than its disks do now."""
+        seen = context["ti"].xcom_pull(task_ids=SHUTDOWN, key=STATE_KEY, map_indexes=-1)
+        return {str(each["moref"]) for each in seen["snapshots"]}
 
     def note(self, context: Context, name: str) -> None:
         """Have the host's ledger name the snapshot before it is there."""

@@ -23,7 +23,6 @@ from hyperflow.operators.conversion import (
 )
 from hyperflow.operators.cutover import (
     DisconnectSourceOperator,
-    RollBackOperator,
     ShutDownSourceOperator,
     StartTargetOperator,
 )
@@ -32,6 +31,7 @@ from hyperflow.operators.manifest import WriteManifestOperator
 from hyperflow.operators.preflight import PreflightOperator
 from hyperflow.operators.report import WriteReportOperator
 from hyperflow.operators.retries import WaitForHost
+from hyperflow.operators.rollback import RollBackOperator
 from hyperflow.operators.snapshot import CreateSnapshotOperator, RemoveSnapshotOperator
 from hyperflow.operators.target import DefineDomainOperator, ProveBootOperator
 from hyperflow.plans.cutover import Cutover
@@ -158,11 +158,13 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
             *ask(vm, cutover, "approve_shutdown", f"Shut down {shown(vm.selector.value)}?"),
             ShutDownSourceOperator(task_id=SHUTDOWN, **source, approvers=list(vm.approvers)),
         ]
+        rollback = RollBackOperator(task_id="rollback").as_teardown(on_failure_fail_dagrun=True)
+        remove_snapshot >> rollback  # which switches the source on: not while vCenter is at work on its disks
         after = [
             *ask(vm, cutover, "approve_start", f"Start {shown(vm.selector.value)} on KVM for good?"),
             DisconnectSourceOperator(task_id="disconnect", **source, **onward),
             StartTargetOperator(task_id="start", **source, guest=left_by("inspect"), **onward),
-            RollBackOperator(task_id="rollback").as_teardown(on_failure_fail_dagrun=True),
+            rollback,
         ]
     chain(preflight, *before, snapshot, export, manifest, checksum, inspect, fix, convert, validate, boot, define)
     chain(define, *after, cleanup, report)

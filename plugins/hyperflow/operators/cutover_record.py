@@ -1,0 +1,160 @@
+"""How far the cutover of a VM is, and how its source was: written down before each change, and kept after the run.
+
+The record is a variable of Airflow's, so that a person can still roll back days later, until the plan is finalized. It
+is all that says how the source was, so a run never writes over one that somebody may still need: of a VM that is cut
+over, or whose cutover was left in its middle. The task that shuts the source down leaves it as an XCom too, for a run
+whose variable a person has deleted or changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import Variable
+from airflow.sdk.exceptions import AirflowFailException
+
+from hyperflow.hooks.records import safe
+from hyperflow.operators.base import SHUTDOWN, vm_key
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from hyperflow.vsphere.facts import VmFacts
+
+# Phases, in their order; each is written before what it says is begun, but for the last four.
+SHUTTING_DOWN = "shutting down"
+SOURCE_OFF = "source off"
+OFF_NETWORK = "source off the network"
+TARGET_STARTED = "target started"
+CUT_OVER = "cut over"  # the target was well; from here on only a person rolls back
+ROLLING_BACK = "rolling back"
+ROLLED_BACK = "rolled back"
+FINALIZED = "finalized"
+
+RECORD_KEY = "cutover"  # XCom of the shutdown: the record as it was first
+START = "start"  # id of the task that starts the target
+_TEXTS = ("vcenter", "moref", "name", "vm", "power", "host", "domain", "uuid", "root", "run", "phase", "at")
+
+log = logging.getLogger(__name__)
+
+
+def begin(context: Context, record: dict[str, Any]) -> None:
+    """Write down how the source is before anything of it is changed, and that it is this DAG which has the record."""
+    note(context, record)
+    context["ti"].xcom_push(key=RECORD_KEY, value=record)
+    Variable.set(
+        _moved_key(record["vm"]),
+        _dag(context),
+        description=f"Hyperflow: the DAG that has the record of the cutover of {record['name']}",
+    )
+
+
+def note(context: Context, record: dict[str, Any]) -> None:
+    """Write down how far the cutover of this run's VM is, before the next step is taken."""
+    put(_dag(context), {**record, "run": str(context["run_id"])})
+
+
+def record_of_this_run(context: Context) -> dict[str, Any]:
+    """What this run has written down; empty when it has nothing yet."""
+    try:
+        record = cutover_of(_dag(context))
+    except AirflowFailException as fault:
+        log.warning("%s", fault)
+        record = None
+    if record is not None:
+        return record if record["run"] == str(context["run_id"]) else {}
+    ti = context["ti"]
+    kept = ti.xcom_pull(task_ids=SHUTDOWN, key=RECORD_KEY, map_indexes=-1)
+    if not isinstance(kept, dict):
+        return {}
+    log.warning(
+        "the record of the cutover is gone from %s: it is taken from the shutdown", key_of(context["dag"].dag_id)
+    )
+    well = ti.xcom_pull(task_ids=START, map_indexes=-1) is not None
+    at = datetime.now(UTC).isoformat()
+    return {**kept, "run": str(context["run_id"]), "phase": CUT_OVER if well else kept["phase"], "at": at}
+
+
+def put(dag_id: str, record: dict[str, Any]) -> None:
+    """Keep the record of a VM's cutover."""
+    Variable.set(
+        key_of(dag_id),
+        {**record, "at": datetime.now(UTC).isoformat()},
+        description=f"Hyperflow: how far the cutover of {dag_id} is, and how its source was",
+        serialize_json=True,
+    )
+
+
+def cutover_of(dag_id: str) -> dict[str, Any] | None:
+    """How far the cutover of a VM is, and how its source was; None when there was none.
+
+    :raises AirflowFailException: the variable holds something else
+    """
+    try:
+        found = Variable.get(key_of(dag_id), default=None, deserialize_json=True)
+    except ValueError:  # no JSON
+        found = ""
+    if found is None:
+        return None
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("nics"), list)
+        or not all(isinstance(found.get(key), str) for key in _TEXTS)
+    ):
+        raise AirflowFailException(
+            f"Airflow's variable {key_of(dag_id)} is not the record of a cutover that Hyperflow has written there"
+        )
+    return found
+
+
+def refuse_moved(context: Context, facts: VmFacts, *, begins: bool) -> None:
+    """Refuse a VM that is cut over, or whose cutover was left in its middle: a new run would take it for one that was
+    off and without network before, and start a second target.
+
+    :param begins: this run is about to begin, so its own record of a cutover that was taken back is done with
+    :raises AirflowFailException: saying what to do first
+    """
+    own = _dag(context)
+    other = Variable.get(_moved_key(vm_key(facts)), default=None)
+    for dag_id in dict.fromkeys([own, *([str(other)] if other else [])]):
+        record = cutover_of(dag_id)
+        same = record is not None and record["vm"] == vm_key(facts)
+        if record is None or (not same and (dag_id != own or record["phase"] == FINALIZED)):
+            continue  # the name is another VM's now, or the plan names another VM
+        if record["phase"] != ROLLED_BACK:
+            raise AirflowFailException(_why_refused(dag_id, record))
+        if begins and dag_id == own and record["run"] == str(context["run_id"]):
+            Variable.delete(key_of(own))
+
+
+def _why_refused(dag_id: str, record: dict[str, Any]) -> str:
+    name, when = record["name"], f"by run {record['run']} of DAG {dag_id} (last written {record['at']})"
+    if record["phase"] == FINALIZED:
+        return (
+            f"{name} was cut over {when} and finalized: it is moved for good. Who wants to move the source once more "
+            f"deletes Airflow's variable {key_of(dag_id)}"
+        )
+    if record["phase"] == CUT_OVER:
+        return (
+            f"{name} was cut over {when}: its target on {record['host']} is the machine now. To move the source once "
+            "more, run ./hyperflow rollback for it first"
+        )
+    return (
+        f"{name}: its cutover {when} was left at {record['phase']!r}, so the source is not as it was. Run ./hyperflow "
+        "rollback for it first"
+    )
+
+
+def _dag(context: Context) -> str:
+    return str(context["dag"].dag_id)
+
+
+def key_of(dag_id: str) -> str:
+    """Name the variable that holds the record of a VM's cutover."""
+    return f"hyperflow_cutover_{safe(dag_id)}"
+
+
+def _moved_key(vm: str) -> str:
+    return f"hyperflow_moved_{safe(vm)}"

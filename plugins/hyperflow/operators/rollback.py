@@ -1,0 +1,131 @@
+"""A cutover taken back: the target stopped, the source on the network and on as it was."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+from hyperflow.hooks.records import safe
+from hyperflow.hooks.vsphere import VsphereHook
+from hyperflow.manifest.shown import shown
+from hyperflow.operators.base import SHUTDOWN, ClosingOperator, accept_result, finished_tasks, undone_tasks
+from hyperflow.operators.cutover_record import (
+    CUT_OVER,
+    FINALIZED,
+    ROLLED_BACK,
+    ROLLING_BACK,
+    key_of,
+    put,
+    record_of_this_run,
+)
+from hyperflow.operators.proven import forget_proven
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+STOP_LIMIT = 60.0  # seconds the target may take to go down
+
+
+class RollBackOperator(ClosingOperator):
+    """Takes a cutover back when something after the shutdown failed: the source runs again as it did.
+
+    Returns what :func:`roll_back` does; skipped when all went well, when nothing was changed, and when the target was
+    well already: what fails after that, such as a task that a person clears, stops no machine that people work with.
+    """
+
+    def perform(self, context: Context) -> dict[str, Any]:
+        """Roll back, if there is a reason to."""
+        record = record_of_this_run(context)
+        was_off = any(one["task_id"] == SHUTDOWN and one["state"] == "success" for one in finished_tasks(context))
+        undone = undone_tasks(context, self.settings) if record or was_off else []
+        if undone and not record:
+            raise AirflowFailException(
+                f"{self.facts.name} was shut down by this run, and nothing tells how it was: Airflow's variable "
+                f"{key_of(context['dag'].dag_id)} is gone or changed. See that its target is off (virsh list --all on "
+                "the host); then connect its network adapters and power it on by hand in vCenter"
+            )
+        if not undone:
+            raise AirflowSkipException("there is nothing to roll back")
+        if record["phase"] in (CUT_OVER, FINALIZED):
+            told = f"{record['name']} was cut over at {record['at']}: it is taken back by ./hyperflow rollback only"
+            self.log.warning("%s", shown(told))
+            raise AirflowSkipException(told)
+        self.log.warning("rolling back, because of %s", ", ".join(undone))
+        started = datetime.now(UTC)
+        return self.keep_result(context, roll_back(self, context, context["dag"].dag_id, record), started)
+
+
+def roll_back(operator: Any, context: Context, dag_id: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Stop and undefine the target, put the source's adapters back, power it on, and prove that it runs.
+
+    Before the target is touched the vCenter has said that the source can come back: better a target that is not well
+    than none of the two. Then the target first: the two may never be on the network together. Bears being called
+    again.
+
+    :param record: of :func:`hyperflow.operators.cutover_record.cutover_of`
+    :return: ``{"target": name or None, "power": read back, "nics": as read back, "warnings": [...]}``
+    """
+    from hyperflow.hooks.kvmhost import KvmHostHook
+
+    if record["phase"] == ROLLED_BACK:
+        operator.log.info("%s was rolled back at %s already; nothing is done", shown(record["name"]), record["at"])
+        return dict(record["taken_back"])
+    begun = record["phase"] == ROLLING_BACK
+    if not begun:
+        require_restorable(record)
+    put(dag_id, {**record, "phase": ROLLING_BACK})
+    host = KvmHostHook(ssh_conn_id=record["host"], directory=record["root"])
+    owner = {"vm": record["vm"], "run": f"{safe(dag_id)}/{safe(record['run'])}"}
+    asked = {"uuid": record["uuid"], **owner, "shutdown_seconds": STOP_LIMIT}
+    stopped = accept_result(context, host.run_stage("stop", asked))
+    power, nics = bring_back(operator, record)
+    done = {"target": stopped["name"], "power": power, "nics": nics, "warnings": []}
+    forget_proven(dag_id)
+    put(dag_id, {**record, "phase": ROLLED_BACK, "taken_back": done})
+    operator.log.info("%s is %s again, as it was; the images are kept", shown(record["name"]), power)
+    return done
+
+
+def require_restorable(record: dict[str, Any]) -> None:
+    """See that the source is there, at a vCenter that answers, on a host that is up, with the adapters it had."""
+    from hyperflow.vsphere.errors import VsphereError
+    from hyperflow.vsphere.nics import require_same
+    from hyperflow.vsphere.power import require_reachable
+
+    try:
+        with VsphereHook(record["vcenter"]).session() as session:
+            require_reachable(session, record["moref"])
+            require_same(session, record["moref"], record["nics"])
+    except VsphereError as fault:
+        raise (AirflowException if fault.temporary else AirflowFailException)(
+            f"the rollback of {record['name']} was not begun: {fault}. Its target is left as it is. See that the "
+            f"source can be switched on in vCenter, then run ./hyperflow rollback for it"
+        ) from fault
+
+
+def bring_back(operator: Any, record: dict[str, Any]) -> tuple[str, list[Any]]:
+    """Put the source's adapters back and power it on.
+
+    :return: power state and adapters, as read back
+    """
+    from hyperflow.vsphere.errors import VsphereError
+    from hyperflow.vsphere.nics import restore
+    from hyperflow.vsphere.power import ON, power_on, power_state
+
+    try:
+        with VsphereHook(record["vcenter"]).session() as session:
+            restore(session, record["moref"], record["nics"])
+            if record["power"] == ON:
+                operator.log.info("%s: %s", shown(record["name"]), power_on(session, record["moref"]).sentence())
+            nics = list(restore(session, record["moref"], record["nics"]))  # connected by hand: possible only now
+            power = power_state(session, record["moref"])
+    except VsphereError as fault:
+        raise (AirflowException if fault.temporary else AirflowFailException)(
+            f"the rollback of {record['name']} could not be finished: {fault}. Its target is stopped. Run "
+            f"./hyperflow rollback for it again, or connect its adapters and power it on by hand"
+        ) from fault
+    if power not in (record["power"], ON):  # on, though it was off before: somebody has switched it on, who may
+        raise AirflowException(f"{record['name']} was {record['power']} before, and is {power} after its rollback")
+    return power, nics

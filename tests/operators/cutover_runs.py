@@ -1,0 +1,231 @@
+"""Runs of the cutover's own tasks, for test_cutover.py: run by Airflow itself with a database of its own, at the lab's
+vCenter and on the lab's KVM host. What people and crashes do between two tasks are tasks here as well.
+
+Run as a script with names of scenarios; a line ``RUN {...}`` says what each came to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from airflow.models import Variable as StoredVariable
+from airflow.sdk import DAG, BaseOperator, TriggerRule, Variable, chain
+from hyperflow.hooks.vsphere import VsphereHook
+from hyperflow.operators.aftermath import FinalizeOperator, RollBackLaterOperator
+from hyperflow.operators.base import PREFLIGHT, SHUTDOWN, domain_uuid, run_key, vm_key
+from hyperflow.operators.cutover import DisconnectSourceOperator, ShutDownSourceOperator, StartTargetOperator
+from hyperflow.operators.cutover_record import begin, key_of, refuse_moved
+from hyperflow.operators.preflight import STATE_KEY
+from hyperflow.operators.rollback import RollBackOperator
+from hyperflow.plans.load import load_plan
+from hyperflow.plans.migration import effective
+from hyperflow.vsphere.drift import state
+from hyperflow.vsphere.facts import VmFacts
+from hyperflow.vsphere.inventory import find_vm, read_vm
+from hyperflow.vsphere.nics import connections, restore
+from hyperflow.vsphere.power import power_off, power_on, power_state
+from hyperflow.vsphere.snapshot import wait_for_task
+from pyVmomi import vim
+
+VCENTER, HOST, URI = "vcenter", "kvm01", "qemu:///system"
+PLAN_FILE = Path(os.environ.get("CUTOVER_PLAN", "plan.yaml"))
+SOURCE = {"migration": "{{ ti.xcom_pull(task_ids='preflight', key='migration') }}"}
+SOURCE["vm"] = "{{ ti.xcom_pull(task_ids='preflight', key='vm') }}"
+Act = Callable[[Any], Any]
+
+
+class Look(BaseOperator):
+    """In place of preflight: reads the VM and leaves what the cutover's tasks take; defines the target's domain."""
+
+    def __init__(self, *, slug: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.slug = slug
+
+    def execute(self, context: Any) -> None:
+        plan = load_plan(PLAN_FILE)
+        migration = effective(plan, plan.vm(self.slug))
+        with VsphereHook(VCENTER).session() as session:
+            moref = find_vm(session, self.slug)
+            facts, seen = read_vm(session, moref), state(session, moref)
+        refuse_moved(context, facts, begins=True)
+        ti = context["ti"]
+        ti.xcom_push(key="migration", value=migration.model_dump(mode="json", by_alias=True))
+        ti.xcom_push(key="vm", value=facts.to_json())
+        ti.xcom_push(key=STATE_KEY, value=seen)
+        ti.xcom_push(key="found", value=connections_of(self.slug))
+        define(facts, run_key(context))
+
+
+class Do(BaseOperator):
+    """What somebody does in the middle."""
+
+    def __init__(self, *, act: Act, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.act = act
+
+    def execute(self, context: Any) -> Any:
+        return self.act(context)
+
+
+def define(facts: VmFacts, run: str) -> None:
+    """Define a domain without disks, as the stage define signs it."""
+    xml = (
+        f"<domain type='qemu'><name>test-{facts.name}</name><uuid>{domain_uuid(facts)}</uuid>"
+        "<memory unit='MiB'>32</memory><os><type arch='x86_64' machine='q35'>hvm</type></os><metadata>"
+        f"<h:migration xmlns:h='urn:hyperflow:migration:1' vm='{vm_key(facts)}' run='{run}'/></metadata></domain>"
+    )
+    file = PLAN_FILE.with_name(f"{facts.name}.xml")
+    file.write_text(xml)
+    virsh("define", str(file))
+
+
+def virsh(*arguments: str) -> str:
+    done = subprocess.run(["virsh", "-q", "-c", URI, *arguments], capture_output=True, text=True, check=False)
+    return (done.stdout or done.stderr).strip()
+
+
+def connections_of(name: str) -> list[Any]:
+    with VsphereHook(VCENTER).session() as session:
+        return list(connections(session, find_vm(session, name)))
+
+
+def at_vcenter(*acts: Callable[[Any, str], Any]) -> Callable[[str], Act]:
+    """Somebody does things with a VM in vCenter."""
+
+    def somebody(name: str) -> Act:
+        def act(context: Any) -> None:
+            with VsphereHook(VCENTER).session() as session:
+                for one in acts:
+                    one(session, find_vm(session, name))
+
+        return act
+
+    return somebody
+
+
+def reconnect(session: Any, moref: str) -> None:
+    nics: list[Any] = [{**nic, "connected": True, "start_connected": True} for nic in connections(session, moref)]
+    restore(session, moref, nics)
+
+
+def remove_adapter(session: Any, moref: str) -> None:
+    devices = session.object(vim.VirtualMachine, moref).config.hardware.device
+    card = next(each for each in devices if isinstance(each, vim.vm.device.VirtualEthernetCard))
+    spec: Any = vim.vm.ConfigSpec
+    change: Any = vim.vm.device.VirtualDeviceSpec
+    task = session.object(vim.VirtualMachine, moref).ReconfigVM_Task(
+        spec(deviceChange=[change(operation="remove", device=card)])
+    )
+    wait_for_task(session, task, "the removal", 30)
+
+
+def fail(context: Any) -> None:
+    raise RuntimeError("something after it fails")
+
+
+def forget(context: Any) -> None:
+    Variable.delete(key_of(context["dag"].dag_id))
+
+
+def scribble(context: Any) -> None:
+    Variable.set(key_of(context["dag"].dag_id), "what a person wrote")
+
+
+def shut_down_and_die(context: Any) -> None:
+    """What a first try does whose process is killed when the guest is off: nothing tells its task so."""
+    ti = context["ti"]
+    vm = VmFacts.from_json(ti.xcom_pull(task_ids=PREFLIGHT, key="vm"))
+    plan = load_plan(PLAN_FILE)
+    made = ShutDownSourceOperator(
+        task_id="first_try",
+        approvers=[],
+        vm=vm.to_json(),
+        migration=effective(plan, plan.vm(vm.name)).model_dump(mode="json", by_alias=True),
+    )
+    with VsphereHook(VCENTER).session() as session:
+        begin(context, {**made.record(session), "phase": "shutting down"})
+        power_off(session, vm.moref)
+
+
+def tasks(name: str, *steps: Any) -> DAG:
+    """A run of the cutover of one VM: each step a task of the cutover, or what somebody does."""
+    made: list[Any] = []
+    with DAG(f"migrate.cutovers.{name}", schedule=None, default_args={"retries": 0}) as dag:
+        made.append(Look(task_id=PREFLIGHT, slug=name))
+        for number, step in enumerate(steps):
+            if step == SHUTDOWN:
+                made.append(ShutDownSourceOperator(task_id=SHUTDOWN, approvers=[], **SOURCE))
+            elif step == "disconnect":
+                made.append(DisconnectSourceOperator(task_id=step, **SOURCE))
+            elif step == "start":
+                made.append(StartTargetOperator(task_id=step, guest=None, **SOURCE))
+            else:
+                made.append(Do(task_id=f"then_{number}", act=step))
+        made.append(RollBackOperator(task_id="rollback", trigger_rule=TriggerRule.ALL_DONE))
+        chain(*made)
+    return dag
+
+
+def later(name: str, operator: type[Any], task_id: str) -> DAG:
+    """What a person starts after the run."""
+    with DAG(f"{task_id}.{name}", schedule=None, default_args={"retries": 0}) as dag:
+        operator(task_id=task_id, vm_dag=f"migrate.cutovers.{name}")
+    return dag
+
+
+CUTOVER = (SHUTDOWN, "disconnect", "start")
+SCENARIOS: dict[str, list[DAG]] = {
+    "well": [*[tasks("well", *CUTOVER)] * 2, *[later("well", RollBackLaterOperator, "back")] * 2],
+    "fails": [tasks("fails", *CUTOVER[:2], fail), later("fails", RollBackLaterOperator, "back")],
+    "after": [tasks("after", *CUTOVER, fail), later("after", FinalizeOperator, "finalize")],
+    "final": [
+        tasks("final", *CUTOVER),
+        later("final", FinalizeOperator, "finalize"),
+        later("final", RollBackLaterOperator, "back"),
+    ],
+    "back-on": [tasks("back-on", *CUTOVER[:2], at_vcenter(reconnect, power_on)("back-on"), "start")],
+    "wired": [tasks("wired", *CUTOVER[:2], at_vcenter(reconnect)("wired"), "start")],
+    "awake": [tasks("awake", SHUTDOWN, at_vcenter(power_on, power_off)("awake"), "disconnect", "start")],
+    "skipped": [tasks("skipped", at_vcenter(power_off)("skipped"), "disconnect", "start")],
+    "killed": [tasks("killed", shut_down_and_die, SHUTDOWN, fail)],
+    "forgotten": [tasks("forgotten", *CUTOVER[:2], forget, fail)],
+    "scribbled": [tasks("scribbled", SHUTDOWN, scribble, "disconnect", fail)],
+    "changed": [tasks("changed", *CUTOVER[:2], at_vcenter(remove_adapter)("changed"), fail)],
+}
+
+
+def told(dag: DAG, name: str) -> dict[str, Any]:
+    """Run a DAG, and say what it came to: its tasks, the record, the source, the target."""
+    run = dag.test()
+    states = {ti.task_id: str(ti.state) for ti in run.get_task_instances()}
+    failures = {ti.task_id: ti.xcom_pull(task_ids=ti.task_id, key="failure") for ti in run.get_task_instances()}
+    text = StoredVariable.get(key_of(f"migrate.cutovers.{name}"), default_var=None)
+    variable = json.loads(text)["phase"] if text and text.startswith("{") else text
+    with VsphereHook(VCENTER).session() as session:
+        moref = SEEN[name]
+        facts = read_vm(session, moref)
+        return {
+            "states": states,
+            "failures": {key: value["message"] for key, value in failures.items() if value},
+            "phase": variable,
+            "source": power_state(session, moref),
+            "name": facts.name,
+            "nics": [(nic["start_connected"], nic["connected"]) for nic in connections(session, moref)],
+            "target": virsh("domstate", domain_uuid(facts)),
+        }
+
+
+SEEN: dict[str, str] = {}  # MoRefs: a VM may be renamed
+
+if __name__ == "__main__":
+    for chosen in sys.argv[1:]:
+        with VsphereHook(VCENTER).session() as session:
+            SEEN[chosen] = find_vm(session, chosen)
+        for number, each in enumerate(SCENARIOS[chosen]):
+            print("RUN", json.dumps({"scenario": chosen, "number": number, **told(each, chosen)}), flush=True)
