@@ -21,10 +21,13 @@ from hyperflow.hooks.audit import audit_decision, audit_start
 from hyperflow.manifest.shown import shown, shown_in_markdown
 from hyperflow.operators.approval import DECISION_KEY, moment, user_name
 from hyperflow.operators.base import keep_failure
+from hyperflow.operators.cutover_record import ROLLED_BACK, cutover_of
 from hyperflow.operators.preflight import plan_location
 from hyperflow.operators.proven import SUMMARY_KEY, proven_run
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow.sdk import Context
 
     from hyperflow.plans.plan import Plan
@@ -37,7 +40,8 @@ QUESTION_KEY = "question"  # XCom: what a person must know to approve, Markdown
 OPENING_KEY = "opening"  # XCom: {"start", "end", "latest_start"}, ISO 8601; None where the wave has no window
 GO_ON, STOP = "Go on", "Stop"
 OVER = ["success", "failed"]  # states of a run that is over
-MISSED_AFTER = timedelta(minutes=15)  # a scheduled start this late was missed, where no window says it is not
+MISSED_AFTER = timedelta(minutes=15)  # a scheduled start this late was missed: un-pausing a DAG makes its last one
+ACTIVE = ["queued", "running"]  # states of a run that works
 PASSED_ON = ("dry_run", "skip_boot")  # what a wave's run asks of the runs of its VMs
 RATES_OF_OTHERS = 20  # VMs outside of the wave whose measured rates are looked up
 POLL = 5  # seconds between looks at a VM's run
@@ -111,8 +115,8 @@ class CheckWaveOperator(BaseOperator):
         opening = opening_at(window, zone, now) if window is not None else None
         slot = _slot(context)
         if slot is not None:
-            missed = opening_at(window, zone, slot) != opening if window is not None else now - slot > MISSED_AFTER
-            if missed:
+            other = window is not None and opening_at(window, zone, slot) != opening
+            if other or now - slot > MISSED_AFTER:
                 raise AirflowSkipException(
                     f"wave {wave.name} was to start at {slot:%Y-%m-%d %H:%M} UTC, and that time is over: nothing is "
                     "started. Start the wave by hand within its window, or wait for its next date"
@@ -169,6 +173,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
     :param slug: the VM
     :param dag_id: the VM's DAG
     :param needs: slugs of VMs that must have arrived
+    :param apart: DAGs of the VMs next to it in a queue of those that take turns
     :param approved_by_people: whether the wave has a task that asks
     :param on_failure: go-on, stop or ask
     :param approvers: who is asked, ``{"id", "name"}`` each
@@ -187,6 +192,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         slug: str,
         vm_dag: str,
         needs: list[str],
+        apart: list[str],
         approved_by_people: bool,
         on_failure: str,
         approvers: list[dict[str, str]],
@@ -206,6 +212,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         self.wave = wave
         self.slug = slug
         self.needs = needs
+        self.apart = apart
         self.approved_by_people = approved_by_people
         self.on_failure = on_failure
         self.approvers = approvers
@@ -224,6 +231,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         if (proven := self.proven_already(context)) is not None:
             return proven
         if self.run_of_an_earlier_try(context) is None:
+            self.refuse_beside_another(context)
             self.refuse_outside_window(context)
             self.heed_failures(context, states)
         return self.start(context)
@@ -248,6 +256,18 @@ class MigrateVmOperator(TriggerDagRunOperator):
         missing = [slug for slug in self.needs if states.get(task_of(slug)) != "success"]
         if missing:
             raise AirflowSkipException(f"not started: it comes after {', '.join(missing)}, which did not arrive")
+
+    def refuse_beside_another(self, context: Context) -> None:
+        """Skip when a VM that it takes turns with is at work all the same: its task in the wave was ended by a person,
+        or somebody has started its DAG.
+        """
+        ti = cast("Any", context["ti"])
+        for dag_id in self.apart:
+            if ti.get_dr_count(dag_id=dag_id, states=ACTIVE):
+                raise AirflowSkipException(
+                    f"not started: a run of {dag_id} is at work, and the two may not be at work together. Clear this "
+                    "task when that run is over"
+                )
 
     def proven_already(self, context: Context) -> dict[str, Any] | None:
         """What an earlier run tells, when it proved the VM and nobody asks for it again."""
@@ -294,10 +314,10 @@ class MigrateVmOperator(TriggerDagRunOperator):
             if task.startswith(f"{GROUP}.")
             and isinstance(decision := context["ti"].xcom_pull(task_ids=task, key=DECISION_KEY, map_indexes=-1), dict)
         ]
-        told = [one for one in decided if set(failed) <= set(one["of"])]
-        if any(one["answer"] == STOP for one in decided):
+        decision = decision_on(failed, decided)
+        if decision == STOP:
             raise AirflowSkipException(f"not started: {', '.join(failed)} failed, and it was decided to stop")
-        if told:
+        if decision == GO_ON:
             return
         self.ask(context, failed)
 
@@ -345,6 +365,8 @@ class MigrateVmOperator(TriggerDagRunOperator):
         if answer != GO_ON:
             raise AirflowSkipException(f"not started: {', '.join(failed)} failed, and it was decided to stop")
         self.refuse_outside_window(context)
+        self.refuse_beside_another(context)
+        self.heed_failures(context, self.states(context))  # another one may have failed, or was decided on, meanwhile
         return self.start(context)
 
     def start(self, context: Context) -> Any:
@@ -363,12 +385,14 @@ class MigrateVmOperator(TriggerDagRunOperator):
         return super().execute(context)
 
     def run_of_an_earlier_try(self, context: Context) -> str | None:
-        """The run that this task started before, unless that one failed: a person who clears wants another then."""
+        """The run that this task started before, unless that one failed or its cutover was taken back since: a person
+        who clears wants another then.
+        """
         run_id = _store(context).get("run")
-        if not run_id:
+        if not run_id or was_rolled_back(self.trigger_dag_id, str(run_id)):
             return None
         ti = cast("Any", context["ti"])
-        alive = ["queued", "running", "success"]
+        alive = [*ACTIVE, "success"]
         return run_id if ti.get_dr_count(dag_id=self.trigger_dag_id, run_ids=[run_id], states=alive) else None
 
     def wait_for(self, run_id: str) -> None:
@@ -420,6 +444,23 @@ def telling(context: Context, function: Any, *arguments: Any) -> Any:
     except AirflowException as fault:
         keep_failure(context, context["ti"].task_id, fault)
         raise
+
+
+def decision_on(failed: Sequence[str], decided: Sequence[dict[str, Any]]) -> str | None:
+    """What people have decided about VMs that failed; None when somebody is to be asked.
+
+    :param decided: ``{"answer", "of": [slug]}`` each; one stop is a stop, and several answers may cover all that failed
+    """
+    if any(one["answer"] == STOP for one in decided):
+        return STOP
+    covered = {slug for one in decided for slug in one["of"]}
+    return GO_ON if set(failed) <= covered else None
+
+
+def was_rolled_back(dag_id: str, run_id: str) -> bool:
+    """Whether the cutover of a run was taken back."""
+    record = cutover_of(dag_id)
+    return record is not None and (record["run"], record["phase"]) == (run_id, ROLLED_BACK)
 
 
 def asked_again(context: Context) -> bool:

@@ -98,6 +98,7 @@ def add_tasks(plan: Plan, wave: Wave) -> None:
 def migrate(plan: Plan, wave: Wave, slug: str) -> MigrateVmOperator:
     """Make the task that starts one VM's DAG."""
     vm = plan.vm(slug)
+    beside = [*wave.turns.get(slug, ()), *(one for one, before in wave.turns.items() if slug in before)]
     approval = wave.entry.approval
     return MigrateVmOperator(
         task_id=slug,
@@ -106,6 +107,7 @@ def migrate(plan: Plan, wave: Wave, slug: str) -> MigrateVmOperator:
         slug=slug,
         vm_dag=vm.dag_id,
         needs=list(wave.after.get(slug, ())),
+        apart=[plan.vm(one).dag_id for one in beside],
         approved_by_people=approval is not None,
         on_failure=wave.entry.on_failure,
         approvers=list(wave.approvers),
