@@ -189,7 +189,7 @@ class ShutDownSourceOperator(SourceOperator):
             who = decision["by"] or "nobody's answer in time"
             raise AirflowFailException(f"{self.facts.name} does not shut down: aborted by {who}; nothing was forced")
         started = datetime.now(UTC)
-        with self.vcenter.session() as session:
+        with at_vcenter({"vcenter": self.settings.vcenter_connection}) as session:
             work = self.force if chosen == FORCE else self.shut_down
             return self.keep_result(context, work(session, context, []), started)
 

@@ -25,6 +25,7 @@ from hyperflow.operators.proven import forget_proven
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+BAD_REQUEST = "bad-request"  # the kind of a stage's error that stays
 STOP_LIMIT = 60.0  # seconds the target may take to go down
 
 
@@ -79,13 +80,23 @@ def roll_back(operator: Any, context: Context, dag_id: str, record: dict[str, An
     host = KvmHostHook(ssh_conn_id=record["host"], directory=record["root"])
     owner = {"vm": record["vm"], "run": f"{safe(dag_id)}/{safe(record['run'])}"}
     asked = {"uuid": record["uuid"], **owner, "shutdown_seconds": STOP_LIMIT}
-    stopped = accept_result(context, host.run_stage("stop", asked))
+    stopped = taken_down(context, host.run_stage("stop", asked))
     power, nics = bring_back(operator, record)
     done = {"target": stopped["name"], "power": power, "nics": nics, "warnings": []}
     forget_proven(dag_id)
     put(dag_id, {**record, "phase": ROLLED_BACK, "taken_back": done})
     operator.log.info("%s is %s again, as it was; the images are kept", shown(record["name"]), power)
     return done
+
+
+def taken_down(context: Context, result: dict[str, Any]) -> dict[str, Any]:
+    """Take what the stage stop tells; what libvirt refuses now it may do in a minute, and the source is off until then."""
+    try:
+        return accept_result(context, result)
+    except AirflowFailException as fault:
+        if (result.get("error") or {}).get("kind") == BAD_REQUEST:  # the domain is another VM's
+            raise
+        raise AirflowException(str(fault)) from fault
 
 
 def require_restorable(record: dict[str, Any]) -> None:

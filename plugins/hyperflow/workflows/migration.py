@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 RETRIES = 5  # only of what may pass, such as a vCenter that is away for a minute: operators fail at once for the rest
 TRIES = {"retries": RETRIES, "retry_delay": timedelta(seconds=20), "retry_policy": WaitForHost(RETRIES)}
+PATIENCE = {"retries": 30, "retry_delay": timedelta(minutes=1), "retry_policy": None}  # of a rollback: the source is off
 LONGEST_TAG = 100  # characters; Airflow refuses a DAG with a longer one
 CHANGES = {  # at the source, by the cutover's strategy
     "live-copy": "The source VM gets one snapshot for the time of the export and is not changed otherwise.",
@@ -158,7 +159,7 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
             *ask(vm, cutover, "approve_shutdown", f"Shut down {shown(vm.selector.value)}?"),
             ShutDownSourceOperator(task_id=SHUTDOWN, **source, approvers=list(vm.approvers)),
         ]
-        rollback = RollBackOperator(task_id="rollback").as_teardown(on_failure_fail_dagrun=True)
+        rollback = RollBackOperator(task_id="rollback", **PATIENCE).as_teardown(on_failure_fail_dagrun=True)
         remove_snapshot >> rollback  # which switches the source on: not while vCenter is at work on its disks
         after = [
             *ask(vm, cutover, "approve_start", f"Start {shown(vm.selector.value)} on KVM for good?"),
