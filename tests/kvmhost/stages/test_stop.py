@@ -1,0 +1,89 @@
+"""Taking a domain back, in a libvirt that runs."""
+
+from __future__ import annotations
+
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hyperflow.kvmhost import domains
+
+from lab import kvmhost
+from tests.kvmhost.stages import running
+
+pytestmark = pytest.mark.lab
+
+RUN = "migrate.plan.vm/manual__1"
+
+
+def virsh(*arguments: str) -> str:
+    command = ["virsh", "--quiet", "--connect", kvmhost.URI, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def domain(host: kvmhost.KvmHost, tmp_path: Path) -> Iterator[Path]:
+    """A domain without disks: its firmware finds nothing to boot, and hears no shutdown."""
+    file = tmp_path / str(uuid.uuid4())
+    file.write_text(
+        f"<domain type='qemu'><name>test-stop-{file.name[:8]}</name><uuid>{file.name}</uuid>"
+        "<memory unit='MiB'>32</memory><os><type arch='x86_64' machine='q35'>hvm</type></os><metadata>"
+        f"<h:migration xmlns:h='{domains.NAMESPACE}' vm='vm-1' run='{RUN}'/></metadata></domain>"
+    )
+    virsh("define", str(file))
+    yield file
+    for act in ("destroy", "undefine"):
+        subprocess.run(["virsh", "-q", "-c", kvmhost.URI, act, file.name], check=False, capture_output=True)
+
+
+def stop(domain: Path, **more: Any) -> dict[str, Any]:
+    return running.run("stop", {"uuid": domain.name, "vm": "vm-1", "run": RUN, "shutdown_seconds": 1, **more})
+
+
+def state(domain: Path) -> str:
+    return domains.state_of(kvmhost.URI, domain.name)
+
+
+def test_a_domain_that_hears_nothing_is_switched_off_undefined_and_gone(domain: Path) -> None:
+    virsh("start", domain.name)
+    done = stop(domain)
+    assert done["exit_status"] == 0, done["log"]
+    assert (done["observed"]["was"], done["observed"]["forced"], state(domain)) == ("running", True, "gone")
+
+
+def test_one_that_is_gone_is_a_success(domain: Path) -> None:
+    virsh("undefine", domain.name)
+    assert stop(domain)["observed"] == {"name": None, "was": None, "forced": False}
+
+
+def test_one_that_only_runs_and_is_defined_no_more_goes_too(domain: Path) -> None:
+    virsh("start", domain.name)
+    virsh("undefine", domain.name)
+    done = stop(domain)
+    assert done["exit_status"] == 0, done["log"]
+    assert state(domain) == "gone"
+
+
+def test_one_of_another_run_is_left_and_refused_when_it_runs(domain: Path) -> None:
+    assert stop(domain, run="migrate.plan.vm/manual__2")["observed"]["name"] is None
+    assert state(domain) == "shut off"
+    virsh("start", domain.name)
+    refused = stop(domain, run="migrate.plan.vm/manual__2")
+    assert f"it is running, and was defined by the run {RUN}, expected" in refused["error"]["message"]
+    assert state(domain) == "running"
+
+
+def test_one_of_another_vm_is_left(domain: Path) -> None:
+    assert "found it of vm-1, expected vm-2" in stop(domain, vm="vm-2")["error"]["message"]
+    assert state(domain) == "shut off"
+
+
+def test_one_that_runs_is_not_defined_anew(domain: Path) -> None:
+    virsh("start", domain.name)
+    existing = domains.every_domain(kvmhost.URI)
+    (fault,) = domains.running_faults(kvmhost.URI, existing, domain.name, "vm-1")
+    assert f"found it running, expected it off: it runs from the images of {RUN}" in fault
+    assert domains.running_faults(kvmhost.URI, existing, domain.name, "vm-2") == []
