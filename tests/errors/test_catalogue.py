@@ -63,6 +63,7 @@ TEXT_FROM_ELSEWHERE = {
     "operators/wave.py load_wave": "the faults of the plan, which have entries",
     "operators/aftermath.py work": "a VsphereError",
     "operators/cutover.py at_vcenter": "a VsphereError",
+    "operators/rollback.py taken_down": "the own error of the stage stop",
 }
 # Places whose texts nobody meets.
 UNSEEN_BY_PEOPLE = {

@@ -172,11 +172,18 @@ def tasks(name: str, *steps: Any) -> DAG:
     return dag
 
 
-def later(name: str, operator: type[Any], task_id: str) -> DAG:
-    """What a person starts after the run."""
+def later(name: str, operator: type[Any], task_id: str, before: Act | None = None, **more: Any) -> DAG:
+    """What a person starts after the run; ``before`` is what somebody does until then."""
     with DAG(f"{task_id}.{name}", schedule=None, default_args={"retries": 0}) as dag:
-        operator(task_id=task_id, vm_dag=f"migrate.cutovers.{name}")
+        task = operator(task_id=task_id, vm_dag=f"migrate.cutovers.{name}", **more)
+        if before is not None:
+            Do(task_id="before", act=before) >> task
     return dag
+
+
+def undefine(name: str) -> Act:
+    """Somebody takes the target from its host."""
+    return lambda _: [virsh(act, f"test-{name}") for act in ("destroy", "undefine")]
 
 
 CUTOVER = (SHUTDOWN, "disconnect", "start")
@@ -188,6 +195,11 @@ SCENARIOS: dict[str, list[DAG]] = {
         tasks("final", *CUTOVER),
         later("final", FinalizeOperator, "finalize"),
         later("final", RollBackLaterOperator, "back"),
+    ],
+    "moved": [
+        tasks("moved", *CUTOVER),
+        later("moved", RollBackLaterOperator, "back", undefine("moved")),
+        later("moved", RollBackLaterOperator, "off", target_is_off=True),
     ],
     "back-on": [tasks("back-on", *CUTOVER[:2], at_vcenter(reconnect, power_on)("back-on"), "start")],
     "wired": [tasks("wired", *CUTOVER[:2], at_vcenter(reconnect)("wired"), "start")],

@@ -137,6 +137,13 @@ def test_what_is_final_is_not_taken_back(environment: dict[str, str]) -> None:
     assert (back["source"], back["target"]) == ("poweredOff", "running")
 
 
+def test_a_source_stays_off_while_its_target_may_run_on_another_host(environment: dict[str, str]) -> None:
+    _, back, off = runs(environment, "moved")
+    assert "See that it is off everywhere" in back["failures"]["back"]
+    assert (back["source"], back["nics"]) == ("poweredOff", OFF_NETWORK)
+    assert (off["source"], off["nics"], off["phase"]) == ("poweredOn", AS_BUILT, "rolled back")
+
+
 @pytest.mark.parametrize(
     ("scenario", "why"),
     [("back-on", "somebody switched it on"), ("wired", "would be on the network beside the target")],

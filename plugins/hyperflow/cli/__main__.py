@@ -124,6 +124,9 @@ def _add_aftermath(commands: Any) -> None:
         command = commands.add_parser(what, help=meaning)
         command.add_argument("plan", metavar="PLAN", help="the plan's name, or its file")
         command.add_argument("vm", metavar="VM", help="the VM's name in the plan")
+        if what == "rollback":
+            told = "you have seen that the target runs nowhere, though it is not on its host any more"
+            command.add_argument("--target-is-off", action="store_true", help=told)
         _add_airflow(command)
         command.set_defaults(run=_aftermath, what=what)
 
@@ -218,7 +221,8 @@ def _wave(parsed: argparse.Namespace) -> int:
 def _aftermath(parsed: argparse.Namespace) -> int:
     from hyperflow.cli.aftermath import aftermath
 
-    return aftermath(parsed.what, parsed.plan, parsed.vm, endpoint=parsed.airflow)
+    off = parsed.what == "rollback" and parsed.target_is_off
+    return aftermath(parsed.what, parsed.plan, parsed.vm, target_is_off=off, endpoint=parsed.airflow)
 
 
 def _limits(parsed: argparse.Namespace) -> int:

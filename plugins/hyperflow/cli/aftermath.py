@@ -13,10 +13,11 @@ from hyperflow.cli.migrate import OVER, POLL, find_dag
 from hyperflow.plans.plan import PlanError
 
 
-def aftermath(what: str, plan: str, vm: str, *, endpoint: Path | None) -> int:
+def aftermath(what: str, plan: str, vm: str, *, target_is_off: bool, endpoint: Path | None) -> int:
     """Start the DAG of a rollback or a finalizing for one VM, and wait for its end.
 
     :param what: ``rollback`` or ``finalize``, which are also the names of the tasks
+    :param target_is_off: of a rollback: a person says that the target runs nowhere
     :return: 0, 1 when it failed, 2 for a bad plan, 69 without Airflow
     """
     errors, console = Console(stderr=True, highlight=False), Console(highlight=False)
@@ -24,7 +25,7 @@ def aftermath(what: str, plan: str, vm: str, *, endpoint: Path | None) -> int:
     try:
         target = find_dag(plan, vm)
         api = AirflowApi(endpoint)
-        run_id = api.trigger(dag_id, {"vm": target})
+        run_id = api.trigger(dag_id, {"vm": target, **({"target_is_off": True} if target_is_off else {})})
         while (state := api.run_state(dag_id, run_id)) not in OVER:
             time.sleep(POLL)
         failure = api.xcom(dag_id, run_id, what, "failure")

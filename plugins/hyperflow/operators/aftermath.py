@@ -69,11 +69,20 @@ class AftermathOperator(BaseOperator):
 
 
 class RollBackLaterOperator(AftermathOperator):
-    """Rolls a cutover back that a person does not want any more; see :func:`roll_back`."""
+    """Rolls a cutover back that a person does not want any more; see :func:`roll_back`.
+
+    :param target_is_off: a person says that the target runs nowhere; templated
+    """
+
+    template_fields: Sequence[str] = (*AftermathOperator.template_fields, "target_is_off")
+
+    def __init__(self, *, target_is_off: Any = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.target_is_off = target_is_off
 
     def work(self, context: Context, record: dict[str, Any]) -> dict[str, Any]:
         """Roll back."""
-        return roll_back(self, context, self.vm_dag, record)
+        return roll_back(self, context, self.vm_dag, record, target_is_off=self.target_is_off is True)
 
 
 class FinalizeOperator(AftermathOperator):

@@ -281,7 +281,7 @@ class StartTargetOperator(HostStageOperator, VmOperator):
             told = self.look_again(record)
             event = {**event, "result": {**result, "warnings": [*result.get("warnings", []), *told]}}
         observed = take_result(context, event)
-        note(context, {**record, "phase": CUT_OVER})
+        note(context, {**record, "phase": CUT_OVER, "was_well": True})
         return observed
 
     def look_again(self, record: dict[str, Any]) -> list[str]:

@@ -58,7 +58,9 @@ class RollBackOperator(ClosingOperator):
         return self.keep_result(context, roll_back(self, context, context["dag"].dag_id, record), started)
 
 
-def roll_back(operator: Any, context: Context, dag_id: str, record: dict[str, Any]) -> dict[str, Any]:
+def roll_back(
+    operator: Any, context: Context, dag_id: str, record: dict[str, Any], *, target_is_off: bool = False
+) -> dict[str, Any]:
     """Stop and undefine the target, put the source's adapters back, power it on, and prove that it runs.
 
     Before the target is touched the vCenter has said that the source can come back: better a target that is not well
@@ -66,6 +68,7 @@ def roll_back(operator: Any, context: Context, dag_id: str, record: dict[str, An
     again.
 
     :param record: of :func:`hyperflow.operators.cutover_record.cutover_of`
+    :param target_is_off: a person says that the target runs nowhere, though it is not where it was started
     :return: ``{"target": name or None, "power": read back, "nics": as read back, "warnings": [...]}``
     """
     from hyperflow.hooks.kvmhost import KvmHostHook
@@ -81,6 +84,15 @@ def roll_back(operator: Any, context: Context, dag_id: str, record: dict[str, An
     owner = {"vm": record["vm"], "run": f"{safe(dag_id)}/{safe(record['run'])}"}
     asked = {"uuid": record["uuid"], **owner, "shutdown_seconds": STOP_LIMIT}
     stopped = taken_down(context, host.run_stage("stop", asked))
+    if stopped["name"] is not None:
+        record = {**record, "stopped": True}
+        put(dag_id, {**record, "phase": ROLLING_BACK})
+    elif record.get("was_well") and not record.get("stopped") and not target_is_off:
+        raise AirflowFailException(
+            f"the target of {record['name']} is not on {record['host']}, where it was well: if it was moved, it runs "
+            "elsewhere, and the two have the same addresses. See that it is off everywhere; then run ./hyperflow "
+            "rollback --target-is-off for it"
+        )
     power, nics = bring_back(operator, record)
     done = {"target": stopped["name"], "power": power, "nics": nics, "warnings": []}
     forget_proven(dag_id)
@@ -90,7 +102,7 @@ def roll_back(operator: Any, context: Context, dag_id: str, record: dict[str, An
 
 
 def taken_down(context: Context, result: dict[str, Any]) -> dict[str, Any]:
-    """Take what the stage stop tells; what libvirt refuses now it may do in a minute, and the source is off until then."""
+    """Take what the stage stop tells. The source is off meanwhile, so what libvirt refuses now is asked for again."""
     try:
         return accept_result(context, result)
     except AirflowFailException as fault:

@@ -10,6 +10,12 @@ from hyperflow.operators.aftermath import FinalizeOperator, RollBackLaterOperato
 
 ROLLBACK_DAG, FINALIZE_DAG = "hyperflow_rollback", "hyperflow_finalize"
 VM = {"vm": Param(type="string", minLength=1, title="DAG of the VM", description="As migrate.PLAN.VM")}
+TARGET_IS_OFF = Param(
+    default=False,
+    type="boolean",
+    title="The target is off",
+    description="Needed when it is not on its host any more: you have seen that it runs nowhere",
+)
 
 
 def build_rollback() -> DAG:
@@ -25,9 +31,10 @@ def build_rollback() -> DAG:
         is_paused_upon_creation=False,
         default_args={"retries": 3, "retry_delay": timedelta(seconds=20)},
         tags=["hyperflow"],
-        params=dict(VM),
+        params={**VM, "target_is_off": TARGET_IS_OFF},
+        render_template_as_native_obj=True,
     ) as dag:
-        RollBackLaterOperator(task_id="rollback", vm_dag="{{ params.vm }}")
+        RollBackLaterOperator(task_id="rollback", vm_dag="{{ params.vm }}", target_is_off="{{ params.target_is_off }}")
     return dag
 
 
