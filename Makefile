@@ -16,7 +16,7 @@ faults: install system          ## whole runs while vCenter, Airflow and people 
 	$(PYTHON) -m pytest -m night
 
 bench: install system           ## measure against the usual tools; some names only: make bench ONLY="convert_qcow2 fix"
-	lab/install-packages curl e2fsprogs nbdkit openssl virt-v2v
+	lab/install-packages curl e2fsprogs nbdkit openssl postgresql virt-v2v
 	PYTHONPATH=plugins:. $(PYTHON) -m bench $(ONLY)
 
 lint: install
@@ -36,7 +36,7 @@ $(STAMP): requirements.txt
 	@python3 -c 'import ensurepip' 2>/dev/null || lab/install-packages python3-venv
 	test -x $(PYTHON) || python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check uv
-	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) -r requirements.txt
+	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(PYTHON) -r requirements.txt
 	touch $@
 
 system:                         ## what the lab needs of the distribution

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,21 @@ USER = "admin"
 BUSY_LIMIT = 60  # seconds that a writer waits for SQLite's lock; the default, 5 s, ends in errors on a busy machine
 
 
-def start(state: Path, connections: list[dict[str, Any]], plans: Path) -> Path:
+def start(
+    state: Path, connections: list[dict[str, Any]], plans: Path, settings: Mapping[str, object] | None = None
+) -> Path:
     """Start Airflow and give it the lab's connections.
 
     :param state: the lab's state folder
     :param connections: bodies for Airflow's REST API; they go to the database, never into the environment
     :param plans: folder of the plans
+    :param settings: Airflow's settings that are to be other than the lab's, as ``SECTION__KEY``
     :return: ``airflow.json``: url, user and password, as ``./hyperflow`` reads them
     """
     home = state / "airflow"
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     port = processes.free_port()
-    environment = _environment(home, port, plans)
+    environment = _environment(home, port, plans, settings or {})
     airflow = str(Path(sys.executable).parent / "airflow")
     with (home / "migrate.log").open("w") as log:
         subprocess.run([airflow, "db", "migrate"], env=environment, stdout=log, stderr=log, check=True)
@@ -92,7 +96,7 @@ def revive(state: Path, plans: Path, *names: str) -> None:
     servers = processes.load(state / "airflow-servers.json")
     endpoint = json.loads((state / "airflow.json").read_text())
     home, url = state / "airflow", endpoint["url"]
-    environment = _environment(home, int(url.rpartition(":")[2]), plans)
+    environment = _environment(home, int(url.rpartition(":")[2]), plans, {})
     replaced = [server for server in servers if server.name in names]
     running = [server for server in servers if server not in replaced] + [
         _start(name, home, environment) for name in names
@@ -135,7 +139,7 @@ def wait_until_healthy(url: str, servers: list[processes.Server], home: Path) ->
     raise RuntimeError(f"Airflow is not healthy after {START_LIMIT:.0f} s: {health}; see {home}/*.log")
 
 
-def _environment(home: Path, port: int, plans: Path) -> dict[str, str]:
+def _environment(home: Path, port: int, plans: Path, others: Mapping[str, object]) -> dict[str, str]:
     settings = {
         "CORE__DAGS_FOLDER": ROOT / "dags",
         "CORE__PLUGINS_FOLDER": ROOT / "plugins",
@@ -159,8 +163,11 @@ def _environment(home: Path, port: int, plans: Path) -> dict[str, str]:
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 10,
         "LOGGING__NAMESPACE_LEVELS": "asyncssh=WARNING paramiko.transport=WARNING",
         "HYPERFLOW__PLANS_FOLDER": plans,
+        **others,
     }
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW__")}
+    # A task is a process: without compiled files each one compiles what it imports.
+    unwanted = ("AIRFLOW__", "PYTHONDONTWRITEBYTECODE")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
     environment |= {f"AIRFLOW__{key}": str(value) for key, value in settings.items()}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return environment | {"AIRFLOW_HOME": str(home), "PATH": path, "PYTHONPATH": str(ROOT)}

@@ -1,5 +1,6 @@
 """Registers what Airflow must know of Hyperflow; nothing else."""
 
+import sys
 from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
@@ -22,3 +23,14 @@ class HyperflowPlugin(AirflowPlugin):
             "url_route": "hyperflow-run",
         }
     ]
+
+    @classmethod
+    def on_load(cls, *_: Any, **__: Any) -> None:
+        """Let the components that fork tasks and readers of DAGs import Hyperflow once for all of them.
+
+        A task that is itself the first to load plugins, as Celery's are, imports what it needs and no more.
+        """
+        if "airflow.jobs.job" in sys.modules:  # the scheduler, the DAG processor and the triggerer have a job
+            from hyperflow.workflows.ahead import import_ahead
+
+            import_ahead()
