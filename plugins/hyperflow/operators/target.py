@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-NOT_BOOTED = "skip_boot of the run, or boot_proof.enabled of the plan: nothing proves that this guest boots"
-
 
 class TargetOperator(HostStageOperator, VmOperator):
     """A task that needs the final images and the VM's hardware.
@@ -67,7 +65,7 @@ class ProveBootOperator(TargetOperator):
     def options(self, context: Context) -> dict[str, Any]:
         """Give images, hardware, and what the guest must say of itself."""
         if self.settings.skip_boot:
-            raise AirflowSkipException(NOT_BOOTED)
+            raise AirflowSkipException(str(self.settings.why_skipped("boot")))
         hardware = {**self.hardware(), "nics": [{"mac": nic["mac"]} for nic in self.vm["nics"]]}
         if self.settings.boot_memory_mb:
             hardware["memory_mb"] = self.settings.boot_memory_mb
