@@ -14,13 +14,15 @@ PRODUCTION = "Production"  # a distributed port group
 HOSTILE_NAME = 'hostile ../"na\'me" é'
 CUTOVER_FOLDER = "/DC0/vm/Cutover"
 SMALL_FOLDER = "/DC0/vm/Small"
+WAVE_FOLDER = "/DC0/vm/Wave"
 SMALL_DISK = 64 * 1024 * 1024
 
 
 def write_inventory(path: Path, guest_json: Path, small: int = 0) -> None:
     """Write the inventory file for `lab.vcenter.start`.
 
-    :param small: how many VMs ``small01``, ``small02``, ... with the small guest's disk there are besides
+    :param small: how many VMs ``small01``, ``small02``, ... with the small guest's disk there are besides, and with
+        them those of the whole wave
     :param guest_json: the guest cache's facts, `{"disks": [{"file", "capacity_bytes", "sha256"}, ...]}`; the
         files are relative to its folder.
     :raises ValueError: the guest has not two disks.
@@ -47,8 +49,32 @@ def _small(count: int) -> list[dict[str, Any]]:
         return []
     disk = {"file": str(ensure_small_guest()), "capacity_bytes": CAPACITY, "thin": True}
     return [
-        _vm(f"small{number:02d}", 0x40 + number, folder=SMALL_FOLDER, disks=[disk]) for number in range(1, count + 1)
+        *(
+            _vm(f"small{number:02d}", 0x40 + number, folder=SMALL_FOLDER, disks=[disk])
+            for number in range(1, count + 1)
+        ),
+        *_wave([disk]),
     ]
+
+
+def _wave(disks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Twelve VMs with the small guest's disk that move together; each is named by what it is, or what becomes of it.
+
+    Those of a cold cutover run, with VMware Tools and two adapters, of which one is not connected.
+    """
+    off = ["orders-db", "orders-app1", "orders-app2", "unbootable", "unbootable-app", "files1", "files2"]
+    running = ["drifting", "rejected", "unwell", "moved"]
+    tools = {"toolsRunningStatus": "guestToolsRunning"}
+    made = [_vm(name, 0x70 + at, folder=WAVE_FOLDER, disks=disks) for at, name in enumerate(off)]
+    for number, name in enumerate([*running, "deaf"], 0x70 + len(off)):
+        nics = [
+            {"mac": f"00:50:56:9a:10:{number:02x}", "network": NETWORK, "type": "vmxnet3"},
+            {"mac": f"00:50:56:9a:11:{number:02x}", "network": PRODUCTION, "type": "vmxnet3", "disconnected": True},
+        ]
+        guest = {**tools, "ignores_shutdown": True} if name == "deaf" else tools
+        state = {"powerState": "poweredOn", "nics": nics, "guest": guest}
+        made.append(_vm(name, number, folder=WAVE_FOLDER, disks=disks, **state))
+    return made
 
 
 def _guest_disks(guest_json: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The lab's KVM host: this machine, reached by an sshd of its own on loopback, with libvirt and an isolated network.
 
-What is already there is used and left alone: a libvirt that runs as the machine's service, a network of that name.
+What is already there is used and left alone: a libvirt that runs as the machine's service, a network of that name. So
+a second host, in a state folder of its own, is one more sshd.
 What the lab starts is recorded before it is used, and ended by that record.
 """
 

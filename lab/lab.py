@@ -19,6 +19,7 @@ from lab import airflow, guest, inventory, kvmhost, vcenter
 ROOT = Path(__file__).resolve().parent.parent
 VCENTER_CONNECTION = "lab_vcenter"
 HOST_CONNECTION = "lab_kvm"
+SECOND_HOST_CONNECTION = "lab_kvm2"
 PLAN = "lab"
 VM = "web01"
 
@@ -58,6 +59,11 @@ class Folders:
     def plans(self) -> Path:
         """The plans that the lab's Airflow reads."""
         return self.state / "plans"
+
+    @property
+    def second(self) -> Folders:
+        """The same of the second KVM host, which only tests ask for."""
+        return Folders(self.state / "second")
 
 
 def folders() -> Folders:
@@ -125,6 +131,7 @@ def down() -> None:
     airflow.stop(where.state)
     if (host := kvmhost.running(where.host)) is not None:
         kvmhost.undefine_domains_below(host, where.state)
+    kvmhost.stop(where.second.host)
     kvmhost.stop(where.host)
     if (running_vcenter := vcenter.running(where.vcenter)) is not None:
         vcenter.stop(running_vcenter)
@@ -169,6 +176,17 @@ def write_plan(where: Folders, network: str) -> None:
     (where.plans / "lab.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
 
 
+def start_second_host(where: Folders) -> dict[str, Any]:
+    """Start a second KVM host: another sshd, keys and folders; libvirt is the machine's, and so the first one's too.
+
+    :return: its connection, as Airflow's REST API takes it
+    """
+    host = kvmhost.start(where.second.host)
+    for folder in (where.second.staging, where.second.images):
+        folder.mkdir(parents=True, exist_ok=True)
+    return host_connection(SECOND_HOST_CONNECTION, host)
+
+
 def connections(where: Folders, source: vcenter.Vcenter, host: kvmhost.KvmHost) -> list[dict[str, Any]]:
     """Describe the two connections as Airflow's REST API takes them: what a user makes for a vCenter and host."""
     return [
@@ -181,15 +199,20 @@ def connections(where: Folders, source: vcenter.Vcenter, host: kvmhost.KvmHost) 
             "password": _password(where.vcenter),
             "extra": json.dumps({"thumbprint": source.thumbprint}),
         },
-        {
-            "connection_id": HOST_CONNECTION,
-            "conn_type": "ssh",
-            "host": host.ssh_host,
-            "port": host.ssh_port,
-            "login": host.ssh_user,
-            "extra": json.dumps({"key_file": str(host.key_file), "host_key": host.host_key}),
-        },
+        host_connection(HOST_CONNECTION, host),
     ]
+
+
+def host_connection(name: str, host: kvmhost.KvmHost) -> dict[str, Any]:
+    """Describe the connection to a KVM host."""
+    return {
+        "connection_id": name,
+        "conn_type": "ssh",
+        "host": host.ssh_host,
+        "port": host.ssh_port,
+        "login": host.ssh_user,
+        "extra": json.dumps({"key_file": str(host.key_file), "host_key": host.host_key}),
+    }
 
 
 def _password(state: Path) -> str:

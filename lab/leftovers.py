@@ -16,26 +16,29 @@ KEPT_BY_FAILED = ("work/fix",)  # below the VM's staging folder: so that a perso
 NOTED_BY_FAILED = ("staged-disk", "fix-overlay")  # kinds of the ledger that stay open for the same reason
 
 
-def of_run(running_lab: RunningLab, plan: str, vm: str, *, failed: bool) -> list[str]:
-    """List what the only run of a quick plan has left; empty when all is clean.
+def of_run(running_lab: RunningLab, plan: str, vm: str, *, failed: bool, second_host: bool = False) -> list[str]:
+    """List what the runs of a VM of a quick plan have left; empty when all is clean.
 
     :param vm: ``small01`` and so on; its slug is its name
     :param failed: a failed run may keep the fix's overlays
+    :param second_host: it was to come to the second KVM host
     """
     truth = running_lab.vcenter.admin("GET", "/state")
     left = [f"snapshot {one['name']}" for one in truth["snapshots"] if one["vm"] == vm]
     left += [f"lease {one['moref']}" for one in truth["leases"]["live"] if one["vm"] == vm]
-    folders = running_lab.folders
-    left += [f"job {path}" for path in (folders.staging / plan / ".hyperflow" / "jobs").glob("*/*")]
-    for root in (folders.staging / plan, folders.images / plan):
+    folders = running_lab.folders.second if second_host else running_lab.folders
+    (dag_id,) = (each for each in running_lab.dags_of(plan) if each.endswith(f".{vm}"))
+    staging, images = folders.staging / plan, folders.images / plan
+    left += [f"job {path}" for path in (staging / ".hyperflow" / "jobs").glob(f"{dag_id}/*")]
+    for root in (staging / vm, images / vm):
         left += [f"half-written {path}" for path in root.rglob("*.partial")]
-    work = folders.staging / plan / vm / "work"
+    work = staging / vm / "work"
     kept = KEPT_BY_FAILED if failed else ()
     left += [f"work {path}" for path in work.glob("*") if f"work/{path.name}" not in kept]
-    left += [f"process {line}" for line in processes_of(running_lab.dags_of(plan)[0])]
-    left += _noted(folders.staging / plan / ".hyperflow", NOTED_BY_FAILED if failed else ())
+    left += [f"process {line}" for line in processes_of(dag_id)]
+    left += _noted(staging / ".hyperflow", dag_id, NOTED_BY_FAILED if failed else ())
     if failed:
-        left += [f"domain {uuid}" for uuid in _domains_below(folders.images / plan)]
+        left += [f"domain {uuid}" for uuid in domains_below(images / vm)]
     return left
 
 
@@ -52,15 +55,16 @@ def processes_of(dag_id: str) -> list[str]:
     return found
 
 
-def _noted(root: Path, kept: tuple[str, ...]) -> list[str]:
-    """List what the ledger has open, which must be no more than what is really there."""
+def _noted(root: Path, dag_id: str, kept: tuple[str, ...]) -> list[str]:
+    """List what the ledger has open of a DAG's runs, which must be no more than what is really there."""
     ledger = Ledger(root)
-    books = [ledger.read(run) for run in ledger.runs()]
+    books = [ledger.read(run) for run in ledger.runs() if run.startswith(f"{dag_id}/")]
     noted = [f"noted as {one.kind}: {one.thing}" for book in books for one in book.open if one.kind not in kept]
     return noted + [f"{book.damaged} damaged lines in the ledger of {book.run}" for book in books if book.damaged]
 
 
-def _domains_below(folder: Path) -> list[str]:
+def domains_below(folder: Path) -> list[str]:
+    """List the UUIDs of libvirt's domains that have a disk below a folder."""
     virsh = ["virsh", "--connect", "qemu:///system"]
     listed = subprocess.run([*virsh, "list", "--all", "--uuid"], capture_output=True, text=True, check=True)
     found = []

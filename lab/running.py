@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hyperflow.cli.airflow_api import AirflowApi
+from hyperflow.cli.airflow_api import AirflowApi, Refused
 from hyperflow.plans.load import load_plan
 
 from lab import inventory, kvmhost, lab, vcenter
@@ -36,7 +36,26 @@ class RunningLab:
         """Write a plan of the lab's shape with other VMs or settings."""
         document = yaml.safe_load((self.folders.plans / "lab.yaml").read_text())
         document |= {"plan": name, "vms": vms, **settings}
-        (self.folders.plans / f"{name}.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+        written_out = json.loads(json.dumps(document))  # what is the same object would be an alias in YAML
+        (self.folders.plans / f"{name}.yaml").write_text(yaml.safe_dump(written_out, sort_keys=False))
+
+    def host_folders(self, name: str, connection: str = lab.HOST_CONNECTION) -> dict[str, str]:
+        """Make the ``host`` setting of a plan that has folders of its own on one of the two KVM hosts."""
+        where = self.folders if connection == lab.HOST_CONNECTION else self.folders.second
+        return {
+            "connection": connection,
+            "staging_directory": str(where.staging / name),
+            "output_directory": str(where.images / name),
+        }
+
+    def start_second_host(self) -> None:
+        """Start the second KVM host, where it does not run yet, and tell Airflow of it."""
+        connection = lab.start_second_host(self.folders)
+        known = f"/api/v2/connections/{lab.SECOND_HOST_CONNECTION}"
+        try:
+            self.api.request("PATCH", known, json=connection)
+        except Refused:
+            self.api.request("POST", "/api/v2/connections", json=connection)
 
     def quick_plan(self, name: str, vm: str, **settings: Any) -> str:
         """Write a plan that moves one small VM without fix, into folders of its own; its DAG id.
@@ -45,11 +64,7 @@ class RunningLab:
 
         :param vm: ``small01`` and so on
         """
-        host = {
-            "connection": lab.HOST_CONNECTION,
-            "staging_directory": str(self.folders.staging / name),
-            "output_directory": str(self.folders.images / name),
-        }
+        host = self.host_folders(name)
         chosen = {"inventory_path": f"{inventory.SMALL_FOLDER}/{vm}"}
         self.write_plan(name, [chosen], **{"host": host, "profile_overrides": QUICK, **settings})
         (dag_id,) = self.dags_of(name)

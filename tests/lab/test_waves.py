@@ -20,7 +20,7 @@ from hyperflow.vsphere.nics import connections
 from hyperflow.vsphere.power import power_state
 from hyperflow.vsphere.session import Session, connect
 
-from lab import inventory, lab
+from lab import inventory
 from lab.running import QUICK, RunningLab
 
 pytestmark = pytest.mark.lab
@@ -33,18 +33,13 @@ def write_wave(
     bench: RunningLab, name: str, vms: list[dict[str, Any]], waves: list[dict[str, Any]], **more: Any
 ) -> Path:
     """Write a plan with waves, and wait until Airflow has read it; its file."""
-    host = {
-        "connection": lab.HOST_CONNECTION,
-        "staging_directory": str(bench.folders.staging / name),
-        "output_directory": str(bench.folders.images / name),
-    }
     people = {"admin": {"name": "The administrator"}}
     settings = {
         "time_zone": "Europe/Berlin",
         "people": people,
         "waves": waves,
         "profile_overrides": QUICK,
-        "host": host,
+        "host": bench.host_folders(name),
     }
     bench.write_plan(name, vms, **{**settings, **more})
     file = bench.folders.plans / f"{name}.yaml"

@@ -153,6 +153,10 @@ class AirflowApi:
         """Airflow's pools by name: ``slots``, ``include_deferred`` and more of each."""
         return {item["name"]: item for item in self._all("/api/v2/pools", "pools")}
 
+    def pool_of(self, dag_id: str, task_id: str) -> str:
+        """The pool of a task, as Airflow read its plan last."""
+        return str(self.request("GET", f"/api/v2/dags/{dag_id}/tasks/{task_id}")["pool"])
+
     def set_pool(self, name: str, slots: int, description: str, *, exists: bool) -> None:
         """Make or change a pool, which counts deferred tasks too."""
         body = {"name": name, "slots": slots, "description": description, "include_deferred": True}

@@ -21,7 +21,7 @@ from hyperflow.cli.migrate import OVER, POLL, STATE_STYLES, is_working, last_pro
 from hyperflow.plans.check import check_plans
 from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes_text, rates_of
 from hyperflow.plans.plan import Plan
-from hyperflow.plans.pools import pools_of, wave_pool
+from hyperflow.plans.pools import pools_of, pools_of_vm, wave_pool
 from hyperflow.plans.survey import read_survey
 from hyperflow.plans.times import minutes_open, next_opening, opening_at
 from hyperflow.plans.wave import Wave, fires
@@ -29,6 +29,7 @@ from hyperflow.plans.wave import Wave, fires
 SURVEY_DAG = "hyperflow_survey"
 PROVEN_VARIABLE = "hyperflow_proven_"
 DATES_SHOWN = 3
+READ_LIMIT = 120.0  # seconds until Airflow must have read a changed plan and its survey; 30 s by default
 GROUP = "vms."
 
 
@@ -165,10 +166,31 @@ def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: s
     if wrong:
         raise Refused("\n".join(wrong))
     wait_for_dag(api, wave.dag_id)
+    wait_for_pools(api, plan, wave)
     api.unpause(wave.dag_id)
     run_id = api.trigger(wave.dag_id, dict.fromkeys(sorted(asked), True))
     console.print(f"started {wave.dag_id}, run {run_id}: {api.url}/dags/{wave.dag_id}/runs/{run_id}", soft_wrap=True)
     return follow_wave(api, wave, run_id, console) if wait else 0
+
+
+def wait_for_pools(api: AirflowApi, plan: Plan, wave: Wave) -> None:
+    """Wait until Airflow has read the survey too, which tells the ESXi host, and so the pool, of each export.
+
+    A task of an older reading would wait without a word for a pool that may not be there.
+
+    :raises Refused: it does not
+    """
+    limit = time.monotonic() + READ_LIMIT
+    for vm in (plan.vm(slug) for slug in wave.members):
+        wait_for_dag(api, vm.dag_id)
+        expected = pools_of_vm(plan, vm).stream
+        while (found := api.pool_of(vm.dag_id, "export")) != expected:
+            if time.monotonic() > limit:
+                raise Refused(
+                    f"{vm.dag_id}: found its export in pool {found}, expected {expected}: Airflow has not read the "
+                    f"survey or the limits of {plan.path} as they are here"
+                )
+            time.sleep(POLL)
 
 
 def status(api: AirflowApi, wave: Wave, console: Console) -> int:

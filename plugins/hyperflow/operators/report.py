@@ -10,6 +10,7 @@ from hyperflow.operators.approval import DECISION_KEY
 from hyperflow.operators.arrival import tell_arrival
 from hyperflow.operators.base import (
     RESULT_KEY,
+    SHUTDOWN,
     ClosingOperator,
     run_key,
     vm_key,
@@ -78,12 +79,17 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
             report,
             place["path"] if place["host"] else None,
             rehearsed=self.was_dry_run,
-            rolled_back=context["ti"].xcom_pull(task_ids="rollback", map_indexes=-1) is not None,
+            rolled_back=self.was_taken_back(context),
         ).to_document()
         context["ti"].xcom_push(key=SUMMARY_KEY, value=summary)
         if report.summary.outcome == PROVEN and not report.errors:
             remember_proven(context["dag"].dag_id, str(context["run_id"]), summary)
         tell_arrival(context, self.plan, self.slug, report, place)
+
+    def was_taken_back(self, context: Context) -> bool:
+        """Whether the source had gone off and was brought back; a guest that never went down was only left running."""
+        off, back = (context["ti"].xcom_pull(task_ids=task, map_indexes=-1) for task in (SHUTDOWN, "rollback"))
+        return off is not None and back is not None
 
     def build(self, context: Context) -> Report:
         """Make the report of what the tasks left."""

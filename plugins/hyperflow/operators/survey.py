@@ -66,14 +66,22 @@ class SurveyOperator(BaseOperator):
         from hyperflow.plans.load import discover, load_plan
         from hyperflow.plans.plan import PlanError
 
+        unreadable = []
         try:
             for path in discover(plan_location(self.folder)):
-                plan = load_plan(path, waves=False)
+                try:
+                    plan = load_plan(path, waves=False)
+                except PlanError as fault:  # another one's faults keep nobody from this one
+                    unreadable.append(str(fault))
+                    continue
                 if plan.name == self.plan:
                     return plan
         except PlanError as fault:
             raise AirflowFailException(str(fault)) from fault
-        raise AirflowFailException(f"plan: found none called {self.plan!r} in {self.folder}, expected the name of one")
+        told = "".join(f"; {one}" for one in unreadable)
+        raise AirflowFailException(
+            f"plan: found none called {self.plan!r} in {self.folder}, expected the name of one{told}"
+        )
 
     def ask(self, plan: Plan) -> Survey:
         """Ask the vCenter about each VM."""

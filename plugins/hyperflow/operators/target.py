@@ -65,7 +65,7 @@ class ProveBootOperator(TargetOperator):
     def options(self, context: Context) -> dict[str, Any]:
         """Give images, hardware, and what the guest must say of itself."""
         if self.settings.skip_boot:
-            raise AirflowSkipException("the run was started with skip_boot: nothing proves that this guest boots")
+            raise AirflowSkipException(str(self.settings.why_skipped("boot")))
         hardware = {**self.hardware(), "nics": [{"mac": nic["mac"]} for nic in self.vm["nics"]]}
         if self.settings.boot_memory_mb:
             hardware["memory_mb"] = self.settings.boot_memory_mb

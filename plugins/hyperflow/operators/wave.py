@@ -179,6 +179,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
     :param approvers: who is asked, ``{"id", "name"}`` each
     :param answer_minutes: how long an answer is waited for; the wave then stops
     :param expected_minutes: how long the migration is expected to take; None when nobody knows
+    :param start_over: whether a run that found the VM drifted is followed by another one, once
     """
 
     template_fields = ()
@@ -198,6 +199,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         approvers: list[dict[str, str]],
         answer_minutes: int,
         expected_minutes: int | None,
+        start_over: bool,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -218,6 +220,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         self.approvers = approvers
         self.answer_minutes = answer_minutes
         self.expected_minutes = expected_minutes
+        self.start_over = start_over
 
     def execute(self, context: Context) -> Any:
         """Start the VM's run, go on with one that works, or say why not."""
@@ -385,15 +388,20 @@ class MigrateVmOperator(TriggerDagRunOperator):
         return super().execute(context)
 
     def run_of_an_earlier_try(self, context: Context) -> str | None:
-        """The run that this task started before, unless that one failed or its cutover was taken back since: a person
-        who clears wants another then.
+        """The run that this task started before, unless its failure was told, or its cutover taken back since: who clears
+        the task then wants another.
+
+        One that failed while nobody looked, because who waited for it was killed, is told first, and starts no second.
         """
-        run_id = _store(context).get("run")
+        store = _store(context)
+        run_id = store.get("run")
         if not run_id or was_rolled_back(self.trigger_dag_id, str(run_id)):
             return None
         ti = cast("Any", context["ti"])
-        alive = [*ACTIVE, "success"]
-        return run_id if ti.get_dr_count(dag_id=self.trigger_dag_id, run_ids=[run_id], states=alive) else None
+        states = [*ACTIVE, "success"]
+        if store.get("told") != run_id:
+            states.append("failed")
+        return run_id if ti.get_dr_count(dag_id=self.trigger_dag_id, run_ids=[run_id], states=states) else None
 
     def wait_for(self, run_id: str) -> None:
         """Defer until a run is over."""
@@ -421,15 +429,34 @@ class MigrateVmOperator(TriggerDagRunOperator):
         )
         if isinstance(summary, dict):
             ti.xcom_push(key=SUMMARY_KEY, value=summary)
+        if state != "success" and self.starts_over(context, summary):
+            self.log.warning("%s: run %s found it drifted: starting over, once", self.slug, run_id)
+            _store(context).set("told", run_id)
+            _store(context).set("started_over", "yes")
+            return self.start(context)
         if state != "success":
             errors = [f"{one['stage']}: {one['message']}" for one in (summary or {}).get("errors", [])]
             reason = shown("; ".join(errors)) or "it left no report; see its tasks"
             message = f"{self.slug}: run {run_id} of {self.trigger_dag_id} failed: {reason}"
+            _store(context).set("told", run_id)
             raise AirflowFailException(message)
         if not isinstance(summary, dict):
             raise AirflowFailException(f"{self.slug}: run {run_id} of {self.trigger_dag_id} ended and left no summary")
         self.log.info("%s: %s", self.slug, summary["outcome"])
         return summary
+
+    def starts_over(self, context: Context, summary: Any) -> bool:
+        """Whether a VM that drifted is to be migrated anew: once, where the plan says so and the time is left."""
+        if not self.start_over or not isinstance(summary, dict) or not summary.get("drifted"):
+            return False
+        if _store(context).get("started_over"):
+            return False
+        try:
+            self.refuse_outside_window(context)
+        except AirflowSkipException as late:
+            self.log.warning("%s drifted, and is not started over: %s", self.slug, late)
+            return False
+        return True
 
 
 def telling(context: Context, function: Any, *arguments: Any) -> Any:

@@ -34,7 +34,9 @@ def wave_page(report: WaveReport) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"size": _size, "duration": _duration}
-    return environment.get_template(TEMPLATE).render(report=report, style_of=STYLES)
+    of_vms = [(vm.name or vm.slug, one) for vm in report.vms for one in vm.decisions or ()]
+    decisions = [*(("", one) for one in report.decisions), *of_vms]
+    return environment.get_template(TEMPLATE).render(report=report, decisions=decisions, style_of=STYLES)
 
 
 STYLES = {

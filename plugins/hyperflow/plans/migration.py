@@ -66,7 +66,7 @@ class Migration(HostRun):
     def why_skipped(self, task: str) -> str | None:
         """Say why a task of the run skips itself; the boot proof is a person's choice."""
         if task == "boot" and self.skip_boot and not self.dry_run:
-            return "skip_boot: nothing proves that this guest boots"
+            return "skip_boot of the run, or boot_proof.enabled of the plan: nothing proves that this guest boots"
         return super().why_skipped(task)
 
     def staged_disk(self, index: int) -> str:
@@ -117,7 +117,7 @@ def effective(plan: Plan, vm: PlannedVm, overrides: Overrides | None = None) -> 
         firmware=target.firmware,
         boot_timeout_seconds=proof.timeout_seconds,
         boot_memory_mb=proof.memory_mb,
-        skip_boot=run.skip_boot,
+        skip_boot=run.skip_boot or not proof.enabled,
         dry_run=run.dry_run,
         snapshots=settings.snapshots,
         cutover=settings.cutover or Cutover(),

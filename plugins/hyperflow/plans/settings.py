@@ -76,6 +76,9 @@ class VmTargetSettings(TargetSettings):
 class BootProofSettings(ClosedSection):
     """The boot that proves the conversion."""
 
+    enabled: bool = Field(
+        default=True, description="false for a guest that cannot show that it is up; it then ends unproven"
+    )
     timeout_seconds: Annotated[int, Field(ge=30, le=14400), WHOLE] = 900
     memory_mb: Maybe[Megabytes] = Field(default=None, description="MiB for the proof; as the domain's when absent")
 

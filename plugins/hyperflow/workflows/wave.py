@@ -113,6 +113,7 @@ def migrate(plan: Plan, wave: Wave, slug: str) -> MigrateVmOperator:
         approvers=list(wave.approvers),
         answer_minutes=approval.timeout_minutes if approval else 60,
         expected_minutes=vm.settings.expected_minutes,
+        start_over=vm.settings.drift == "start-over",
         pool=wave_pool(plan.name, wave.name),
         # Who may not be at work with another one waits for that one's end, however it ended.
         trigger_rule=TriggerRule.ALL_DONE if wave.turns.get(slug) else TriggerRule.ALL_SUCCESS,
