@@ -22,8 +22,9 @@ ALLOWED: dict[str, set[str]] = {
     "triggers": {"hooks", "vsphere", "manifest"},
     "links": set(),
     "operators": {"triggers", "hooks", "vsphere", "plans", "manifest", "errors", "links"},
+    "notifications": {"operators", "plans", "manifest", "links"},
     "ui": {"operators", "manifest"},
-    "workflows": {"operators", "plans", "manifest"},
+    "workflows": {"notifications", "operators", "plans", "manifest"},
     "cli": {"plans", "manifest", "errors"},
 }
 WITHOUT_AIRFLOW = ("errors", "manifest", "plans", "vsphere", "kvmhost", "cli")

@@ -11,8 +11,11 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from hyperflow.operators.base import PREFLIGHT, RESULT_KEY, SHUTDOWN, keep_failure
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from collections.abc import Sequence
 
+    from airflow.sdk import BaseNotifier, Context
+
+QUESTION = "question"  # in the context that a notifier gets: {"subject", "body"} of what an operator of ours asks
 DECISION_KEY = "decision"  # XCom: {"question", "answer", "by", "at"}
 
 
@@ -56,6 +59,12 @@ class AskOperator(ApprovalOperator):
         except AirflowException as fault:
             keep_failure(context, self.task_id, fault)
             raise
+
+
+def tell_who_is_asked(context: Context, notifiers: Sequence[BaseNotifier], subject: str, body: str) -> None:
+    """Have notifiers tell of a question that is no HITL operator's own: those call theirs themselves."""
+    for notifier in notifiers:
+        notifier({**context, QUESTION: {"subject": subject, "body": body}})
 
 
 def question(context: Context, about: str) -> str:

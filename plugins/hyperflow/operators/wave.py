@@ -18,13 +18,15 @@ from airflow.sdk.exceptions import (
 from airflow.sdk.execution_time.hitl import upsert_hitl_detail
 
 from hyperflow.manifest.shown import shown, shown_in_markdown
-from hyperflow.operators.approval import DECISION_KEY, moment, user_name
+from hyperflow.operators.approval import DECISION_KEY, moment, tell_who_is_asked, user_name
 from hyperflow.operators.base import keep_failure
 from hyperflow.operators.preflight import plan_location
 from hyperflow.operators.proven import SUMMARY_KEY, proven_run
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from collections.abc import Sequence
+
+    from airflow.sdk import BaseNotifier, Context
 
     from hyperflow.plans.plan import Plan
     from hyperflow.plans.times import Opening
@@ -171,6 +173,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
     :param approvers: who is asked, ``{"id", "name"}`` each
     :param answer_minutes: how long an answer is waited for; the wave then stops
     :param expected_minutes: how long the migration is expected to take; None when nobody knows
+    :param notifiers: that tell of a question
     """
 
     template_fields = ()
@@ -189,6 +192,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         approvers: list[dict[str, str]],
         answer_minutes: int,
         expected_minutes: int | None,
+        notifiers: Sequence[BaseNotifier] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -208,6 +212,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         self.approvers = approvers
         self.answer_minutes = answer_minutes
         self.expected_minutes = expected_minutes
+        self.notifiers = notifiers
 
     def execute(self, context: Context) -> Any:
         """Start the VM's run, go on with one that works, or say why not."""
@@ -301,19 +306,24 @@ class MigrateVmOperator(TriggerDagRunOperator):
     def ask(self, context: Context, failed: list[str]) -> None:
         """Ask whether the wave goes on; nobody's answer is a stop."""
         names = ", ".join(failed)
+        subject = f"Wave {self.wave}: {names} failed. Start {self.slug} and those after it?"
+        body = (
+            f"{names} failed; see the run's report. **{GO_ON}** starts {self.slug} and asks no more about "
+            f"{names}; **{STOP}** starts no further VM of this wave. No answer within {self.answer_minutes} minutes "
+            "is a stop."
+        )
         upsert_hitl_detail(
             ti_id=context["ti"].id,
             options=[GO_ON, STOP],
-            subject=f"Wave {self.wave}: {names} failed. Start {self.slug} and those after it?",
-            body=f"{names} failed; see the run's report. **{GO_ON}** starts {self.slug} and asks no more about "
-            f"{names}; **{STOP}** starts no further VM of this wave. No answer within {self.answer_minutes} minutes "
-            "is a stop.",
+            subject=subject,
+            body=body,
             defaults=[STOP],
             multiple=False,
             params={},
             assigned_users=cast("Any", self.approvers) or None,
         )
         self.log.info("%s failed: a person is asked whether the wave goes on (Required Actions)", names)
+        tell_who_is_asked(context, self.notifiers, subject, body)
         raise TaskAwaitingInput(
             method_name="decided", kwargs={"failed": failed}, timeout=timedelta(minutes=self.answer_minutes)
         )

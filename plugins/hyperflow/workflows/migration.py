@@ -10,6 +10,7 @@ from airflow.sdk.definitions.param import ParamsDict
 
 from hyperflow.manifest.models import OutputFormat
 from hyperflow.manifest.shown import shown, shown_in_markdown
+from hyperflow.notifications.planned import told_of
 from hyperflow.operators.approval import AskOperator
 from hyperflow.operators.arrival import outlet
 from hyperflow.operators.base import PREFLIGHT, SHUTDOWN
@@ -39,6 +40,10 @@ from hyperflow.plans.pools import pools_of_vm
 from hyperflow.plans.settings import Limits
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow.sdk import BaseNotifier
+
     from hyperflow.plans.plan import Plan, PlannedVm
 
 RETRIES = 5  # only of what may pass, such as a vCenter that is away for a minute: operators fail at once for the rest
@@ -83,13 +88,13 @@ def tags(plan: Plan, vm: PlannedVm) -> list[str]:
     A task that starts reads the plan without its waves, so its own copy lacks that tag. Airflow keeps only what the
     DAG processor read, always with waves, so the DAG's version stays.
     """
-    found = ["hyperflow", f"plan:{plan.name}"]
+    names = ["hyperflow", f"plan:{plan.name}"]
     if vm.settings.host:
-        found.append(f"host:{vm.settings.host.connection}")
-    found += [f"wave:{wave.name}" for wave in plan.waves if vm.slug in wave.members]
+        names.append(f"host:{vm.settings.host.connection}")
+    names += [f"wave:{wave.name}" for wave in plan.waves if vm.slug in wave.members]
     if (vm.settings.cutover or Cutover()).strategy == "cold":
-        found.append("cutover:cold")
-    return [tag[:LONGEST_TAG] for tag in found]
+        names.append("cutover:cold")
+    return [tag[:LONGEST_TAG] for tag in names]
 
 
 def add_tasks(plan: Plan, vm: PlannedVm) -> None:
@@ -112,6 +117,8 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
     }
     disks = preflight.output
     pools = pools_of_vm(plan, vm)
+    told = told_of(vm.settings.notify or (), "vm", plan.name, vm.slug)
+    asked = told_of(vm.settings.notify or (), "question", plan.name, vm.slug)
 
     snapshot = CreateSnapshotOperator(task_id="snapshot", **source)
     export = ExportDiskOperator.partial(task_id="export", **run, snapshot=taken, pool=pools.stream, **per_disk).expand(
@@ -145,6 +152,9 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
         host_connection=str(vm.settings.host.connection) if vm.settings.host else "",
         trigger_rule=TriggerRule.ALL_DONE,
         outlets=[outlet(plan.name, vm.slug)],
+        # Of the task and not of the DAG: these run in a worker, once, when the report is written.
+        on_success_callback=told,
+        on_failure_callback=told,
     )
 
     cutover = vm.settings.cutover or Cutover()
@@ -152,11 +162,11 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
     after: list[Any] = []
     if cutover.strategy == "cold":
         before = [
-            *ask(vm, cutover, "approve_shutdown", f"Shut down {shown(vm.selector.value)}?"),
-            ShutDownSourceOperator(task_id=SHUTDOWN, **source, approvers=list(vm.approvers)),
+            *ask(vm, cutover, asked, "approve_shutdown", f"Shut down {shown(vm.selector.value)}?"),
+            ShutDownSourceOperator(task_id=SHUTDOWN, **source, approvers=list(vm.approvers), notifiers=asked),
         ]
         after = [
-            *ask(vm, cutover, "approve_start", f"Start {shown(vm.selector.value)} on KVM for good?"),
+            *ask(vm, cutover, asked, "approve_start", f"Start {shown(vm.selector.value)} on KVM for good?"),
             DisconnectSourceOperator(task_id="disconnect", **source, **onward),
             StartTargetOperator(task_id="start", **source, guest=left_by("inspect"), **onward),
             RollBackOperator(task_id="rollback", trigger_rule=TriggerRule.ALL_DONE),
@@ -166,7 +176,9 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
     export >> remove_snapshot >> cleanup
 
 
-def ask(vm: PlannedVm, cutover: Cutover, task_id: str, subject: str) -> list[AskOperator]:
+def ask(
+    vm: PlannedVm, cutover: Cutover, notifiers: Sequence[BaseNotifier], task_id: str, subject: str
+) -> list[AskOperator]:
     """Make the task that asks before a step of the cutover; none where the plan has nobody asked."""
     approval = cutover.approval
     if approval is None:
@@ -179,6 +191,7 @@ def ask(vm: PlannedVm, cutover: Cutover, task_id: str, subject: str) -> list[Ask
             defaults=AskOperator.APPROVE if approval.on_timeout == "approve" else AskOperator.REJECT,
             response_timeout=timedelta(minutes=approval.timeout_minutes),
             assigned_users=list(vm.approvers) or None,  # type: ignore[arg-type]
+            notifiers=notifiers,
             trigger_rule=TriggerRule.NONE_FAILED,
         )
     ]
