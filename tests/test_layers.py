@@ -23,8 +23,9 @@ ALLOWED: dict[str, set[str]] = {
     "triggers": {"hooks", "vsphere", "manifest"},
     "links": set(),
     "operators": {"triggers", "hooks", "vsphere", "plans", "manifest", "errors", "links", "audit"},
+    "notifications": {"operators", "plans", "manifest", "links"},
     "ui": {"hooks", "operators", "manifest", "audit"},
-    "workflows": {"operators", "hooks", "plans", "manifest"},
+    "workflows": {"notifications", "operators", "hooks", "plans", "manifest"},
     "cli": {"plans", "manifest", "errors", "audit"},
 }
 WITHOUT_AIRFLOW = ("audit", "errors", "manifest", "plans", "vsphere", "kvmhost", "cli")

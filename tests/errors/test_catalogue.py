@@ -15,7 +15,18 @@ from hyperflow.errors.page import PAGE, page
 from tests.errors import raised
 from tests.errors.raised import Made, error_classes, made
 
-PACKAGES = ("operators", "triggers", "hooks", "vsphere", "plans", "manifest", "kvmhost", "workflows", "cli")
+PACKAGES = (
+    "operators",
+    "triggers",
+    "hooks",
+    "vsphere",
+    "plans",
+    "manifest",
+    "kvmhost",
+    "workflows",
+    "cli",
+    "notifications",
+)
 LEAST_LETTERS = 8  # of a pattern; one with fewer would know messages that it does not mean
 SHORT = {"virsh {}:", "{}.{}: missing", "{} answered: {}", "QEMU ended", "no regular file", "{}: answers {} {}"}
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from hyperflow.cli.__main__ import EXIT_USAGE
+from hyperflow.cli.notifiers import Judging
 from hyperflow.plans.check import check_plans
 
 
@@ -17,7 +18,7 @@ def check(files: list[Path]) -> int:
     :return: 0, or 2 when there was a fault
     """
     console = Console(highlight=False)
-    results = check_plans(files)
+    results = check_plans(files, notifiers=Judging())
     for each in results:
         for fault in each.faults:
             console.print(f"[red]{escape(str(each.path))}:[/red] {escape(str(fault))}", soft_wrap=True)

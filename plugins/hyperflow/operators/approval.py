@@ -12,8 +12,11 @@ from hyperflow.hooks.audit import audit_decision
 from hyperflow.operators.base import PREFLIGHT, RESULT_KEY, SHUTDOWN, keep_failure
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from collections.abc import Sequence
 
+    from airflow.sdk import BaseNotifier, Context
+
+QUESTION = "question"  # in the context that a notifier gets: {"subject", "body"} of what an operator of ours asks
 DECISION_KEY = "decision"  # XCom: {"question", "answer", "by", "at"}
 
 
@@ -70,6 +73,12 @@ class ApproveWaveOperator(ApprovalOperator):
             by, at = user_name(event), moment(event.get("responded_at"))
             audit_decision({"question": self.subject, "answer": answer, "by": by, "at": at})
         return super().execute_complete(context, event)
+
+
+def tell_who_is_asked(context: Context, notifiers: Sequence[BaseNotifier], subject: str, body: str) -> None:
+    """Have notifiers tell of a question that is no HITL operator's own: those call theirs themselves."""
+    for notifier in notifiers:
+        notifier({**context, QUESTION: {"subject": subject, "body": body}})
 
 
 def question(context: Context, about: str) -> str:

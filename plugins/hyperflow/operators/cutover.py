@@ -17,7 +17,7 @@ from airflow.sdk.execution_time.hitl import upsert_hitl_detail
 from hyperflow.hooks.audit import audit_decision
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.approval import DECISION_KEY, moment, user_name
+from hyperflow.operators.approval import DECISION_KEY, moment, tell_who_is_asked, user_name
 from hyperflow.operators.base import (
     SHUTDOWN,
     HostStageOperator,
@@ -44,7 +44,7 @@ from hyperflow.operators.snapshot import SourceOperator
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from airflow.sdk import Context
+    from airflow.sdk import BaseNotifier, Context
 
     from hyperflow.vsphere.session import Session
 
@@ -58,11 +58,15 @@ class ShutDownSourceOperator(SourceOperator):
     plan says what is done: the run ends and nothing was forced, the VM is powered off hard, or a person is asked.
 
     :param approvers: who is asked, ``{"id", "name"}`` each; empty for whoever may run the DAG
+    :param notifiers: that tell of the question
     """
 
-    def __init__(self, *, approvers: list[dict[str, str]], **kwargs: Any) -> None:
+    def __init__(
+        self, *, approvers: list[dict[str, str]], notifiers: Sequence[BaseNotifier] = (), **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.approvers = approvers
+        self.notifiers = notifiers
 
     def work(self, session: Session, context: Context) -> dict[str, Any]:
         """Look for drift, write down, shut down."""
@@ -157,17 +161,22 @@ class ShutDownSourceOperator(SourceOperator):
         """Ask what to do with a guest that does not go down; nobody's answer aborts."""
         approval = self.settings.cutover.approval
         minutes = approval.timeout_minutes if approval else 60
+        subject = f"{shown(self.facts.name)} does not shut down. What now?"
+        body = (
+            f"{shown(why)}\n\n**{FORCE}** is a power cut: what the guest has not written is lost. **{ABORT}** "
+            f"ends the run and leaves the source as it is. No answer within {minutes} minutes aborts."
+        )
         upsert_hitl_detail(
             ti_id=context["ti"].id,
             options=[AGAIN, FORCE, ABORT],
-            subject=f"{shown(self.facts.name)} does not shut down. What now?",
-            body=f"{shown(why)}\n\n**{FORCE}** is a power cut: what the guest has not written is lost. **{ABORT}** "
-            f"ends the run and leaves the source as it is. No answer within {minutes} minutes aborts.",
+            subject=subject,
+            body=body,
             defaults=[ABORT],
             multiple=False,
             params={},
             assigned_users=cast("Any", self.approvers) or None,
         )
+        tell_who_is_asked(context, self.notifiers, subject, body)
         raise TaskAwaitingInput(method_name="decided", timeout=timedelta(minutes=minutes))
 
     def decided(self, context: Context, event: dict[str, Any]) -> Any:

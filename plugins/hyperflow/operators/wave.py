@@ -19,7 +19,7 @@ from airflow.sdk.execution_time.hitl import upsert_hitl_detail
 
 from hyperflow.hooks.audit import audit_decision, audit_start
 from hyperflow.manifest.shown import shown, shown_in_markdown
-from hyperflow.operators.approval import DECISION_KEY, moment, user_name
+from hyperflow.operators.approval import DECISION_KEY, moment, tell_who_is_asked, user_name
 from hyperflow.operators.base import keep_failure
 from hyperflow.operators.cutover_record import ROLLED_BACK, cutover_of
 from hyperflow.operators.preflight import plan_location
@@ -28,7 +28,7 @@ from hyperflow.operators.proven import SUMMARY_KEY, proven_run
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from airflow.sdk import Context
+    from airflow.sdk import BaseNotifier, Context
 
     from hyperflow.plans.plan import Plan
     from hyperflow.plans.times import Opening
@@ -180,6 +180,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
     :param answer_minutes: how long an answer is waited for; the wave then stops
     :param expected_minutes: how long the migration is expected to take; None when nobody knows
     :param start_over: whether a run that found the VM drifted is followed by another one, once
+    :param notifiers: that tell of a question
     """
 
     template_fields = ()
@@ -200,6 +201,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         answer_minutes: int,
         expected_minutes: int | None,
         start_over: bool,
+        notifiers: Sequence[BaseNotifier] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -221,6 +223,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         self.answer_minutes = answer_minutes
         self.expected_minutes = expected_minutes
         self.start_over = start_over
+        self.notifiers = notifiers
 
     def execute(self, context: Context) -> Any:
         """Start the VM's run, go on with one that works, or say why not."""
@@ -327,19 +330,24 @@ class MigrateVmOperator(TriggerDagRunOperator):
     def ask(self, context: Context, failed: list[str]) -> None:
         """Ask whether the wave goes on; nobody's answer is a stop."""
         names = ", ".join(failed)
+        subject = f"Wave {self.wave}: {names} failed. Start {self.slug} and those after it?"
+        body = (
+            f"{names} failed; see the run's report. **{GO_ON}** starts {self.slug} and asks no more about "
+            f"{names}; **{STOP}** starts no further VM of this wave. No answer within {self.answer_minutes} minutes "
+            "is a stop."
+        )
         upsert_hitl_detail(
             ti_id=context["ti"].id,
             options=[GO_ON, STOP],
-            subject=f"Wave {self.wave}: {names} failed. Start {self.slug} and those after it?",
-            body=f"{names} failed; see the run's report. **{GO_ON}** starts {self.slug} and asks no more about "
-            f"{names}; **{STOP}** starts no further VM of this wave. No answer within {self.answer_minutes} minutes "
-            "is a stop.",
+            subject=subject,
+            body=body,
             defaults=[STOP],
             multiple=False,
             params={},
             assigned_users=cast("Any", self.approvers) or None,
         )
         self.log.info("%s failed: a person is asked whether the wave goes on (Required Actions)", names)
+        tell_who_is_asked(context, self.notifiers, subject, body)
         raise TaskAwaitingInput(
             method_name="decided", kwargs={"failed": failed}, timeout=timedelta(minutes=self.answer_minutes)
         )
@@ -388,17 +396,19 @@ class MigrateVmOperator(TriggerDagRunOperator):
         return super().execute(context)
 
     def run_of_an_earlier_try(self, context: Context) -> str | None:
-        """The run that this task started before, unless its failure was told, or its cutover taken back since: who clears
-        the task then wants another.
+        """The run that this task started before, unless its failure was told, or its success taken back since: who
+        clears the task then wants another.
 
         One that failed while nobody looked, because who waited for it was killed, is told first, and starts no second.
         """
         store = _store(context)
         run_id = store.get("run")
-        if not run_id or was_rolled_back(self.trigger_dag_id, str(run_id)):
+        if not run_id:
             return None
         ti = cast("Any", context["ti"])
-        states = [*ACTIVE, "success"]
+        states = list(ACTIVE)
+        if not was_rolled_back(self.trigger_dag_id, str(run_id)):
+            states.append("success")
         if store.get("told") != run_id:
             states.append("failed")
         return run_id if ti.get_dr_count(dag_id=self.trigger_dag_id, run_ids=[run_id], states=states) else None

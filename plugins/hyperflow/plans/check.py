@@ -9,6 +9,7 @@ from pathlib import Path
 from hyperflow.manifest.faults import Fault
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.migration import effective
+from hyperflow.plans.notices import Judge
 from hyperflow.plans.plan import Plan, PlanError
 
 
@@ -26,22 +27,22 @@ class Checked:
     faults: tuple[Fault, ...]
 
 
-def check_plans(paths: Iterable[Path], profiles: Path | None = None) -> list[Checked]:
+def check_plans(paths: Iterable[Path], profiles: Path | None = None, notifiers: Judge | None = None) -> list[Checked]:
     """Check plan files: each by itself, then that no two share a name or a VM's staging folder on a host.
 
-    :param profiles: as of :func:`hyperflow.plans.load.load_plan`
+    :param profiles: as of :func:`hyperflow.plans.load.load_plan`, and so ``notifiers``
     :return: one result a path, in the order given
     """
-    results = [_check(path, profiles) for path in paths]
+    results = [_check(path, profiles, notifiers) for path in paths]
     names: dict[str, Path] = {}
     folders: dict[tuple[str, str], Path] = {}
     waves: dict[tuple[str, str], str] = {}
     return [_waves_against(_against(result, names, folders), waves) for result in results]
 
 
-def _check(path: Path, profiles: Path | None) -> Checked:
+def _check(path: Path, profiles: Path | None, notifiers: Judge | None) -> Checked:
     try:
-        plan = load_plan(path, profiles)
+        plan = load_plan(path, profiles, notifiers=notifiers)
     except PlanError as error:
         return Checked(path, None, tuple(error.faults))
     faults: list[Fault] = []

@@ -9,6 +9,7 @@ from hyperflow.manifest.faults import Fault, place
 from hyperflow.plans import rules
 from hyperflow.plans.library import Library, folders_near
 from hyperflow.plans.merge import merge
+from hyperflow.plans.notices import Judge
 from hyperflow.plans.plan import Plan, PlanError, PlannedVm
 from hyperflow.plans.reading import read, validate
 from hyperflow.plans.settings import PlanFile, PoolSizes, Settings, VmEntry
@@ -30,7 +31,14 @@ def discover(folder: Path) -> list[Path]:
     return sorted((path for path in names if not path.name.startswith(".")), key=lambda path: path.name)
 
 
-def load_plan(path: Path, profiles: Path | None = None, original: Path | None = None, *, waves: bool = True) -> Plan:
+def load_plan(
+    path: Path,
+    profiles: Path | None = None,
+    original: Path | None = None,
+    *,
+    waves: bool = True,
+    notifiers: Judge | None = None,
+) -> Plan:
     """Read a plan and the profiles it names.
 
     :param path: the plan file, YAML
@@ -38,12 +46,13 @@ def load_plan(path: Path, profiles: Path | None = None, original: Path | None = 
         the project's own
     :param original: where the plan was, when ``path`` is a copy: it is this path that the plan then has
     :param waves: resolve the waves too; not for who makes the survey that they may need
+    :param notifiers: who tells whether the notifiers that the plan names can be used; nobody is asked when None
     :raises PlanError: with every fault, as ``path: found X, expected Y (line L, column C)``
     """
     document = read(path)
     written, faults = validate(PlanFile, document)
     library = Library([profiles] if profiles is not None else folders_near(original or path))
-    faults += rules.faults(document.value, library)
+    faults += rules.faults(document.value, library, notifiers)
     resolved: tuple[Wave, ...] = ()
     if waves:
         resolved, wrong = resolve_waves(document.value, _candidates(document.value, original or path))
@@ -59,6 +68,7 @@ def load_plan(path: Path, profiles: Path | None = None, original: Path | None = 
         vms=_plan_vms(written, library),
         waves=resolved,
         pools=pools,
+        notify=tuple(written.notify or ()),
         esxi_hosts={slug: vm.host for slug, vm in survey.vms.items() if vm.host},
     )
 

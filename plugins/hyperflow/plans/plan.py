@@ -13,6 +13,7 @@ from hyperflow.plans.settings import PoolSizes, VCenter, VmEntry
 from hyperflow.plans.slug import Selector
 
 if TYPE_CHECKING:
+    from hyperflow.plans.notices import Notice
     from hyperflow.plans.wave import Wave
 
 
@@ -50,6 +51,7 @@ class Plan:
     :param vms: its VMs, in the file's order
     :param waves: its waves, in the file's order
     :param pools: limits over all runs
+    :param notify: who is told of its waves, where these do not say otherwise; VMs have theirs in their settings
     :param esxi_hosts: slug -> ESXi host, of the VMs that were surveyed
     """
 
@@ -59,6 +61,7 @@ class Plan:
     vms: tuple[PlannedVm, ...]
     waves: tuple[Wave, ...] = field(default=())
     pools: PoolSizes = field(default_factory=PoolSizes)
+    notify: tuple[Notice, ...] = field(default=())
     esxi_hosts: Mapping[str, str] = field(default_factory=dict)
 
     def wave(self, name: str) -> Wave:

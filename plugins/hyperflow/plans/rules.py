@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hyperflow.manifest.faults import Location, did_you_mean, show
-from hyperflow.plans import bandwidth
+from hyperflow.plans import bandwidth, notices
 from hyperflow.plans.library import Library, merged_profile
 from hyperflow.plans.profile import ProfileSettings
 from hyperflow.plans.reading import PlacedFault, fault
@@ -20,10 +20,11 @@ from hyperflow.plans.settings import HostSettings
 KINDS = ("name", "inventory_path", "moref")
 
 
-def faults(plan: Any, library: Library) -> list[PlacedFault]:
+def faults(plan: Any, library: Library, notifiers: notices.Judge | None = None) -> list[PlacedFault]:
     """Find broken rules in a plan file's plain data.
 
     :param library: where the profiles are; those the plan names are read into it
+    :param notifiers: who tells whether notifiers can be used
     """
     if not isinstance(plan, dict):
         return []
@@ -36,6 +37,8 @@ def faults(plan: Any, library: Library) -> list[PlacedFault]:
         *_profiles(plan, entries, library),
         *_bandwidth(plan, ()),
         *(each for index, vm in enumerate(entries) for each in _bandwidth(vm, ("vms", index))),
+        *_cutovers(plan, entries),
+        *(fault(*wrong) for wrong in notices.broken_rules(plan, notifiers)),
     ]
 
 

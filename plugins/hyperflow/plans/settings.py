@@ -9,6 +9,7 @@ from pydantic import Field
 from hyperflow.manifest.section import WHOLE, ClosedSection, Matching, Maybe
 from hyperflow.plans.bandwidth import Bandwidth
 from hyperflow.plans.cutover import Cutover
+from hyperflow.plans.notices import Notice
 from hyperflow.plans.profile import Name, ProfileSettings
 from hyperflow.plans.wave_settings import Minutes, Person, TimeZone, WaveEntry
 
@@ -132,6 +133,9 @@ class Settings(ClosedSection):
     )
     labels: Maybe[Annotated[list[Name], Field(max_length=50)]] = Field(
         default=None, description="Words of your own, by which waves choose members"
+    )
+    notify: Maybe[Annotated[list[Notice], Field(max_length=20)]] = Field(
+        default=None, description="Who is told when something happens; none when the list is empty"
     )
     expected_minutes: Maybe[Minutes] = Field(
         default=None, description="How long its migration is expected to take; measured rates tell where it is absent"

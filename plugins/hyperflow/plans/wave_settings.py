@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from hyperflow.manifest.section import WHOLE, ClosedSection, Matching, Maybe
+from hyperflow.plans.notices import Notice
 from hyperflow.plans.profile import Name
 
 Text = Annotated[str, Matching(r"[^\u0000-\u001f\u007f]+", "text without control characters", 500)]
@@ -94,6 +95,9 @@ class WaveEntry(ClosedSection):
     schedule: Maybe[Schedule] = None
     window: Maybe[Window] = None
     approval: Maybe[Approval] = Field(default=None, description="Asked before the first VM starts")
+    notify: Maybe[Annotated[list[Notice], Field(max_length=20)]] = Field(
+        default=None, description="Who is told of this wave's own events; those of the plan's notify when absent"
+    )
     on_failure: Literal["go-on", "stop", "ask"] = Field(
         default="go-on",
         description="After the first VM that failed: start the others, start none, or ask who approves",

@@ -10,6 +10,7 @@ from airflow.sdk.definitions.param import ParamsDict
 
 from hyperflow.manifest.models import OutputFormat
 from hyperflow.manifest.shown import shown, shown_in_markdown
+from hyperflow.notifications.planned import told_of
 from hyperflow.operators.approval import AskOperator
 from hyperflow.operators.arrival import outlet
 from hyperflow.operators.base import PREFLIGHT, SHUTDOWN
@@ -40,6 +41,10 @@ from hyperflow.plans.pools import pools_of_vm
 from hyperflow.plans.settings import Limits
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow.sdk import BaseNotifier
+
     from hyperflow.plans.plan import Plan, PlannedVm
 
 RETRIES = 5  # only of what may pass, such as a vCenter that is away for a minute: operators fail at once for the rest
@@ -116,6 +121,8 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
     }
     disks = preflight.output
     pools = pools_of_vm(plan, vm)
+    told = told_of(vm.settings.notify or (), "vm", plan.name, vm.slug)
+    asked = told_of(vm.settings.notify or (), "question", plan.name, vm.slug)
 
     snapshot = CreateSnapshotOperator(task_id="snapshot", **source)
     export = ExportDiskOperator.partial(task_id="export", **run, snapshot=taken, pool=pools.stream, **per_disk).expand(
@@ -150,6 +157,9 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
         vcenter=plan.vcenter.connection,
         host_connection=str(vm.settings.host.connection) if vm.settings.host else "",
         outlets=[outlet(plan.name, vm.slug)],
+        # Of the task and not of the DAG: these run in a worker, once, when the report is written.
+        on_success_callback=told,
+        on_failure_callback=told,
     ).as_teardown(on_failure_fail_dagrun=True)
 
     cutover = vm.settings.cutover or Cutover()
@@ -157,13 +167,13 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
     after: list[Any] = []
     if cutover.strategy == "cold":
         before = [
-            *ask(vm, cutover, "approve_shutdown", f"Shut down {shown(vm.selector.value)}?"),
-            ShutDownSourceOperator(task_id=SHUTDOWN, **source, approvers=list(vm.approvers)),
+            *ask(vm, cutover, asked, "approve_shutdown", f"Shut down {shown(vm.selector.value)}?"),
+            ShutDownSourceOperator(task_id=SHUTDOWN, **source, approvers=list(vm.approvers), notifiers=asked),
         ]
         rollback = RollBackOperator(task_id="rollback", **PATIENCE).as_teardown(on_failure_fail_dagrun=True)
         remove_snapshot >> rollback  # which switches the source on: not while vCenter is at work on its disks
         after = [
-            *ask(vm, cutover, "approve_start", f"Start {shown(vm.selector.value)} on KVM for good?"),
+            *ask(vm, cutover, asked, "approve_start", f"Start {shown(vm.selector.value)} on KVM for good?"),
             DisconnectSourceOperator(task_id="disconnect", **source, **onward),
             StartTargetOperator(task_id="start", **source, guest=left_by("inspect"), **onward),
             rollback,
@@ -173,7 +183,9 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
     export >> remove_snapshot >> cleanup
 
 
-def ask(vm: PlannedVm, cutover: Cutover, task_id: str, subject: str) -> list[AskOperator]:
+def ask(
+    vm: PlannedVm, cutover: Cutover, notifiers: Sequence[BaseNotifier], task_id: str, subject: str
+) -> list[AskOperator]:
     """Make the task that asks before a step of the cutover; none where the plan has nobody asked."""
     approval = cutover.approval
     if approval is None:
@@ -186,6 +198,7 @@ def ask(vm: PlannedVm, cutover: Cutover, task_id: str, subject: str) -> list[Ask
             defaults=AskOperator.APPROVE if approval.on_timeout == "approve" else AskOperator.REJECT,
             response_timeout=timedelta(minutes=approval.timeout_minutes),
             assigned_users=list(vm.approvers) or None,  # type: ignore[arg-type]
+            notifiers=notifiers,
             trigger_rule=TriggerRule.NONE_FAILED,
         )
     ]

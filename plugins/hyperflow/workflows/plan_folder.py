@@ -9,11 +9,13 @@ from pathlib import Path
 from airflow.configuration import conf
 
 from hyperflow.hooks.records import safe
+from hyperflow.notifications.classes import allowed_notifiers
 from hyperflow.operators.kept_plan import kept_plans
 from hyperflow.operators.preflight import plan_location
 from hyperflow.plans.check import check_plans
 from hyperflow.plans.load import discover, load_plan
 from hyperflow.plans.migration import effective
+from hyperflow.plans.notices import by_list
 from hyperflow.plans.plan import Plan, PlanError
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[3] / "include" / "plans"
@@ -61,7 +63,7 @@ def read_plan_folder() -> PlanFolder:
     Plans are judged together, because two of them must not claim one DAG id or one folder.
     """
     folder = plans_folder()
-    checked = check_plans(discover(folder))
+    checked = check_plans(discover(folder), notifiers=by_list(allowed_notifiers()))
     plans = [each.plan for each in checked if each.plan is not None and not each.faults]
     faults = [f"{each.path}: {fault}" for each in checked for fault in each.faults]
     return PlanFolder(plans + _plans_of_runs(folder, plans), faults)

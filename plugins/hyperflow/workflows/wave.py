@@ -11,6 +11,7 @@ from airflow.sdk import DAG, CronTriggerTimetable, Param, TaskGroup, TriggerRule
 from airflow.timetables.events import EventsTimetable  # airflow.sdk's own cannot be serialized in 3.3.2
 
 from hyperflow.manifest.shown import shown, shown_in_markdown
+from hyperflow.notifications.planned import told_of
 from hyperflow.operators.approval import ApproveWaveOperator
 from hyperflow.operators.wave import (
     APPROVE,
@@ -25,6 +26,9 @@ from hyperflow.operators.wave_report import WriteWaveReportOperator
 from hyperflow.plans.pools import wave_pool
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hyperflow.plans.notices import Notice
     from hyperflow.plans.plan import Plan
     from hyperflow.plans.wave import Wave
 
@@ -73,6 +77,7 @@ def add_tasks(plan: Plan, wave: Wave) -> None:
     common = {"plan_file": str(plan.path), "wave": wave.name}
     first: Any = CheckWaveOperator(task_id=CHECK, **common)
     approval = wave.entry.approval
+    told = told_of(notices(plan, wave), "wave", plan.name, f"wave {wave.name}")
     if approval is not None:
         asking = ApproveWaveOperator(
             task_id=APPROVE,
@@ -81,6 +86,7 @@ def add_tasks(plan: Plan, wave: Wave) -> None:
             defaults=ApprovalOperator.APPROVE if approval.on_timeout == "approve" else ApprovalOperator.REJECT,
             response_timeout=timedelta(minutes=approval.timeout_minutes),
             assigned_users=list(wave.approvers) or None,
+            notifiers=told_of(notices(plan, wave), "question", plan.name, f"wave {wave.name}"),
         )
         first >> asking
         first = asking
@@ -88,11 +94,22 @@ def add_tasks(plan: Plan, wave: Wave) -> None:
     with TaskGroup(GROUP):
         for slug in wave.members:
             tasks[slug] = migrate(plan, wave, slug)
-    report = WriteWaveReportOperator(task_id=REPORT, trigger_rule=TriggerRule.ALL_DONE, **common)
+    report = WriteWaveReportOperator(
+        task_id=REPORT,
+        trigger_rule=TriggerRule.ALL_DONE,
+        on_success_callback=told,
+        on_failure_callback=told,
+        **common,
+    )
     for slug, task in tasks.items():
         before = [tasks[each] for each in (*wave.after.get(slug, ()), *wave.turns.get(slug, ()))]
         (before or first) >> task
         task >> report
+
+
+def notices(plan: Plan, wave: Wave) -> Sequence[Notice]:
+    """Who is told of the wave's own events: as the wave says, else as its plan does."""
+    return plan.notify if wave.entry.notify is None else wave.entry.notify
 
 
 def migrate(plan: Plan, wave: Wave, slug: str) -> MigrateVmOperator:
@@ -114,6 +131,7 @@ def migrate(plan: Plan, wave: Wave, slug: str) -> MigrateVmOperator:
         answer_minutes=approval.timeout_minutes if approval else 60,
         expected_minutes=vm.settings.expected_minutes,
         start_over=vm.settings.drift == "start-over",
+        notifiers=told_of(notices(plan, wave), "question", plan.name, f"wave {wave.name}"),
         pool=wave_pool(plan.name, wave.name),
         # Who may not be at work with another one waits for that one's end, however it ended.
         trigger_rule=TriggerRule.ALL_DONE if wave.turns.get(slug) else TriggerRule.ALL_SUCCESS,
