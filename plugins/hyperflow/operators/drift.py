@@ -30,7 +30,9 @@ def heed_drift(operator: VmOperator, session: Session, context: Context, since: 
     before = context["ti"].xcom_pull(task_ids=since, key=STATE_KEY, map_indexes=-1)
     if not isinstance(before, dict):
         return []
-    ours = () if since == PREFLIGHT else (snapshot_record(context)[0],)
+    # A task that is tried again, as after a person has cleared it, may have taken a snapshot before, which is gone now.
+    may_have_snapped = since != PREFLIGHT or context["ti"].try_number > 1
+    ours = (snapshot_record(context)[0],) if may_have_snapped else ()
     told = [shown(one["sentence"]) for one in differences(before, state(session, operator.facts.moref), ours)]
     if told and operator.settings.drift != "warn":
         raise AirflowFailException(
