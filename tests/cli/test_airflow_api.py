@@ -55,6 +55,11 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(404, {"detail": "not found"})
 
+    def do_PATCH(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.faults -= 1
+        self.answer(500 if self.server.faults >= 0 else 200, LOCKED if self.server.faults >= 0 else body)
+
     def answer(self, status: int, body: dict[str, Any]) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -108,6 +113,11 @@ def test_a_question_is_asked_again_and_a_fault_is_no_missing_value(airflow: Airf
     airflow.faults = 99
     with pytest.raises(ServerFault):
         api.xcom("d", "r", "t")
+
+
+def test_what_a_thing_is_to_be_is_said_again(airflow: Airflow, api: AirflowApi) -> None:
+    airflow.faults = 2
+    assert api.request("PATCH", "/api/v2/dags/d/dagRuns/r", json={"state": "failed"}) == {"state": "failed"}
 
 
 def test_a_refusal_is_not_asked_again(api: AirflowApi) -> None:

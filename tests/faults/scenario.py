@@ -97,11 +97,11 @@ class Scenario:
         assert task is not None
         path = f"/api/v2/dags/{self.dag}/dagRuns/{self.run}/taskInstances/{task_id}"
         path += f"/{task.map_index}" if task.map_index >= 0 else ""
-        self.lab.api.request("PATCH", path, json={"new_state": state})
+        self.lab.patch(path, {"new_state": state})
 
     def mark_run(self, state: str) -> None:
         """Set the state of the whole run, as a person does in the UI."""
-        self.lab.api.request("PATCH", f"/api/v2/dags/{self.dag}/dagRuns/{self.run}", json={"state": state})
+        self.lab.patch(f"/api/v2/dags/{self.dag}/dagRuns/{self.run}", {"state": state})
 
     def end(self) -> str:
         """Wait for the run's end; its state."""

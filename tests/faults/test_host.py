@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests.faults import talking
+from tests.faults.cgroup import memory_group
 from tests.kvmhost.guest import phony
 from tests.kvmhost.images import images, vmdk_writer
 from tests.kvmhost.stages import running, staged, tls_server
@@ -232,6 +234,27 @@ def test_the_memory_that_a_stage_may_use_is_at_its_end(conversion: dict[str, Any
     failed({**result, "exit_status": process.returncode, "log": log}, "emory", "raise the stage's limit")
     assert output_of(conversion) == []
     assert running.run("convert", conversion)["succeeded"]
+
+
+def test_the_kernel_kills_a_stage_for_want_of_memory_and_the_next_try_leaves_nothing_half_written(
+    place: Place, conversion: dict[str, Any]
+) -> None:
+    start = ("start", "--directory", str(place.task), "--stage", "convert", "--run", RUN)
+    place.task.mkdir(parents=True)  # noted already: the lock on the ledger is the stage's to wait for
+    with memory_group(2 * MIB) as group:
+        with held_before_it_creates(place) as arrived:
+            first = job(*start, stdin=json.dumps(conversion))[0]["job"]
+            arrived(stage := stage_of(first))
+            group.take(stage)
+        ended = wait(first)
+        assert group.killed() == 1
+
+    assert (ended["state"], ended["exit_status"], ended["result"]) == ("DONE", -signal.SIGKILL, None)
+    assert "by the kernel for want of memory" in ended["reason"]
+    again = job(*start, stdin=json.dumps(conversion))[0]
+    assert again["attached"] is False
+    assert wait(again["job"])["result"]["succeeded"]
+    assert [name for name in output_of(conversion) if "partial" in name] == []
 
 
 def test_the_disk_is_full_while_an_export_arrives(place: Place, tmp_path: Path) -> None:

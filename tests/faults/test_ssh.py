@@ -24,12 +24,14 @@ from structlog.testing import capture_logs
 
 from lab import kvmhost
 from tests.faults import talking
+from tests.faults.clock import wrong_clock
 from tests.faults.sshd import Sshd
 
 pytestmark = pytest.mark.lab
 
 CONNECTION = "faults_ssh"
 OUTAGE = 20.0  # seconds
+HOUR = 3600  # seconds
 LIMIT = 120.0  # seconds a test waits before it gives up
 
 
@@ -238,21 +240,30 @@ def test_a_host_that_was_rebooted_has_lost_the_job_and_does_it_again(host: Host,
     assert host.generations() == ["1", "2"]
 
 
-def test_a_host_whose_clock_is_an_hour_off_is_followed_in_the_time_of_who_asked(host: Host) -> None:
-    ours = datetime.now(UTC) - timedelta(hours=1)
-    reader = Reader(host, host.start(40, 2.0, asked=ours.timestamp())["job"])
+@pytest.mark.parametrize("off", [1, -1], ids=["fast", "slow"])
+def test_a_host_whose_clock_is_an_hour_off_is_followed_in_the_time_of_who_asked(
+    host: Host, tmp_path: Path, off: int
+) -> None:
+    host.sshd.kill()
+    host.sshd.start(f'ForceCommand {wrong_clock(tmp_path, off * HOUR)} sh -c "$SSH_ORIGINAL_COMMAND"\n')
+    reader = Reader(host, host.start(40, 2.0)["job"])
 
     event = reader.follow()
 
+    ours = datetime.now(UTC)
     assert (event["state"], event["exit_status"]) == ("DONE", 0)
     assert reader.lines == talking.lines(40)
-    assert datetime.fromisoformat(event["result"]["started"]) - ours > timedelta(minutes=59)
+    theirs = datetime.fromisoformat(event["result"]["started"])
+    assert timedelta(minutes=50) < (theirs - ours) * off < timedelta(minutes=70), "its own clock is really off"
     for record in reader.records:
         if "timestamp" in record:
             assert abs(datetime.fromisoformat(record["timestamp"]) - ours) < timedelta(minutes=5)
     # Attached to, killed and started again as ever: nothing of a job is judged by a clock that somebody sets.
-    second = host.start(1000, 60.0, asked=ours.timestamp() + 1)
-    assert host.start(1000, 60.0, asked=ours.timestamp() + 2) == {"job": second["job"], "attached": True}
+    second = host.start(1000, 60.0)
+    assert host.start(1000, 60.0) == {"job": second["job"], "attached": True}
+    third = host.start(1, 0, "--restart")
+    assert Reader(host, third["job"]).follow()["state"] == "DONE"
+    assert host.processes() == []
 
 
 def test_a_triggerer_that_was_killed_is_replaced_and_no_line_is_new_or_missing(host: Host) -> None:

@@ -105,6 +105,31 @@ def test_a_run_sets_host_directory_format_compression_and_the_two_switches(plan)
     assert migration.pipeline.to_document()["convert"] == {"enabled": True, "compress": False}
 
 
+@pytest.mark.parametrize(
+    ("conf", "task", "reason"),
+    [
+        ({}, "export", None),
+        ({}, "boot", None),
+        ({"skip_boot": True}, "boot", "skip_boot: nothing proves that this guest boots"),
+        ({"skip_boot": True}, "define", None),
+        ({"dry_run": True}, "define", "dry run"),
+    ],
+)
+def test_a_task_skips_itself_for_a_reason_that_the_run_knows(plan, conf, task, reason):
+    """So that one which was skipped without a reason is known as one that somebody has ended."""
+    assert effective(plan, plan.vms[0], parse_overrides(conf)).why_skipped(task) == reason
+
+
+def test_a_stage_that_the_profile_has_switched_off_says_so(plan):
+    migration = effective(plan, plan.vms[0])
+    pipeline = migration.pipeline.model_copy(update={"convert": None})
+    without = migration.model_copy(update={"pipeline": pipeline, "verify_manifest": False})
+    assert "disabled in the profile" in without.why_skipped("convert")
+    assert "convert is disabled" in without.why_skipped("validate")
+    assert "verify_manifest disabled" in without.why_skipped("checksum")
+    assert without.why_skipped("inspect") is None
+
+
 def test_null_in_a_run_is_as_in_the_plan(plan):
     conf = dict.fromkeys(("host_connection", "output_directory", "output_format", "compress"))
     assert effective(plan, plan.vms[1], parse_overrides(conf)) == effective(plan, plan.vms[1])

@@ -197,13 +197,15 @@ class AirflowApi:
         return [str(item["stack_trace"]) for item in self.request("GET", "/api/v2/importErrors")["import_errors"]]
 
     def request(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
-        """Send a request and return the object that Airflow answers with; a question (GET) is asked again after a 5xx.
+        """Send a request and return the object that Airflow answers with.
+
+        After a 5xx it is asked again where that does no harm: a question, and a PATCH, which says how a thing is to be.
 
         :raises AirflowUnavailable: no answer, or no admission
         :raises ServerFault: Airflow failed at it
         :raises Refused: with Airflow's own words
         """
-        for wait in WAITS if method == "GET" else ():
+        for wait in WAITS if method in ("GET", "PATCH") else ():
             try:
                 return self._send(method, path, **arguments)
             except ServerFault:

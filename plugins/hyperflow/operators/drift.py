@@ -38,7 +38,9 @@ def heed_drift(
             f"the task {since} has left nothing that the VM could be compared with: it was marked as done by hand, or "
             "its run is of another release. Start a new run"
         )
-    ours = () if since == PREFLIGHT else (snapshot_record(context)[0],)
+    # A task that is tried again, as after a person has cleared it, may have taken a snapshot before, which is gone now.
+    may_have_snapped = since != PREFLIGHT or context["ti"].try_number > 1
+    ours = (snapshot_record(context)[0],) if may_have_snapped else ()
     found = differences(before, state(session, operator.facts.moref), ours)
     told = [shown(one["sentence"]) for one in found if one["kind"] not in but]
     if told and operator.settings.drift != "warn":
