@@ -15,7 +15,7 @@ test: install system            ## every test, the real migration included
 faults: install system          ## whole runs while vCenter, Airflow and people do their worst; on a quiet machine
 	$(PYTHON) -m pytest -m night
 
-production: install system      ## docker-compose.yaml brought up for real on a Docker engine, a wave through it, a worker killed
+production: install system      ## docker-compose.yaml brought up for real on a Docker engine, a wave, a worker killed
 	lab/install-packages debootstrap docker-compose docker.io
 	$(PYTHON) -m pytest -m production
 

@@ -228,3 +228,13 @@ def test_what_is_published_listens_on_loopback_only(production: Production) -> N
     ]
     assert published == ["127.0.0.1"]
     assert yaml.safe_load((production.stack.folder / "override.yaml").read_text()).keys() == {"services"}
+
+
+def test_a_backup_of_the_database_can_be_restored(production: Production, played: Played) -> None:
+    """As docs/production.md has it, but into another database."""
+    dump = "pg_dump -U airflow -Fc airflow >/tmp/dump && createdb -U airflow copy && pg_restore -U airflow -d copy"
+    count = "psql -U airflow -d {} -Atc 'SELECT count(*) FROM task_instance'"
+    script = f"{dump} /tmp/dump && {count.format('airflow')} && {count.format('copy')}"
+    counts = production.stack.compose("exec", "-T", "postgres", "sh", "-c", script).split()
+    assert len(set(counts)) == 1
+    assert int(counts[0]) > len(VMS)
