@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test faults bench lint format install system schemas lock clean
+.PHONY: demo test faults production bench lint format install system schemas lock clean
 
 demo: install system            ## move the lab's guest from its vCenter to KVM and show the proof
 	./hyperflow demo
@@ -14,6 +14,10 @@ test: install system            ## every test, the real migration included
 
 faults: install system          ## whole runs while vCenter, Airflow and people do their worst; on a quiet machine
 	$(PYTHON) -m pytest -m night
+
+production: install system      ## docker-compose.yaml brought up for real on a Docker engine, a wave, a worker killed
+	lab/install-packages debootstrap docker-compose docker.io
+	$(PYTHON) -m pytest -m production
 
 bench: install system           ## measure against the usual tools; some names only: make bench ONLY="convert_qcow2 fix"
 	lab/install-packages curl e2fsprogs nbdkit openssl postgresql virt-v2v
@@ -47,9 +51,12 @@ schemas: install                ## JSON Schemas from the models, docs/errors.md 
 	PYTHONPATH=plugins $(PYTHON) -m hyperflow.plans.schema
 	PYTHONPATH=plugins $(PYTHON) -m hyperflow.errors.page
 
-lock: install                   ## requirements.txt from requirements.in
-	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-emit-index-url \
-		requirements.in -o requirements.txt
+COMPILE = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-emit-index-url
+
+lock: install                   ## requirements.txt and requirements-production.txt from the .in files
+	$(COMPILE) requirements.in -o requirements.txt
+	cp requirements.txt requirements-production.txt  # uv keeps the versions that it finds there where it can
+	$(COMPILE) requirements-production.in -o requirements-production.txt
 
 clean: install                  ## end the lab and remove what was made here (the caches in ~/.cache/hyperflow stay)
 	./hyperflow lab down

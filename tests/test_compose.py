@@ -19,7 +19,14 @@ COMPONENTS = {
     "airflow-triggerer": "triggerer",
     "airflow-worker": "celery worker",
 }
-SECRETS = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET", "AIRFLOW_ADMIN_PASSWORD")
+SECRETS = (
+    "POSTGRES_PASSWORD",
+    "REDIS_PASSWORD",
+    "AIRFLOW_FERNET_KEY",
+    "AIRFLOW_JWT_SECRET",
+    "AIRFLOW_SECRET_KEY",
+    "AIRFLOW_ADMIN_PASSWORD",
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +76,30 @@ def test_what_is_mounted_is_in_the_project(compose: dict[str, Any]) -> None:
     for source in sources:
         if source.startswith("./"):
             assert (FILE.parent / source).is_dir(), source
+
+
+def test_every_component_sees_the_records_and_may_write_into_the_folder_of_plans(compose: dict[str, Any]) -> None:
+    for service in COMPONENTS:
+        mounts = [volume.rsplit(":", 1) for volume in compose["services"][service]["volumes"]]
+        assert ["hyperflow-records", "/opt/airflow/records"] in mounts
+        assert ["${HYPERFLOW_PLANS_DIRECTORY:-./include/plans}", "/opt/airflow/include/plans"] in mounts
+        settings = compose["services"][service]["environment"]
+        assert settings["AIRFLOW__HYPERFLOW__RECORDS_FOLDER"] == "/opt/airflow/records"
+
+
+def test_the_image_has_the_versions_that_the_tests_run_with() -> None:
+    """But for one that FAB does not take."""
+    tested, built = (_locked(FILE.with_name(name)) for name in ("requirements.txt", "requirements-production.txt"))
+    other = {name for name in tested.keys() & built.keys() if tested[name] != built[name]}
+    assert other == {"python-dateutil"}
+    assert "requirements-production.txt" in FILE.with_name("Dockerfile").read_text()
+
+
+def test_the_image_has_all_that_hyperflow_itself_needs() -> None:
+    wanted = FILE.with_name("requirements.in").read_text().partition("# tests and linters")[0]
+    names = {re.split(r"[<=>;]", line)[0].lower() for line in wanted.splitlines() if line and not line.startswith("#")}
+    assert names <= _locked(FILE.with_name("requirements-production.txt")).keys()
+
+
+def _locked(path: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9._-]+)==([^ ;\n]+)", path.read_text(), re.MULTILINE))

@@ -1,0 +1,240 @@
+"""docker-compose.yaml as it is, on a Docker engine: a wave through it, one of two workers killed in the middle."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from hyperflow.cli.limits import limits
+from hyperflow.cli.wave import survey, wave
+from hyperflow.kvmhost import domains
+from hyperflow.plans.survey import read_survey
+from rich.console import Console
+
+from lab import inventory, lab
+from lab.running import QUICK
+from tests.production.conftest import Production
+from tests.production.stack import WORKERS, until
+
+pytestmark = pytest.mark.production
+
+PLAN = "production"
+WAVE = f"wave.{PLAN}.one"
+VMS = [f"small{number:02d}" for number in range(1, 6)]
+APPROVER, OUTSIDER = "alice", "mallory"
+PASSWORD = "known-to-this-test"
+
+
+@dataclass(frozen=True)
+class Played:
+    """What was seen while the wave ran.
+
+    :param victims: tasks that worked on the killed worker when it was killed: DAG, run and task
+    :param hosts: of every try of every task of the VMs' runs: how many worked on which worker
+    :param kept: plans that were kept for their runs while these worked
+    :param live: what the log of a task that works on a worker showed
+    """
+
+    run_id: str
+    state: str
+    killed: str
+    victims: set[tuple[str, str, str]]
+    hosts: Counter[str]
+    kept: list[str]
+
+
+@pytest.fixture(scope="module")
+def approver(production: Production) -> str:
+    """Make two users: one who may operate DAGs, and one who may see nothing. FAB's id of the first."""
+    for user, role in ((APPROVER, "Op"), (OUTSIDER, "Public")):
+        name = ("--username", user, "--password", PASSWORD, "--firstname", user, "--lastname", "Test")
+        production.stack.airflow("users", "create", "--role", role, *name, "--email", f"{user}@example.com")
+    listed = production.stack.airflow("users", "list", "--output", "json")
+    users = json.loads(listed[listed.index("[") :])
+    return next(str(user["id"]) for user in users if user["username"] == APPROVER)
+
+
+@pytest.fixture(scope="module")
+def plan(production: Production, approver: str) -> Path:
+    """A plan with a wave that needs an approval, where Airflow has read it."""
+    folders = production.bench.folders
+    file = folders.plans / f"{PLAN}.yaml"
+    settings = {
+        "host": {
+            "connection": lab.HOST_CONNECTION,
+            "staging_directory": str(folders.staging / PLAN),
+            "output_directory": str(folders.images / PLAN),
+        },
+        "profile_overrides": QUICK,
+        "people": {APPROVER: {"id": approver, "name": "Alice"}},
+        "waves": [{"name": "one", "members": ["*"], "max_in_flight": 4, "approval": {"by": [APPROVER]}}],
+    }
+    chosen = [{"inventory_path": f"{inventory.SMALL_FOLDER}/{vm}"} for vm in VMS]
+    production.bench.write_plan(PLAN, chosen, **settings)
+    until(lambda: production.bench.api.has_dag(WAVE))
+    return file
+
+
+@pytest.fixture(scope="module")
+def played(production: Production, plan: Path) -> Played:
+    """Start the wave as people do, kill a worker that works on it, and see it to its end."""
+    bench, stack = production.bench, production.stack
+    assert survey(plan, bench.api, Console()) == 0
+    assert limits([plan], apply=True, endpoint=stack.endpoint) == 0
+    for dag_id in bench.dags_of(PLAN):
+        bench.api.unpause(dag_id)
+    assert wave("start", plan, "one", asked={"skip_boot"}, wait=False, endpoint=stack.endpoint) == 0
+    run_id = bench.api.last_run(WAVE)
+    assert run_id is not None
+    approve(production, run_id)
+    workers = {container[:12]: container for container in stack.containers("airflow-worker")}
+    until(lambda: set(hosts_of(production)) >= set(workers))
+    killed, victims = kill_a_worker(production, workers)
+    kept = [path.name for path in (plan.parent / ".running").glob("*/*/*.yaml")]
+    state = bench.wait(WAVE, run_id)
+    return Played(run_id, state, killed, victims, hosts_of(production), kept)
+
+
+def approve(production: Production, run_id: str) -> None:
+    """Say yes as the plan's approver."""
+    path = f"/api/v2/dags/{WAVE}/dagRuns/{run_id}/taskInstances/approve"
+    until(lambda: production.bench.api.request("GET", path)["state"] == "awaiting_input")
+    answer = {"chosen_options": ["Approve"], "params_input": {}}
+    production.stack.api(APPROVER, PASSWORD).request("PATCH", f"{path}/-1/hitlDetails", json=answer)
+
+
+def tasks(production: Production, **query: Any) -> list[dict[str, Any]]:
+    """Tasks of the VMs' runs, as the API tells of them."""
+    found = production.bench.api.request(
+        "GET", "/api/v2/dags/~/dagRuns/~/taskInstances", params={"limit": 1000, **query}
+    )["task_instances"]
+    return [task for task in found if task["dag_id"].startswith(f"migrate.{PLAN}.")]
+
+
+def hosts_of(production: Production) -> Counter[str]:
+    """Which workers had how many tries of tasks."""
+    hosts: Counter[str] = Counter()
+    for task in tasks(production):
+        path = f"/api/v2/dags/{task['dag_id']}/dagRuns/{task['dag_run_id']}/taskInstances/{task['task_id']}"
+        path += f"/{task['map_index']}" if task["map_index"] >= 0 else ""
+        tries = production.bench.api.request("GET", f"{path}/tries")["task_instances"]
+        hosts.update(each["hostname"] for each in tries if each["hostname"])
+    return hosts
+
+
+def kill_a_worker(production: Production, workers: dict[str, str]) -> tuple[str, set[tuple[str, str, str]]]:
+    """Kill the container of a worker while tasks work in it.
+
+    :param workers: host name -> container
+    :return: the host name, and the tasks that were cut: they are still called running when nobody works on them
+    """
+    at_work: dict[str, set[tuple[str, str, str]]] = {}
+
+    def working() -> dict[str, set[tuple[str, str, str]]]:
+        found: dict[str, set[tuple[str, str, str]]] = {}
+        for task in tasks(production, state="running"):
+            identity = (task["dag_id"], task["dag_run_id"], task["task_id"])
+            found.setdefault(task["hostname"], set()).add(identity)
+        return found
+
+    def somebody_works() -> bool:
+        at_work.update({host: found for host, found in working().items() if host in workers})
+        return bool(at_work)
+
+    until(somebody_works)
+    killed = max(at_work, key=lambda host: len(at_work[host]))
+    production.stack.engine.docker("kill", workers[killed])
+    return killed, working().get(killed, set())
+
+
+def report_of(production: Production, run_id: str, user: str, password: str) -> httpx.Response:
+    """Ask for the wave's report as a browser of that user would."""
+    api = production.stack.api(user, password)
+    token = api._client.headers["Authorization"]
+    address = f"{production.stack.url}/hyperflow/runs/{WAVE}/{run_id}/wave-report.json"
+    return httpx.get(address, headers={"Authorization": token})
+
+
+def test_every_health_check_is_good_with_two_workers(production: Production, played: Played) -> None:
+    """Seen before the wave, when the stack came up; the worker that was killed stays down, as docker kill means it."""
+    assert len(production.stack.containers("airflow-worker")) == WORKERS - 1
+    assert production.bench.api.import_errors() == []
+
+
+def test_the_survey_and_the_plans_of_running_waves_are_kept_beside_the_plans(plan: Path, played: Played) -> None:
+    assert set(read_survey(plan, PLAN).vms) == set(VMS)
+    assert f"{PLAN}.yaml" in played.kept
+
+
+def test_a_worker_was_killed_while_it_worked_and_both_had_had_tasks(played: Played) -> None:
+    assert played.victims
+    assert played.hosts[played.killed] > 0
+    assert len(played.hosts) == WORKERS
+
+
+def test_the_wave_reports_every_vm_as_moved_and_who_approved(production: Production, played: Played) -> None:
+    answer = report_of(production, played.run_id, APPROVER, PASSWORD)
+    report = answer.raise_for_status().json()
+    assert {vm["slug"]: vm["outcome"] for vm in report["vms"]} == dict.fromkeys(VMS, "unproven")
+    assert (report["summary"]["failed"], report["summary"]["not_started"]) == (0, 0)
+    assert [decision["by"] for decision in report["decisions"]] == [APPROVER]
+    assert played.state == "success"
+
+
+def test_every_vm_was_migrated_once_and_nothing_is_left(production: Production, played: Played) -> None:
+    names = [one.name for one in domains.every_domain("qemu:///system")]
+    for vm in VMS:
+        runs = production.bench.api.request("GET", f"/api/v2/dags/migrate.{PLAN}.{vm}/dagRuns")["dag_runs"]
+        assert [run["state"] for run in runs] == ["success"]
+        assert [name for name in names if name.startswith(vm)] == [vm]
+        assert (production.bench.folders.images / PLAN / vm / "disk-0.qcow2").is_file()
+        assert production.left(PLAN, vm) == []
+
+
+def test_the_logs_of_the_worker_that_is_gone_can_still_be_read(production: Production, played: Played) -> None:
+    api = production.bench.api
+    for dag_id, run_id, task_id in played.victims:
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/1"
+        answer = api.request("GET", path, params={"full_content": True}, headers={"Accept": "application/json"})
+        assert any(line.get("level") == "info" for line in answer["content"]), answer
+
+
+def test_a_page_of_records_is_for_whom_fab_lets_see_the_dag(production: Production, played: Played) -> None:
+    assert report_of(production, played.run_id, APPROVER, PASSWORD).status_code == httpx.codes.OK
+    assert report_of(production, played.run_id, OUTSIDER, PASSWORD).status_code == httpx.codes.FORBIDDEN
+    address = f"{production.stack.url}/hyperflow/runs/{WAVE}/{played.run_id}/wave-report.json"
+    assert httpx.get(address).status_code == httpx.codes.UNAUTHORIZED
+
+
+def test_the_first_run_of_the_file_names_no_password_in_a_log(production: Production, played: Played) -> None:
+    said = production.stack.compose("logs", "--no-color")
+    secrets = [value for name, value in production.stack.environment.items() if name.endswith(("PASSWORD", "_SECRET"))]
+    assert [secret for secret in secrets if secret in said] == []
+
+
+def test_what_is_published_listens_on_loopback_only(production: Production) -> None:
+    described = json.loads(production.stack.engine.docker("inspect", *production.stack.compose("ps", "-q").split()))
+    published = [
+        binding["HostIp"]
+        for one in described
+        for bindings in one["NetworkSettings"]["Ports"].values()
+        for binding in bindings or []
+    ]
+    assert published == ["127.0.0.1"]
+    assert yaml.safe_load((production.stack.folder / "override.yaml").read_text()).keys() == {"services"}
+
+
+def test_a_backup_of_the_database_can_be_restored(production: Production, played: Played) -> None:
+    """As docs/production.md has it, but into another database."""
+    dump = "pg_dump -U airflow -Fc airflow >/tmp/dump && createdb -U airflow copy && pg_restore -U airflow -d copy"
+    count = "psql -U airflow -d {} -Atc 'SELECT count(*) FROM task_instance'"
+    script = f"{dump} /tmp/dump && {count.format('airflow')} && {count.format('copy')}"
+    counts = production.stack.compose("exec", "-T", "postgres", "sh", "-c", script).split()
+    assert len(set(counts)) == 1
+    assert int(counts[0]) > len(VMS)
