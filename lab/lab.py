@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from lab import airflow, guest, inventory, kvmhost, vcenter
+from lab import airflow, guest, inventory, kvmhost, processes, vcenter
 
 ROOT = Path(__file__).resolve().parent.parent
 VCENTER_CONNECTION = "lab_vcenter"
@@ -129,6 +129,7 @@ def down() -> None:
     """End every part and remove what migrations left in the lab."""
     where = folders()
     airflow.stop(where.state)
+    processes.end_marked(f"HYPERFLOW_JOB={where.state}/".encode())
     if (host := kvmhost.running(where.host)) is not None:
         kvmhost.undefine_domains_below(host, where.state)
     kvmhost.stop(where.second.host)

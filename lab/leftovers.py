@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperflow.kvmhost.ledger import Ledger
+
+from lab import processes
 
 if TYPE_CHECKING:
     from lab.running import RunningLab
@@ -44,14 +47,10 @@ def of_run(running_lab: RunningLab, plan: str, vm: str, *, failed: bool, second_
 
 def processes_of(dag_id: str) -> list[str]:
     """List the processes on the host that belong to a DAG's jobs: pid and command line."""
-    mark = f"HYPERFLOW_RUN={dag_id}/".encode()
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (folder / "environ").read_bytes():
-                found.append(f"{folder.name} {(folder / 'cmdline').read_bytes().replace(bytes(1), b' ').decode()}")
-        except OSError:
-            continue  # it has ended
+    for pid in processes.marked(f"HYPERFLOW_RUN={dag_id}/".encode()):
+        with contextlib.suppress(OSError):  # it has ended
+            found.append(f"{pid} {Path(f'/proc/{pid}/cmdline').read_bytes().replace(bytes(1), b' ').decode()}")
     return found
 
 

@@ -110,7 +110,11 @@ def test_a_run_sets_host_directory_format_compression_and_the_two_switches(plan)
     [
         ({}, "export", None),
         ({}, "boot", None),
-        ({"skip_boot": True}, "boot", "skip_boot: nothing proves that this guest boots"),
+        (
+            {"skip_boot": True},
+            "boot",
+            "skip_boot of the run, or boot_proof.enabled of the plan: nothing proves that this guest boots",
+        ),
         ({"skip_boot": True}, "define", None),
         ({"dry_run": True}, "define", "dry run"),
     ],
