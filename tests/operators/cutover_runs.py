@@ -1,7 +1,7 @@
 """Runs of the cutover's own tasks, for test_cutover.py: run by Airflow itself with a database of its own, at the lab's
 vCenter and on the lab's KVM host. What people and crashes do between two tasks are tasks here as well.
 
-Run as a script with names of scenarios; a line ``RUN {...}`` says what each came to.
+Run as a script, with names of scenarios or for all; a line ``RUN {...}`` says what each of their runs came to.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ VCENTER, HOST, URI = "vcenter", "kvm01", "qemu:///system"
 PLAN_FILE = Path(os.environ.get("CUTOVER_PLAN", "plan.yaml"))
 SOURCE = {"migration": "{{ ti.xcom_pull(task_ids='preflight', key='migration') }}"}
 SOURCE["vm"] = "{{ ti.xcom_pull(task_ids='preflight', key='vm') }}"
+COMMON: dict[str, Any] = {"schedule": None, "default_args": {"retries": 0}, "render_template_as_native_obj": True}
 Act = Callable[[Any], Any]
 
 
@@ -156,7 +157,7 @@ def shut_down_and_die(context: Any) -> None:
 def tasks(name: str, *steps: Any) -> DAG:
     """A run of the cutover of one VM: each step a task of the cutover, or what somebody does."""
     made: list[Any] = []
-    with DAG(f"migrate.cutovers.{name}", schedule=None, default_args={"retries": 0}) as dag:
+    with DAG(f"migrate.cutovers.{name}", **COMMON) as dag:
         made.append(Look(task_id=PREFLIGHT, slug=name))
         for number, step in enumerate(steps):
             if step == SHUTDOWN:
@@ -174,7 +175,7 @@ def tasks(name: str, *steps: Any) -> DAG:
 
 def later(name: str, operator: type[Any], task_id: str, before: Act | None = None, **more: Any) -> DAG:
     """What a person starts after the run; ``before`` is what somebody does until then."""
-    with DAG(f"{task_id}.{name}", schedule=None, default_args={"retries": 0}) as dag:
+    with DAG(f"{task_id}.{name}", **COMMON) as dag:
         task = operator(task_id=task_id, vm_dag=f"migrate.cutovers.{name}", **more)
         if before is not None:
             Do(task_id="before", act=before) >> task
@@ -236,7 +237,7 @@ def told(dag: DAG, name: str) -> dict[str, Any]:
 SEEN: dict[str, str] = {}  # MoRefs: a VM may be renamed
 
 if __name__ == "__main__":
-    for chosen in sys.argv[1:]:
+    for chosen in sys.argv[1:] or SCENARIOS:
         with VsphereHook(VCENTER).session() as session:
             SEEN[chosen] = find_vm(session, chosen)
         for number, each in enumerate(SCENARIOS[chosen]):

@@ -30,6 +30,7 @@ cutover: {strategy: cold}
 vms: [%(vms)s]
 """
 AS_BUILT = [[True, True], [False, False]]
+Runs = dict[str, list[dict[str, Any]]]
 OFF_NETWORK = [[False, False], [False, False]]
 
 
@@ -37,7 +38,8 @@ def machine(name: str, number: int) -> dict[str, Any]:
     """A VM that runs, with an adapter that is connected and one that is not."""
     nics = [{"mac": f"00:50:56:9a:{number:02x}:{index:02x}", "network": "VM Network"} for index in (1, 2)]
     nics[1]["disconnected"] = True  # type: ignore[assignment]
-    return {"name": name, "disks": [{"controller": "pvscsi"}], "powerState": "poweredOn", "nics": nics}
+    guest = {"net": [{"mac": nics[0]["mac"], "ipAddresses": [f"192.0.2.{number}/24"]}]}  # VMware Tools run
+    return {"name": name, "disks": [{"controller": "pvscsi"}], "powerState": "poweredOn", "nics": nics, "guest": guest}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         "AIRFLOW_HOME": str(folder),
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
         "PYTHONPATH": str(ROOT / "plugins"),
         "CUTOVER_PLAN": str(plan),
     }
@@ -91,22 +94,26 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     stop(source)
 
 
-def runs(environment: dict[str, str], scenario: str) -> list[dict[str, Any]]:
-    """Run a scenario's DAGs, one after the other; what each came to."""
+@pytest.fixture(scope="module")
+def runs(environment: dict[str, str]) -> Runs:
+    """What the runs of each scenario came to, in their order; all made by one process, as its start takes longest."""
     program = Path(environment["AIRFLOW__CORE__DAGS_FOLDER"]) / "cutover_runs.py"
-    done = subprocess.run(
-        [sys.executable, program, scenario], capture_output=True, text=True, check=False, env=environment
-    )
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False, env=environment)
     output = done.stdout + done.stderr
-    found = [json.loads(line.removeprefix("RUN ")) for line in output.splitlines() if line.startswith("RUN ")]
-    assert len(found) == len(cutover_runs.SCENARIOS[scenario]), output[-6000:]
+    found: Runs = {}
+    for line in output.splitlines():
+        if line.startswith("RUN "):
+            told = json.loads(line.removeprefix("RUN "))
+            found.setdefault(told["scenario"], []).append(told)
+    counts = {name: len(dags) for name, dags in cutover_runs.SCENARIOS.items()}
+    assert {name: len(each) for name, each in found.items()} == counts, output[-6000:]
     return found
 
 
 def test_a_vm_that_is_cut_over_is_not_taken_for_one_that_was_off_and_is_taken_back_once(
-    environment: dict[str, str],
+    runs: Runs,
 ) -> None:
-    first, again, back, once_more = runs(environment, "well")
+    first, again, back, once_more = runs["well"]
     assert (first["phase"], first["source"], first["target"]) == ("cut over", "poweredOff", "running")
     assert (first["nics"], first["states"]["rollback"]) == (OFF_NETWORK, "skipped")
     assert again["states"]["preflight"] == "failed"
@@ -117,28 +124,28 @@ def test_a_vm_that_is_cut_over_is_not_taken_for_one_that_was_off_and_is_taken_ba
         assert "failed to get domain" in one["target"]
 
 
-def test_what_fails_before_the_target_is_well_is_taken_back(environment: dict[str, str]) -> None:
-    done, _ = runs(environment, "fails")
+def test_what_fails_before_the_target_is_well_is_taken_back(runs: Runs) -> None:
+    done, _ = runs["fails"]
     assert (done["states"]["rollback"], done["phase"]) == ("success", "rolled back")
     assert (done["source"], done["nics"]) == ("poweredOn", AS_BUILT)
 
 
-def test_what_fails_after_the_target_was_well_stops_it_no_more(environment: dict[str, str]) -> None:
-    done, final = runs(environment, "after")
+def test_what_fails_after_the_target_was_well_stops_it_no_more(runs: Runs) -> None:
+    done, final = runs["after"]
     assert (done["states"]["rollback"], done["phase"]) == ("skipped", "cut over")
     assert (done["source"], done["target"]) == ("poweredOff", "running")
     assert (final["phase"], final["name"]) == ("finalized", "after-migrated")
 
 
-def test_what_is_final_is_not_taken_back(environment: dict[str, str]) -> None:
-    _, final, back = runs(environment, "final")
+def test_what_is_final_is_not_taken_back(runs: Runs) -> None:
+    _, final, back = runs["final"]
     assert final["phase"] == "finalized"
     assert "that is not taken back" in back["failures"]["back"]
     assert (back["source"], back["target"]) == ("poweredOff", "running")
 
 
-def test_a_source_stays_off_while_its_target_may_run_on_another_host(environment: dict[str, str]) -> None:
-    _, back, off = runs(environment, "moved")
+def test_a_source_stays_off_while_its_target_may_run_on_another_host(runs: Runs) -> None:
+    _, back, off = runs["moved"]
     assert "See that it is off everywhere" in back["failures"]["back"]
     assert (back["source"], back["nics"]) == ("poweredOff", OFF_NETWORK)
     assert (off["source"], off["nics"], off["phase"]) == ("poweredOn", AS_BUILT, "rolled back")
@@ -148,42 +155,38 @@ def test_a_source_stays_off_while_its_target_may_run_on_another_host(environment
     ("scenario", "why"),
     [("back-on", "somebody switched it on"), ("wired", "would be on the network beside the target")],
 )
-def test_a_target_is_not_started_beside_a_source_that_came_back(
-    environment: dict[str, str], scenario: str, why: str
-) -> None:
-    (done,) = runs(environment, scenario)
+def test_a_target_is_not_started_beside_a_source_that_came_back(runs: Runs, scenario: str, why: str) -> None:
+    (done,) = runs[scenario]
     assert why in done["failures"]["start"]
     assert (done["source"], done["nics"], done["phase"]) == ("poweredOn", AS_BUILT, "rolled back")
 
 
-def test_a_source_that_was_on_for_a_while_is_not_replaced_by_its_older_copy(environment: dict[str, str]) -> None:
-    (done,) = runs(environment, "awake")
+def test_a_source_that_was_on_for_a_while_is_not_replaced_by_its_older_copy(runs: Runs) -> None:
+    (done,) = runs["awake"]
     assert "did not stay off since its shutdown: it was switched on at" in done["failures"]["disconnect"]
     assert (done["source"], done["nics"], done["phase"]) == ("poweredOn", AS_BUILT, "rolled back")
 
 
-def test_a_source_that_this_run_has_not_shut_down_is_not_replaced(environment: dict[str, str]) -> None:
-    (done,) = runs(environment, "skipped")
+def test_a_source_that_this_run_has_not_shut_down_is_not_replaced(runs: Runs) -> None:
+    (done,) = runs["skipped"]
     assert "a step before was not done by this run" in done["failures"]["disconnect"]
     assert (done["phase"], done["nics"]) == (None, [[True, False], [False, False]])
 
 
-def test_a_second_try_of_the_shutdown_takes_over_what_the_first_had_done(environment: dict[str, str]) -> None:
-    (done,) = runs(environment, "killed")
+def test_a_second_try_of_the_shutdown_takes_over_what_the_first_had_done(runs: Runs) -> None:
+    (done,) = runs["killed"]
     assert done["states"]["shutdown"] == "success"
     assert (done["source"], done["nics"], done["phase"]) == ("poweredOn", AS_BUILT, "rolled back")
 
 
 @pytest.mark.parametrize("scenario", ["forgotten", "scribbled"])
-def test_a_record_that_a_person_has_deleted_or_changed_is_had_from_the_run(
-    environment: dict[str, str], scenario: str
-) -> None:
-    (done,) = runs(environment, scenario)
+def test_a_record_that_a_person_has_deleted_or_changed_is_had_from_the_run(runs: Runs, scenario: str) -> None:
+    (done,) = runs[scenario]
     assert (done["source"], done["nics"], done["phase"]) == ("poweredOn", AS_BUILT, "rolled back")
 
 
-def test_a_target_is_left_running_when_its_source_cannot_come_back(environment: dict[str, str]) -> None:
-    (done,) = runs(environment, "changed")
+def test_a_target_is_left_running_when_its_source_cannot_come_back(runs: Runs) -> None:
+    (done,) = runs["changed"]
     assert "was not begun: the network adapters of" in done["failures"]["rollback"]
     assert done["target"] == "shut off"
     assert (done["phase"], done["source"]) == ("source off the network", "poweredOff")

@@ -21,6 +21,7 @@ READ_ONLY = {
     "vim.SearchIndex",
     "vim.ServiceInstance",
     "vim.SessionManager",
+    "vim.event.EventManager",  # nothing is posted there
     "vim.view.ContainerView",
     "vim.view.ViewManager",
     "vmodl.query.PropertyCollector",

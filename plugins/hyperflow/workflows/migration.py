@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 RETRIES = 5  # only of what may pass, such as a vCenter that is away for a minute: operators fail at once for the rest
 TRIES = {"retries": RETRIES, "retry_delay": timedelta(seconds=20), "retry_policy": WaitForHost(RETRIES)}
-# Of a rollback: the source is off.
+# Of a rollback: while the vCenter or the host is away, the source stays off.
 PATIENCE = {"retries": 30, "retry_delay": timedelta(minutes=1), "retry_policy": None}
 LONGEST_TAG = 100  # characters; Airflow refuses a DAG with a longer one
 CHANGES = {  # at the source, by the cutover's strategy
