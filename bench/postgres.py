@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg2
@@ -22,13 +23,22 @@ NAME = "airflow"  # of the database and of its user
 START_LIMIT = 60.0  # seconds
 
 
+@dataclass(frozen=True)
+class Database:
+    """A server with an empty database.
+
+    :param socket: folder of its socket, which only its owner and root can enter
+    """
+
+    socket: Path
+    server: processes.Server
+
+
 @contextmanager
-def running() -> Iterator[Path]:
+def running() -> Iterator[Database]:
     """Run a server with an empty database, and end it.
 
     Not in the folder of the measuring: that is below a home which only its owner may enter.
-
-    :return: folder of its socket, which only its owner and root can enter
     """
     folder = Path(tempfile.mkdtemp(prefix="hyperflow-bench-postgres-"))
     server: processes.Server | None = None
@@ -45,7 +55,7 @@ def running() -> Iterator[Path]:
         log = folder / "server.log"
         server = processes.start("postgres", [*as_owner, _program("postgres"), *options], log, dict(os.environ))
         _create_database(socket, server, log)
-        yield socket
+        yield Database(socket, server)
     finally:
         if server is not None:
             processes.end([server])
