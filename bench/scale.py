@@ -325,7 +325,7 @@ def _rows(socket: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 def _cpu(servers: list[processes.Server]) -> dict[str, float]:
-    """Sum up the CPU time of each server, and of all that it has started: what is over counts for who has waited for it."""
+    """Sum up the CPU time of each server, and of what it has started: of what is over as well."""
     tick = os.sysconf("SC_CLK_TCK")
     names = {server.pid: server.name for server in servers}
     used: dict[str, float] = defaultdict(float)
