@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import control, conversions, data, downloads, guests, memory, results
+from bench import control, conversions, data, downloads, guests, memory, results, scale
 from bench.results import Result
 from bench.stages import BenchError
 
@@ -61,6 +61,7 @@ MEASURES: dict[str, Callable[[Path, Console], Result]] = {
     "manifest_ms": lambda folder, console: control.measure_manifest(),
     "dag_parse_1000_s": lambda folder, console: control.measure_parse(),
     "dag_start_s": lambda folder, console: control.measure_start(),
+    "wave_1000_s_per_task": scale.measure,
 }
 
 if __name__ == "__main__":

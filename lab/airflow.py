@@ -155,6 +155,8 @@ def _environment(home: Path, port: int, plans: Path, others: Mapping[str, object
         "API__WORKERS": 1,
         # Idle sleep is most of what Airflow adds to a task: 0.2 s instead of 1 s (airflow-notes.md).
         "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": 0.2,
+        # What runs a task sees its end at once or, every other time, after a heartbeat: 5 s of a slot otherwise.
+        "WORKERS__MIN_HEARTBEAT_INTERVAL": 1,
         # How soon a component that was killed is missed; docs/faults.md says what the defaults mean.
         "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": 15,
         "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": 10,

@@ -100,9 +100,13 @@ def _profiles(plan: dict[str, Any], entries: list[dict[str, Any]], library: Libr
 
 def _contradictions(plan: dict[str, Any], entries: list[dict[str, Any]], library: Library) -> Iterator[PlacedFault]:
     """Find overrides that contradict the profile or each other, each once, where they stand."""
+    judged = False  # whether the plan's own profile and overrides were: they are those of most of its VMs
     for index, vm in enumerate(entries):
-        profile = library.profiles.get(str(vm.get("profile", plan.get("profile"))))
         own = "profile" in vm or "profile_overrides" in vm
+        if judged and not own:
+            continue
+        judged = judged or not own
+        profile = library.profiles.get(str(vm.get("profile", plan.get("profile"))))
         at: Location = ("vms", index, "profile_overrides") if own else ("profile_overrides",)
         try:
             layers = [ProfileSettings.model_validate(layer.get("profile_overrides", {})) for layer in (plan, vm)]

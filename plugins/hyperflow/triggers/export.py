@@ -12,7 +12,7 @@ from airflow.providers.common.compat.connection import get_async_connection
 from airflow.triggers.base import TriggerEvent
 
 from hyperflow.hooks.vsphere import open_session
-from hyperflow.triggers.job import CONNECTION_FAULTS, HostProgramFault, JobTrigger
+from hyperflow.triggers.job import CONNECTION_FAULTS, HostProgramFault, JobTrigger, not_too_soon
 from hyperflow.vsphere.errors import LeaseBusy, LeaseLost, NotFound, VsphereError
 from hyperflow.vsphere.lease import Lease, open_lease
 
@@ -89,6 +89,7 @@ class ExportTrigger(JobTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Export the disk and fire."""
+        begun = time.monotonic()
         try:
             event = await self._export()
         except NotFound as fault:
@@ -101,6 +102,7 @@ class ExportTrigger(JobTrigger):
             event = {"state": "FAILED", "reason": reason, "retry": True}
         finally:
             await self._host.close()
+        await not_too_soon(begun)
         yield TriggerEvent(event)
 
     async def on_kill(self) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import asyncssh
 import structlog
+from airflow.configuration import conf
 from airflow.providers.ssh.hooks.ssh import SSHHookAsync
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -26,6 +27,7 @@ KEEPALIVE = 15  # seconds between SSH keep-alives: a connection that hangs is no
 RECONNECT_DELAYS = (1.0, 2.0, 5.0, 10.0)  # seconds; the last one again and again
 CONNECTION_FAULTS = (OSError, asyncssh.Error, TimeoutError)
 ONLY_ASKING = (("job", "poll"), ("job", "collect"))  # commands that change nothing, every few seconds
+SCHEDULER_LOOP = 3.0  # seconds that the scheduler of a busy machine takes until it looks at what has ended
 UNREACHABLE = "UNREACHABLE"
 FAILED = "FAILED"
 
@@ -89,10 +91,13 @@ class JobTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Follow the job to its end and fire."""
+        begun = time.monotonic()
         try:
-            yield TriggerEvent(await self.follow(self.job))
+            event = await self.follow(self.job)
         finally:
             await self._host.close()
+        await not_too_soon(begun)
+        yield TriggerEvent(event)
 
     async def follow(self, job: str) -> dict[str, Any]:
         """Follow ``job`` until it ended, its log is read to the end and its result is here."""
@@ -173,6 +178,19 @@ class JobTrigger(BaseTrigger):
                     ) from fault
             await asyncio.sleep(RECONNECT_DELAYS[min(attempt, len(RECONNECT_DELAYS) - 1)])
             attempt += 1
+
+
+async def not_too_soon(begun: float) -> None:
+    """Wait until a trigger may fire.
+
+    The process that deferred has often ended for a whole heartbeat before Airflow 3.3.2 sees that it has. When the
+    trigger has fired by then, Airflow takes that end for the end of the task, and tries it again beside the process
+    that goes on with it (apache/airflow#72716).
+
+    :param begun: when it began, on the monotonic clock
+    """
+    heartbeat = conf.getint("workers", "min_heartbeat_interval", fallback=5)
+    await asyncio.sleep(begun + heartbeat + SCHEDULER_LOOP - time.monotonic())
 
 
 class HostChannel:
