@@ -28,7 +28,7 @@ from lab import airflow, inventory, lab, leftovers
 from lab.running import QUICK, RunningLab
 from tests.faults import watching
 
-pytestmark = [pytest.mark.lab]
+pytestmark = [pytest.mark.lab, pytest.mark.night]
 
 PLAN, WAVE = "whole", "night"
 DAG = f"wave.{PLAN}.{WAVE}"
@@ -101,6 +101,11 @@ class Night:
     def at_work(self) -> set[str]:
         """The VMs whose runs work."""
         return {vm for vm, runs in self.runs_of_all().items() if any(r["state"] in ("queued", "running") for r in runs)}
+
+    def waiting(self) -> int:
+        """How many tasks of the wave have started their VM and wait for its end."""
+        tasks = self.lab.api.task_instances(DAG, self.run)
+        return sum(task.state == "deferred" for task in tasks)
 
     def runs_of_all(self) -> dict[str, list[dict[str, Any]]]:
         """The runs of each VM's DAG."""
@@ -235,7 +240,7 @@ def play(night: Night) -> None:
             night.answered.add((vm, question["id"]))
         runs = night.runs_of_all()
         over = sum(run["state"] in ("success", "failed") for each in runs.values() for run in each)
-        if not killed and over >= 2 and len(night.at_work()) == IN_FLIGHT:
+        if not killed and over >= 2 and night.waiting() == IN_FLIGHT:
             airflow.kill(night.lab.folders.state, "scheduler", whole=True)
             killed = True
             airflow.revive(night.lab.folders.state, night.lab.folders.plans, "scheduler")
