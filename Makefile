@@ -12,7 +12,7 @@ demo: install system            ## move the lab's guest from its vCenter to KVM 
 test: install system            ## every test, the real migration included
 	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
-faults: install system          ## whole runs while vCenter, Airflow and people do their worst; on a quiet machine
+faults: install system          ## whole runs and a whole wave while all around them do their worst; on a quiet machine
 	$(PYTHON) -m pytest -m night
 
 production: install system      ## docker-compose.yaml brought up for real on a Docker engine, a wave, a worker killed

@@ -9,14 +9,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hyperflow.cli.airflow_api import ServerFault
+from hyperflow.cli.airflow_api import AirflowUnavailable, ServerFault
 from hyperflow.cli.limits import limits
 from hyperflow.cli.wave import wave
 from hyperflow.kvmhost import domains
@@ -28,7 +28,7 @@ from lab import airflow, inventory, lab, leftovers
 from lab.running import QUICK, RunningLab
 from tests.faults import watching
 
-pytestmark = [pytest.mark.lab]
+pytestmark = [pytest.mark.lab, pytest.mark.night]
 
 PLAN, WAVE = "whole", "night"
 DAG = f"wave.{PLAN}.{WAVE}"
@@ -82,7 +82,7 @@ class Night:
     esxi: dict[str, str] = field(default_factory=dict)
     run: str = ""
     samples: list[Sample] = field(default_factory=list)
-    answered: set[tuple[str, str]] = field(default_factory=set)
+    disturbed: set[str] = field(default_factory=set)
 
     def sample(self) -> Sample:
         """Look at Airflow, at the hosts' processes, and at the vCenter's leases."""
@@ -101,6 +101,11 @@ class Night:
     def at_work(self) -> set[str]:
         """The VMs whose runs work."""
         return {vm for vm, runs in self.runs_of_all().items() if any(r["state"] in ("queued", "running") for r in runs)}
+
+    def waiting(self) -> int:
+        """How many tasks of the wave have started their VM and wait for its end."""
+        tasks = self.lab.api.task_instances(DAG, self.run)
+        return sum(task.state == "deferred" for task in tasks)
 
     def runs_of_all(self) -> dict[str, list[dict[str, Any]]]:
         """The runs of each VM's DAG."""
@@ -134,7 +139,7 @@ def sampled(night: Night) -> Iterator[None]:
         while not over.wait(INTERVAL):
             try:
                 night.samples.append(night.sample())
-            except ServerFault:
+            except AirflowUnavailable:
                 continue
 
     watcher = threading.Thread(target=look)
@@ -217,6 +222,14 @@ def write_note(bench: RunningLab, name: str) -> None:
         bench.until(lambda: task.info.state == "success")
 
 
+def disturb(night: Night, vm: str) -> None:
+    """Change a VM that is asked about, once, so that it is not what its preflight saw."""
+    change = {"drifting": take_backup_snapshot, "moved": write_note}.get(vm)
+    if change is not None and vm not in night.disturbed:
+        change(night.lab, vm)
+        night.disturbed.add(vm)
+
+
 def play(night: Night) -> None:
     """Answer what is asked, have a VM drift, and kill the scheduler while VMs are in flight."""
     killed = False
@@ -224,18 +237,12 @@ def play(night: Night) -> None:
     while night.lab.api.run_state(DAG, night.run) not in ("success", "failed"):
         assert time.monotonic() < limit, f"the wave is not over; at work: {night.at_work()}"
         for question in night.questions():
-            vm = question["dag_id"].rpartition(".")[2]
-            if (vm, question["id"]) in night.answered:
-                continue
-            if vm == "drifting":
-                take_backup_snapshot(night.lab, vm)
-            if vm == "moved" and not any(of == vm for of, _ in night.answered):
-                write_note(night.lab, vm)
-            night.answer(question, "Reject" if vm == "rejected" else "Approve")
-            night.answered.add((vm, question["id"]))
+            disturb(night, vm := question["dag_id"].rpartition(".")[2])
+            with suppress(ServerFault):  # SQLite was locked: it is asked for again
+                night.answer(question, "Reject" if vm == "rejected" else "Approve")
         runs = night.runs_of_all()
         over = sum(run["state"] in ("success", "failed") for each in runs.values() for run in each)
-        if not killed and over >= 2 and len(night.at_work()) == IN_FLIGHT:
+        if not killed and over >= 2 and night.waiting() == IN_FLIGHT:
             airflow.kill(night.lab.folders.state, "scheduler", whole=True)
             killed = True
             airflow.revive(night.lab.folders.state, night.lab.folders.plans, "scheduler")

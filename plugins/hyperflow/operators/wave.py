@@ -386,14 +386,26 @@ class MigrateVmOperator(TriggerDagRunOperator):
         if earlier is not None:
             self.log.info("going on with run %s of %s", earlier, self.trigger_dag_id)
             self.wait_for(earlier)
-        count = int(_store(context).get("started") or 0) + 1
-        run_id = f"{context['run_id']}.{self.wave}.{count}"
-        _store(context).set("started", str(count))
-        _store(context).set("run", run_id)
-        self.trigger_run_id = run_id
+        self.trigger_run_id = self.next_run(context)
         asked = context["dag_run"].conf or {}
         self.conf = {name: True for name in PASSED_ON if asked.get(name)}
         return super().execute(context)
+
+    def next_run(self, context: Context) -> str:
+        """Name the run that is started now, and keep the name first.
+
+        A name that was kept and is no run yet is used again: an earlier try, whose scheduler died, may still be about
+        to start it, and there must be one.
+        """
+        store, ti = _store(context), cast("Any", context["ti"])
+        kept = store.get("run")
+        if kept and not ti.get_dr_count(dag_id=self.trigger_dag_id, run_ids=[kept]):
+            return str(kept)
+        count = int(store.get("started") or 0) + 1
+        run_id = f"{context['run_id']}.{self.wave}.{count}"
+        store.set("started", str(count))
+        store.set("run", run_id)
+        return run_id
 
     def run_of_an_earlier_try(self, context: Context) -> str | None:
         """The run that this task started before, unless its failure was told, or its success taken back since: who
