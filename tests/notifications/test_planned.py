@@ -19,7 +19,11 @@ from airflow.serialization.serialized_objects import DagSerialization
 from hyperflow.notifications import planned
 from hyperflow.notifications.classes import UnusableNotifier, make_notifier
 from hyperflow.notifications.planned import PlannedNotifier
+from hyperflow.operators.approval import tell_who_is_asked
+from hyperflow.plans.load import load_plan
 from hyperflow.plans.notices import Notice
+from hyperflow.workflows.migration import build_dag
+from hyperflow.workflows.wave import build_wave
 
 from tests.notifications.mailbox import Mailbox
 
@@ -238,6 +242,52 @@ def test_only_the_event_that_happened_is_told(outcome: str, event: str) -> None:
     tell(Remembers, {"outcome": outcome}, "proven", "unproven", "failed")
     tell(Remembers, {"outcome": outcome}, "approval")
     assert [told[2] for told in TOLD] == [event]
+
+
+COLD = """
+plan: cold
+vcenter: {connection: vc}
+profile: kvm-migration
+host: {connection: kvm01, staging_directory: /srv/staging, output_directory: /srv/images}
+networks: {"*": default}
+notify: [{on: [approval], notifier: ours.All}, {on: [failed], notifier: ours.Failed}]
+cutover: {strategy: cold, approval: {}, on_shutdown_timeout: ask}
+vms: [{name: web01}, {name: db01, notify: []}]
+waves: [{name: first, members: ["*"], on_failure: ask, notify: [{on: [approval, wave_done], notifier: ours.Wave}]}]
+"""
+
+
+def test_every_task_that_asks_or_reports_has_the_notifiers_of_its_own_events(tmp_path: Path) -> None:
+    (tmp_path / "cold.yaml").write_text(COLD)
+    plan = load_plan(tmp_path / "cold.yaml")
+    web, db = (build_dag(plan, vm) for vm in plan.vms)
+    wave = build_wave(plan, plan.waves[0])
+
+    def asking(dag: Any, *tasks: str) -> list[list[str]]:
+        return [[one.notice.notifier for one in dag.get_task(task).notifiers] for task in tasks]
+
+    assert asking(web, "approve_shutdown", "shutdown", "approve_start") == [["ours.All"]] * 3
+    assert [one.notice.notifier for one in web.get_task("report").on_failure_callback] == ["ours.Failed"]
+    assert asking(db, "approve_shutdown", "shutdown", "approve_start") == [[]] * 3
+    assert not db.get_task("report").on_failure_callback
+    assert asking(wave, "vms.web01") == [["ours.Wave"]]
+    for callbacks in (wave.get_task("report").on_failure_callback, wave.get_task("report").on_success_callback):
+        assert [one.notice.notifier for one in callbacks] == ["ours.Wave"]
+
+
+@pytest.mark.usefixtures("own_notifiers")
+def test_a_question_that_our_own_tasks_ask_is_told_as_one() -> None:
+    notice = Notice.model_validate(
+        {"on": ["approval"], "notifier": f"{__name__}.Remembers", "arguments": {"extra": "{{ hyperflow.link }}"}}
+    )
+    context: Any = {"ti": Xcoms(None), "dag": Dag(), "run_id": "r", "task": None}
+    teller = PlannedNotifier(notice, about="question", plan="autumn", name="web01")
+    tell_who_is_asked(context, [teller], "web01 does not shut down. What now?", "**Power off** is a power cut.")
+    ((text, link, event),) = TOLD
+    assert event == "approval"
+    assert "web01 does not shut down. What now?" in text
+    assert "power cut" in text
+    assert link.endswith("/dags/migrate.autumn.web01/runs/r/tasks/report/required_actions")
 
 
 @pytest.mark.usefixtures("own_notifiers")

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 from hyperflow.plans import times
-from hyperflow.plans.check import check_plans
+from hyperflow.plans.check import check_plans, plans_beside
 from hyperflow.plans.estimate import Rates, estimate_wave, minutes_text, rates_of
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.plan import PlanError
@@ -137,6 +137,11 @@ def test_approvers_are_those_of_the_plans_people(tmp_path):
         ({"members": [{"label": "silver"}]}, "found a rule that no VM of the plan fits"),
         ({"members": [{}]}, "found a rule without any key"),
         (
+            {"members": [{"labl": "x"}]},
+            "members[0].labl: found an unknown key, expected one of name, folder, label, tag, host; did you mean label",
+        ),
+        ({"members": [["db01"]]}, "waves[0].members[0]: found a list of 1, expected a string"),
+        (
             {"members": ["db*"], "after": {"db01": ["db02"], "db02": ["db01"]}},
             "found a ring: db01 after db02 after db01",
         ),
@@ -168,6 +173,23 @@ def test_approvers_are_those_of_the_plans_people(tmp_path):
             },
             "when the window does not let VMs start",
         ),
+        (
+            {"members": ["db*"], "window": {"days": ["sun"], "start": "02:30", "end": "06:00"}},
+            "waves[0].window.start: found 2026-03-29 02:30, when clocks in Europe/Berlin go from 02:00 to 03:00",
+        ),
+        (
+            {"members": ["db*"], "window": {"days": ["sat"], "start": "22:00", "end": "02:30"}},
+            "waves[0].window.end: found 2026-03-29 02:30",
+        ),
+        (
+            {"members": ["db*"], "groups": {"db01": ["db02"]}},
+            'waves[0].groups.db01: found "db01", which is a VM of the wave as well',
+        ),
+        ({"members": ["db*"], "groups": {"a": ["db01"]}, "apart": [["a", "db01"]]}, 'apart[0]: found "db01" alone'),
+        (
+            {"members": ["db*"], "after": {"db01": ["web01"]}},
+            'waves[0].after.db01[0]: found "web01", which is no member of this wave',
+        ),
         ({"members": ["db*"], "max_in_flight": 0}, "waves[0].max_in_flight"),
         ({"members": ["db*"], "on_failure": "panic"}, "waves[0].on_failure"),
     ],
@@ -196,6 +218,75 @@ def test_all_faults_of_all_waves_are_named_at_once_with_those_of_the_plan(tmp_pa
     assert sorted(places) == sorted(expected)
 
 
+def test_what_one_key_of_a_wave_has_wrong_hides_no_fault_of_its_other_keys(tmp_path):
+    said = faults(
+        tmp_path,
+        {
+            "name": "one",
+            "members": ["db*", "zz"],
+            "max_in_flight": 0,
+            "after": {"db01": ["db02"], "db02": ["db01"]},
+            "approval": {"by": ["carol"], "timeout_minutes": "long"},
+            "window": {"days": ["sat"], "start": "22:00", "end": "23:00", "unknown": 1},
+            "schedule": {"cron": "0 12 * * sat"},
+        },
+        {"name": "two", "members": [7], "schedule": {"cron": "0 0 30 2 *"}},
+    )
+    assert [line.partition(": ")[0] for line in said] == [
+        "waves[0].members[1]",
+        "waves[0].max_in_flight",
+        "waves[0].after",
+        "waves[0].approval.by[0]",
+        "waves[0].approval.timeout_minutes",
+        "waves[0].window.unknown",
+        "waves[0].schedule.cron",
+        "waves[1].members[0]",
+    ]
+
+
+def test_a_window_that_closes_when_the_clocks_go_on_is_no_fault(tmp_path):
+    window = {"days": ["sat"], "start": "22:00", "end": "03:00", "latest_start": "02:00"}
+    assert load(tmp_path, {"name": "one", "members": ["db*"], "window": window}).waves
+
+
+def test_a_window_is_an_hour_longer_on_the_night_that_has_an_hour_twice():
+    saturday = window(days=["sat"], start="22:00", end="04:00")
+    opening = times.opening_at(saturday, BERLIN, berlin("2026-10-24T23:00"))
+    assert opening.end - opening.start == timedelta(hours=7)
+    shorter = times.opening_at(saturday, BERLIN, berlin("2027-03-27T23:00"))
+    assert shorter.end - shorter.start == timedelta(hours=5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"cutover": {"strategy": "cold", "approval": {"by": ["carol"]}}}])
+def test_an_unknown_approver_of_a_cutover_is_named_as_one_of_a_wave_is(tmp_path, settings):
+    vms = ["db01", {"name": "db02", "cutover": {"strategy": "cold", "approval": {"by": ["alise"]}}}]
+    said = faults(tmp_path, {"name": "one", "members": ["*"]}, vms=vms, **settings)
+    assert 'vms[1].cutover.approval.by[0]: found "alise", expected one of alice, bob; did you mean alice?' in said[0]
+    assert len(said) == 1 + len(settings)
+
+
+def test_two_people_are_not_one_user_of_airflow(tmp_path):
+    people = {"alice": {"id": "7"}, "bob": {"id": "7"}, "7": {}}
+    said = faults(tmp_path, {"name": "one", "members": ["*"]}, people=people)
+    assert [line.partition(", expected")[0] for line in said] == [
+        'people.bob.id: found "7", the id of people.alice again',
+        'people.7: found "7", the id of people.alice again',
+    ]
+
+
+def test_one_vm_is_not_named_twice_by_its_name_and_its_path(tmp_path):
+    vms = [
+        "db01",
+        {"inventory_path": "/DC/vm/x/db01"},
+        {"inventory_path": "/DC/vm/web"},
+        {"inventory_path": "/DC/vm/y/web"},
+    ]
+    (said,) = faults(tmp_path, vms=vms)
+    assert said.startswith("vms[1].inventory_path: found the VM of vms[0] again")
+    elsewhere = {"connection": "vcenter", "datacenter": "Other"}
+    assert load(tmp_path, vms=vms, vcenter=elsewhere).vms
+
+
 def test_a_window_is_held_to_the_longest_vm(tmp_path):
     window = {"start": "22:00", "end": "02:00"}
     vms = ["db01", {"name": "db02", "expected_minutes": 241}]
@@ -214,10 +305,11 @@ def test_a_time_needs_a_time_zone_that_exists(tmp_path):
         load_plan(tmp_path / "bare.yaml", PROFILES)
 
 
-def test_two_plans_may_not_move_one_vm_in_their_waves(tmp_path):
+@pytest.mark.parametrize("again", ["db01", {"inventory_path": "/DC/vm/db01"}])
+def test_two_plans_may_not_move_one_vm_in_their_waves(tmp_path, again):
     paths = []
-    for name in ("first", "second"):
-        written = document({"name": "one", "members": ["db01"]})
+    for name, vm in (("first", "db01"), ("second", again)):
+        written = document({"name": "one", "members": ["db01"]}, vms=[vm])
         written |= {"plan": name, "host": {**written["host"], "staging_directory": f"/{name}"}}
         paths.append(tmp_path / f"{name}.yaml")
         paths[-1].write_text(yaml.safe_dump(written))
@@ -225,6 +317,16 @@ def test_two_plans_may_not_move_one_vm_in_their_waves(tmp_path):
     assert first.faults == ()
     (fault,) = second.faults
     assert fault.found == "db01, which is in wave one of plan first already"
+    (alone,) = check_plans(paths[1:], PROFILES, beside=plans_beside(paths[1:]))
+    assert alone.faults == second.faults
+
+
+def test_what_is_wrong_with_the_plans_beside_it_is_not_told_of_a_plan(tmp_path):
+    path = tmp_path / "good.yaml"
+    path.write_text(yaml.safe_dump(document({"name": "one", "members": ["db01"]})))
+    (tmp_path / "broken.yaml").write_text("plan: [")
+    (checked,) = check_plans([path], PROFILES, beside=plans_beside([path]))
+    assert checked.faults == ()
 
 
 # Time

@@ -9,16 +9,16 @@ from rich.markup import escape
 
 from hyperflow.cli.__main__ import EXIT_USAGE
 from hyperflow.cli.notifiers import Judging
-from hyperflow.plans.check import check_plans
+from hyperflow.plans.check import check_plans, plans_beside
 
 
 def check(files: list[Path]) -> int:
-    """Check plan files, also against each other, and list all faults of all of them.
+    """Check plan files, also against each other and the others in their folders, and list all their faults.
 
     :return: 0, or 2 when there was a fault
     """
     console = Console(highlight=False)
-    results = check_plans(files, notifiers=Judging())
+    results = check_plans(files, notifiers=Judging(), beside=plans_beside(files))
     for each in results:
         for fault in each.faults:
             console.print(f"[red]{escape(str(each.path))}:[/red] {escape(str(fault))}", soft_wrap=True)

@@ -18,7 +18,7 @@ from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused, T
 from hyperflow.cli.janitor import shown
 from hyperflow.cli.limits import pool_fault
 from hyperflow.cli.migrate import OVER, POLL, STATE_STYLES, is_working, last_progress, name_of, seconds_of, wait_for_dag
-from hyperflow.plans.check import check_plans
+from hyperflow.plans.check import check_plans, plans_beside
 from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes_text, rates_of
 from hyperflow.plans.plan import Plan
 from hyperflow.plans.pools import pools_of, pools_of_vm, wave_pool
@@ -45,7 +45,7 @@ def find_wave(file: Path, name: str) -> tuple[Plan, Wave]:
 
     :raises BadPlan: every fault, a line each
     """
-    (checked,) = check_plans([file])
+    (checked,) = check_plans([file], beside=plans_beside([file]))
     if checked.plan is None or checked.faults:
         raise BadPlan("\n".join(f"{file}: {fault}" for fault in checked.faults))
     try:

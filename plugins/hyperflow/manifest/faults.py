@@ -17,6 +17,7 @@ Positions = Mapping[Location, tuple[int, int]]
 
 SECRET = ("password_hash",)  # fields whose wrong value may be a password
 SHOWN = 80  # characters of a found value; enough to recognise it, too few to flood a log
+NO_KEYS = ("[key]", "[word]", "[rule]")  # in a location: pydantic's for a key itself, ours for a kind of several
 FAULTS_SHOWN = 100  # of one document; a person mends some and asks again
 
 
@@ -102,7 +103,7 @@ def from_validation(error: ValidationError, model: type[BaseModel]) -> list[tupl
     """
     faults = []
     for detail in error.errors(include_url=False):
-        location = tuple(part for part in detail["loc"] if part != "[key]")
+        location = tuple(part for part in detail["loc"] if part not in NO_KEYS)
         found, expected = _words(detail, model, location)
         faults.append((location, Fault(render(location), found, expected)))
     return faults

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hyperflow.manifest.faults import Fault
-from hyperflow.plans.load import load_plan
+from hyperflow.plans.load import discover, load_plan
 from hyperflow.plans.migration import effective
 from hyperflow.plans.notices import Judge
 from hyperflow.plans.plan import Plan, PlanError
+from hyperflow.plans.rules import other_name
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,39 @@ class Checked:
     faults: tuple[Fault, ...]
 
 
-def check_plans(paths: Iterable[Path], profiles: Path | None = None, notifiers: Judge | None = None) -> list[Checked]:
-    """Check plan files: each by itself, then that no two share a name or a VM's staging folder on a host.
+def check_plans(
+    paths: Iterable[Path],
+    profiles: Path | None = None,
+    notifiers: Judge | None = None,
+    beside: Iterable[Path] = (),
+) -> list[Checked]:
+    """Check plan files: each by itself, then that no two share a name, a VM's staging folder or a VM of their waves.
 
     :param profiles: as of :func:`hyperflow.plans.load.load_plan`, and so ``notifiers``
+    :param beside: other plans that Airflow reads with these; they are held against them, and what is wrong with the
+        others themselves is not told
     :return: one result a path, in the order given
     """
+    others = [_check(path, profiles, None) for path in beside]
     results = [_check(path, profiles, notifiers) for path in paths]
     names: dict[str, Path] = {}
     folders: dict[tuple[str, str], Path] = {}
-    waves: dict[tuple[str, str], str] = {}
-    return [_waves_against(_against(result, names, folders), waves) for result in results]
+    waves: dict[tuple[str, str, str], str] = {}
+    judged = [_waves_against(_against(result, names, folders), waves) for result in (*others, *results)]
+    return judged[len(others) :]
+
+
+def plans_beside(paths: Iterable[Path]) -> list[Path]:
+    """List the other plans in the folders of plans: Airflow reads a folder as a whole."""
+    known = {path.parent.resolve() / path.name for path in paths}
+    return [one for folder in sorted({path.parent for path in known}) for one in _plans_in(folder) if one not in known]
+
+
+def _plans_in(folder: Path) -> list[Path]:
+    try:
+        return discover(folder)
+    except PlanError:  # there is no such folder, which the plan's own path is told of
+        return []
 
 
 def _check(path: Path, profiles: Path | None, notifiers: Judge | None) -> Checked:
@@ -74,19 +97,24 @@ def _against(result: Checked, names: dict[str, Path], folders: dict[tuple[str, s
     return replace(result, faults=tuple(faults))
 
 
-def _waves_against(result: Checked, waves: dict[tuple[str, str], str]) -> Checked:
+def _waves_against(result: Checked, waves: dict[tuple[str, str, str], str]) -> Checked:
     """Find VMs that waves of two plans would move; two waves of one plan are the plan's own affair."""
     plan = result.plan
     if plan is None:
         return result
     faults = []
-    mine: dict[tuple[str, str], str] = {}
+    mine: dict[tuple[str, str, str], str] = {}
+    selectors = {vm.slug: vm.selector for vm in plan.vms}
+    vcenter = plan.vcenter.connection
     for index, wave in enumerate(plan.waves):
         for slug in wave.members:
-            key = (plan.vcenter.connection, str(plan.vm(slug).selector))
-            if key in waves:
-                found = f"{slug}, which is in {waves[key]} already"
+            kind, value = selectors[slug].kind, selectors[slug].value
+            keys = [(vcenter, kind, value), (vcenter, *other_name(kind, value, plan.vcenter.datacenter))]
+            if taken := [waves[key] for key in keys if key in waves]:
+                found = f"{slug}, which is in {taken[0]} already"
                 faults.append(Fault(f"waves[{index}].members", found, "each VM in one wave"))
-            mine[key] = f"wave {wave.name} of plan {plan.name}"
+            mine[keys[0]] = f"wave {wave.name} of plan {plan.name}"
+            if kind == "inventory_path":
+                mine[(vcenter, "path to", value.rpartition("/")[2])] = mine[keys[0]]
     waves |= mine
     return replace(result, faults=(*result.faults, *faults))

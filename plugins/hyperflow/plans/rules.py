@@ -31,18 +31,19 @@ def faults(plan: Any, library: Library, notifiers: notices.Judge | None = None) 
     vms = plan.get("vms")
     entries = [vm if isinstance(vm, dict) else {} for vm in vms] if isinstance(vms, list) else []
     return [
-        *_selectors(entries),
+        *_selectors(entries, _inner(plan, "vcenter").get("datacenter")),
         *_domain_names(entries),
         *_host(plan, entries),
         *_profiles(plan, entries, library),
         *_bandwidth(plan, ()),
         *(each for index, vm in enumerate(entries) for each in _bandwidth(vm, ("vms", index))),
         *_cutovers(plan, entries),
+        *_people(plan),
         *(fault(*wrong) for wrong in notices.broken_rules(plan, notifiers)),
     ]
 
 
-def _selectors(entries: list[dict[str, Any]]) -> Iterator[PlacedFault]:
+def _selectors(entries: list[dict[str, Any]], datacenter: Any) -> Iterator[PlacedFault]:
     first: dict[tuple[str, Any], int] = {}
     for index, vm in enumerate(entries):
         kinds = [kind for kind in KINDS if kind in vm]
@@ -54,9 +55,26 @@ def _selectors(entries: list[dict[str, Any]]) -> Iterator[PlacedFault]:
         if not isinstance(value, str):
             continue
         key = (kinds[0], value)
-        if key in first:
-            yield fault(("vms", index, kinds[0]), f"the VM of vms[{first[key]}] again", "each VM once")
+        same = first.get(key, first.get(other_name(kinds[0], value, datacenter)))
+        if same is not None:
+            yield fault(("vms", index, kinds[0]), f"the VM of vms[{same}] again", "each VM once")
         first.setdefault(key, index)
+        if kinds[0] == "inventory_path":
+            first.setdefault(("path to", value.rpartition("/")[2]), index)
+
+
+def other_name(kind: str, value: str, datacenter: Any) -> tuple[str, str]:
+    """Tell how a plan may name the same VM otherwise.
+
+    A VM that is meant by its name is the only one of that name, in the vCenter or in the plan's datacenter; so a path
+    that ends in the name is the path to it.
+
+    :param datacenter: the plan's, None for all
+    """
+    if kind == "name":
+        return "path to", value
+    within = datacenter is None or value.startswith(f"/{datacenter}/")
+    return ("name", value.rpartition("/")[2]) if kind == "inventory_path" and within else (kind, value)
 
 
 def _domain_names(entries: list[dict[str, Any]]) -> Iterator[PlacedFault]:
@@ -135,3 +153,15 @@ def _cutovers(plan: dict[str, Any], entries: list[dict[str, Any]]) -> Iterator[P
             if isinstance(key, str) and key not in people:
                 expected = did_you_mean(key, sorted(people)) if people else "a key of people, which the plan has not"
                 yield fault((*at, "cutover", "approval", "by", place), show(key), expected)
+
+
+def _people(plan: dict[str, Any]) -> Iterator[PlacedFault]:
+    first: dict[str, str] = {}
+    for key, person in _inner(plan, "people").items():
+        user = person.get("id", key) if isinstance(person, dict) else key
+        if not isinstance(user, str):
+            continue
+        if user in first:
+            place = ("people", key, "id") if isinstance(person, dict) and "id" in person else ("people", key)
+            yield fault(place, f"{show(user)}, the id of people.{first[user]} again", "a user of Airflow for each")
+        first.setdefault(user, key)

@@ -120,6 +120,33 @@ def minutes_to_latest_start(window: Window) -> int:
     return (_minutes(window.latest_start) - _minutes(window.start)) % (24 * 60)
 
 
+def is_sound(window: Window) -> bool:
+    """Tell whether the latest start of a window lies in it."""
+    return 0 < minutes_to_latest_start(window) <= minutes_open(window)
+
+
+def skipped_by_window(window: Window, zone_name: str) -> list[tuple[str, str]]:
+    """Find times of a window that clocks of a zone skip on a day it opens on: the key, and what to say of it.
+
+    The first skipped minute is no fault: it is the moment at which the clocks go on.
+    """
+    after_start = {"start": 0, "end": minutes_open(window), "latest_start": minutes_to_latest_start(window)}
+    if window.latest_start is None:
+        del after_start["latest_start"]
+    found: dict[str, str] = {}
+    for first, end in skipped(zone_name):
+        for day in (first.date() - _DAY, first.date()):
+            if WEEKDAYS[day.weekday()] not in window.days:
+                continue
+            opens = datetime.combine(day, time_of_day.fromisoformat(window.start))
+            for key, minutes in after_start.items():
+                moment = opens + timedelta(minutes=minutes)
+                if first < moment < end:
+                    words = f"{moment:%Y-%m-%d %H:%M}, when clocks in {zone_name} go from {first:%H:%M} to {end:%H:%M}"
+                    found.setdefault(key, words)
+    return list(found.items())
+
+
 def opening_at(window: Window, where: ZoneInfo, now: datetime) -> Opening | None:
     """Find the opening that a moment lies in; None when the window is closed.
 

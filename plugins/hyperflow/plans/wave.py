@@ -103,9 +103,8 @@ def resolve_waves(plan: Any, candidates: Sequence[Candidate]) -> tuple[tuple[Wav
     names: dict[str, int] = {}
     for index, item in enumerate(written):
         at: Location = ("waves", index)
-        try:
-            entry = WaveEntry.model_validate(item)
-        except ValidationError:
+        entry = _what_holds(item)
+        if entry is None:
             continue
         if entry.name in names:
             faults.append(fault((*at, "name"), f"the name of waves[{names[entry.name]}] again", "a name for each wave"))
@@ -120,6 +119,32 @@ def resolve_waves(plan: Any, candidates: Sequence[Candidate]) -> tuple[tuple[Wav
         faults += one.faults
         waves.append(wave)
     return tuple(waves), faults
+
+
+def _what_holds(item: Any) -> WaveEntry | None:
+    """Read a wave without what the models refuse of it, so that its other faults are told in the same run.
+
+    None where its name or its members are refused: the rest says nothing without them.
+    """
+    while isinstance(item, dict):
+        try:
+            return WaveEntry.model_validate(item)
+        except ValidationError as error:
+            places = [detail["loc"] for detail in error.errors(include_url=False, include_input=False)]
+        if any(place[:1] in ((), ("name",), ("members",)) for place in places):
+            return None
+        for place in places:
+            item = _without(item, place)
+    return None
+
+
+def _without(item: dict[str, Any], place: Location) -> dict[str, Any]:
+    """Leave out of an object what stands at a place: the list that it is in, or the object that it is missing from."""
+    key, *deeper = place
+    inner = item.get(str(key))
+    if isinstance(inner, dict) and deeper and deeper[0] in inner:
+        return {**item, str(key): _without(inner, tuple(deeper))}
+    return {name: value for name, value in item.items() if name != key}
 
 
 def _time_zone(plan: dict[str, Any], waves: list[Any]) -> tuple[str | None, list[PlacedFault]]:
@@ -218,9 +243,11 @@ class _Resolving:
                 names = ", ".join(one.slug for one in found)
                 self.refuse(where, f"{show(word)}, which is {names}", "one of them")
                 return []
-        if not found:
+        if not found and among:  # none are good: the members' own fault says it
             known = sorted({*groups, *(one.slug for one in among)})
-            self.refuse(where, show(word), did_you_mean(word, known))
+            outside = [one for one in self.candidates if one not in among and word in (one.slug, one.value, one.name)]
+            found_words = f"{show(word)}, which is no member of this wave" if outside else show(word)
+            self.refuse(where, found_words, did_you_mean(word, known))
         return found
 
     def after(self, members: Sequence[Candidate]) -> dict[str, set[str]]:
@@ -233,6 +260,10 @@ class _Resolving:
             for name, words in self.entry.groups.items()
         }
         self.groups = groups
+        called = {word for one in members for word in (one.slug, one.name)}
+        for name in groups:
+            if name in called:
+                self.refuse(("groups", name), f"{show(name)}, which is a VM of the wave as well", "another name")
         after: dict[str, set[str]] = {}
         for word, needed in self.entry.after.items():
             later = self.called(("after", word), word, members, groups)
@@ -263,6 +294,8 @@ class _Resolving:
                 for one in self.called(("apart", index, place), word, members, self.groups)
             }
             queue = [slug for slug in order if slug in chosen]
+            if len(queue) == 1:
+                self.refuse(("apart", index), f"{show(queue[0])} alone", "two VMs or more of the wave")
             for first, second in pairwise(queue):
                 turns.setdefault(second, []).append(first)
         return {slug: tuple(dict.fromkeys(before)) for slug, before in turns.items()}
@@ -281,22 +314,24 @@ class _Resolving:
         if self.zone is None:
             return
         where = ZoneInfo(self.zone)
-        for index, written in enumerate(schedule.at or ()):
-            self.date(("schedule", "at", index), written, where)
-        self.fires_in_window(schedule, where)
+        dates = [self.date(("schedule", "at", index), at, where) for index, at in enumerate(schedule.at or ())]
+        if all(dates):
+            self.fires_in_window(schedule, where)
 
-    def date(self, place: Location, written: str, where: ZoneInfo) -> None:
+    def date(self, place: Location, written: str, where: ZoneInfo) -> bool:
         try:
             local = datetime.fromisoformat(written.replace(" ", "T"))
         except ValueError:
             self.refuse(place, show(written), "a day of the calendar")
-            return
+            return False
         if not times.exists(local, where):
             self.refuse(place, f"{show(written)}, when clocks in {self.zone} skip that time", "a time that day has")
+            return False
+        return True
 
     def fires_in_window(self, schedule: Schedule, where: ZoneInfo) -> None:
         window = self.entry.window
-        if window is None or self.faults:
+        if window is None or not times.is_sound(window):
             return
         place: Location = ("schedule", "cron" if schedule.cron else "at")
         for moment in _fires(schedule, where):
@@ -311,9 +346,12 @@ class _Resolving:
         if window is None:
             return
         length = times.minutes_open(window)
-        if not 0 < times.minutes_to_latest_start(window) <= length:
+        if not times.is_sound(window):
             expected = f"a time between {window.start} and {window.end}"
             self.refuse(("window", "latest_start"), show(window.latest_start), expected)
+        elif self.zone is not None:
+            for key, found in times.skipped_by_window(window, self.zone):
+                self.refuse(("window", key), found, "a time that every day has")
         longest = max(members, key=lambda one: one.expected_minutes or 0, default=None)
         if longest is not None and (longest.expected_minutes or 0) > length:
             found = (

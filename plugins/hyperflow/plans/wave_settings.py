@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from hyperflow.manifest.section import WHOLE, ClosedSection, Matching, Maybe
 from hyperflow.plans.notices import Notice
@@ -46,6 +46,14 @@ class MemberRule(ClosedSection):
     host: Maybe[Word] = Field(default=None, description="The ESXi host it runs on, as the survey read it")
 
 
+def _kind(value: object) -> str:
+    return "[rule]" if isinstance(value, dict | MemberRule) else "[word]"
+
+
+# Told apart by what is written, so that a fault is one of the kind that was meant.
+Member = Annotated[Annotated[Word, Tag("[word]")] | Annotated[MemberRule, Tag("[rule]")], Discriminator(_kind)]
+
+
 class Schedule(ClosedSection):
     """When the wave starts by itself: exactly one of cron and at."""
 
@@ -79,7 +87,7 @@ class WaveEntry(ClosedSection):
 
     name: Name
     description: Maybe[Text] = None
-    members: Annotated[list[Word | MemberRule], Field(min_length=1, max_length=2000)] = Field(
+    members: Annotated[list[Member], Field(min_length=1, max_length=2000)] = Field(
         description="VMs by name, slug or pattern, or by what they are"
     )
     groups: dict[Name, Annotated[list[Word], Field(min_length=1, max_length=2000)]] = Field(
