@@ -77,11 +77,6 @@ def ended(scene: Scenario) -> None:
 
 def hung(scene: Scenario) -> None:
     """The snapshot's task never ends."""
-    known = {one["connection_id"]: one for one in lab.connections(scene.lab.folders, scene.lab.vcenter, scene.lab.host)}
-    source = known[lab.VCENTER_CONNECTION]
-    extra = json.dumps({**json.loads(source["extra"]), "task_time_limit": 5})
-    hasty = {**source, "connection_id": HASTY, "extra": extra}
-    scene.lab.api.request("POST", "/api/v2/connections", json=hasty)
     scene.lab.vcenter.admin("POST", "/tasks", {"method": "CreateSnapshot_Task", "vm": scene.vm})
     scene.begin(vcenter={"connection": HASTY})
     scene.end()
@@ -96,9 +91,20 @@ def deleted(scene: Scenario) -> None:
     scene.end()
 
 
+def add_hasty_connection(running_lab: RunningLab) -> None:
+    known = {
+        one["connection_id"]: one for one in lab.connections(running_lab.folders, running_lab.vcenter, running_lab.host)
+    }
+    source = known[lab.VCENTER_CONNECTION]
+    extra = json.dumps({**json.loads(source["extra"]), "task_time_limit": 5})
+    hasty = {**source, "connection_id": HASTY, "extra": extra}
+    running_lab.api.request("POST", "/api/v2/connections", json=hasty)
+
+
 @pytest.fixture(scope="module")
 def scenes(running_lab: RunningLab) -> dict[str, Scenario]:
     """All runs of this module, played at once."""
+    add_hasty_connection(running_lab)
     return play(
         running_lab,
         ("gone", "small16", gone),
