@@ -65,7 +65,13 @@ class Stack:
 
     def containers(self, service: str) -> list[str]:
         """Ids of a service's containers that run."""
-        return self.compose("ps", "--quiet", "--filter", "status=running", service).split()
+        return [one["Id"] for one in self.described(service) if one["State"]["Running"]]
+
+    def described(self, *services: str) -> list[dict[str, Any]]:
+        """What the engine knows of containers, of those that ended too."""
+        found = json.loads(self.engine.docker("inspect", *self.compose("ps", "--quiet", *services).split()))
+        assert isinstance(found, list)
+        return found
 
     def pid(self, container: str) -> int:
         """The process id, on this machine, of a container's first process."""
@@ -73,11 +79,9 @@ class Stack:
 
     def health(self) -> dict[str, str]:
         """What the health checks say: service and number of the container -> ``healthy`` and others."""
-        ids = self.compose("ps", "--quiet").split()
-        described = json.loads(self.engine.docker("inspect", *ids))
         return {
             one["Name"].removeprefix(f"/{PROJECT}_"): one["State"]["Health"]["Status"]
-            for one in described
+            for one in self.described()
             if one["State"]["Running"] and "Health" in one["State"]
         }
 

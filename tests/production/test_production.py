@@ -35,16 +35,16 @@ PASSWORD = "known-to-this-test"
 class Played:
     """What was seen while the wave ran.
 
-    :param victims: tasks that worked on the killed worker when it was killed: DAG, run and task
+    :param killed: host name of the worker that was killed
+    :param victims: tasks that it worked on then
     :param hosts: of every try of every task of the VMs' runs: how many worked on which worker
     :param kept: plans that were kept for their runs while these worked
-    :param live: what the log of a task that works on a worker showed
     """
 
     run_id: str
     state: str
     killed: str
-    victims: set[tuple[str, str, str]]
+    victims: list[dict[str, Any]]
     hosts: Counter[str]
     kept: list[str]
 
@@ -56,7 +56,7 @@ def approver(production: Production) -> str:
         name = ("--username", user, "--password", PASSWORD, "--firstname", user, "--lastname", "Test")
         production.stack.airflow("users", "create", "--role", role, *name, "--email", f"{user}@example.com")
     listed = production.stack.airflow("users", "list", "--output", "json")
-    users = json.loads(listed[listed.index("[") :])
+    users = json.loads(listed[listed.rindex("[{") :])  # after whatever Airflow had to say
     return next(str(user["id"]) for user in users if user["username"] == APPROVER)
 
 
@@ -94,7 +94,7 @@ def played(production: Production, plan: Path) -> Played:
     assert run_id is not None
     approve(production, run_id)
     workers = {container[:12]: container for container in stack.containers("airflow-worker")}
-    until(lambda: set(hosts_of(production)) >= set(workers))
+    until_both_worked(production, set(workers))
     killed, victims = kill_a_worker(production, workers)
     kept = [path.name for path in (plan.parent / ".running").glob("*/*/*.yaml")]
     state = bench.wait(WAVE, run_id)
@@ -111,46 +111,53 @@ def approve(production: Production, run_id: str) -> None:
 
 def tasks(production: Production, **query: Any) -> list[dict[str, Any]]:
     """Tasks of the VMs' runs, as the API tells of them."""
-    found = production.bench.api.request(
-        "GET", "/api/v2/dags/~/dagRuns/~/taskInstances", params={"limit": 1000, **query}
-    )["task_instances"]
-    return [task for task in found if task["dag_id"].startswith(f"migrate.{PLAN}.")]
+    request = production.bench.api.request
+    paths = [f"/api/v2/dags/{dag_id}/dagRuns/~/taskInstances" for dag_id in production.bench.dags_of(PLAN)]
+    return [task for path in paths for task in request("GET", path, params=query)["task_instances"]]
+
+
+def path_of(task: dict[str, Any]) -> str:
+    """A task's path in the API."""
+    return f"/api/v2/dags/{task['dag_id']}/dagRuns/{task['dag_run_id']}/taskInstances/{task['task_id']}"
 
 
 def hosts_of(production: Production) -> Counter[str]:
     """Which workers had how many tries of tasks."""
     hosts: Counter[str] = Counter()
     for task in tasks(production):
-        path = f"/api/v2/dags/{task['dag_id']}/dagRuns/{task['dag_run_id']}/taskInstances/{task['task_id']}"
-        path += f"/{task['map_index']}" if task["map_index"] >= 0 else ""
-        tries = production.bench.api.request("GET", f"{path}/tries")["task_instances"]
+        mapped = f"/{task['map_index']}" if task["map_index"] >= 0 else ""
+        tries = production.bench.api.request("GET", f"{path_of(task)}{mapped}/tries")["task_instances"]
         hosts.update(each["hostname"] for each in tries if each["hostname"])
     return hosts
 
 
-def kill_a_worker(production: Production, workers: dict[str, str]) -> tuple[str, set[tuple[str, str, str]]]:
+def until_both_worked(production: Production, workers: set[str]) -> None:
+    """Wait until each worker has had a task."""
+    seen: set[str] = set()
+
+    def all_seen() -> bool:
+        seen.update(task["hostname"] for task in tasks(production) if task["hostname"])
+        return seen >= workers
+
+    until(all_seen)
+
+
+def kill_a_worker(production: Production, workers: dict[str, str]) -> tuple[str, list[dict[str, Any]]]:
     """Kill the container of a worker while tasks work in it.
 
     :param workers: host name -> container
     :return: the host name, and the tasks that were cut: they are still called running when nobody works on them
     """
-    at_work: dict[str, set[tuple[str, str, str]]] = {}
-
-    def working() -> dict[str, set[tuple[str, str, str]]]:
-        found: dict[str, set[tuple[str, str, str]]] = {}
-        for task in tasks(production, state="running"):
-            identity = (task["dag_id"], task["dag_run_id"], task["task_id"])
-            found.setdefault(task["hostname"], set()).add(identity)
-        return found
+    busy: list[str] = []
 
     def somebody_works() -> bool:
-        at_work.update({host: found for host, found in working().items() if host in workers})
-        return bool(at_work)
+        busy.extend(task["hostname"] for task in tasks(production, state="running") if task["hostname"] in workers)
+        return bool(busy)
 
     until(somebody_works)
-    killed = max(at_work, key=lambda host: len(at_work[host]))
+    ((killed, _),) = Counter(busy).most_common(1)
     production.stack.engine.docker("kill", workers[killed])
-    return killed, working().get(killed, set())
+    return killed, [task for task in tasks(production, state="running") if task["hostname"] == killed]
 
 
 def report_of(production: Production, run_id: str, user: str, password: str) -> httpx.Response:
@@ -199,9 +206,10 @@ def test_every_vm_was_migrated_once_and_nothing_is_left(production: Production, 
 
 def test_the_logs_of_the_worker_that_is_gone_can_still_be_read(production: Production, played: Played) -> None:
     api = production.bench.api
-    for dag_id, run_id, task_id in played.victims:
-        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/1"
-        answer = api.request("GET", path, params={"full_content": True}, headers={"Accept": "application/json"})
+    for task in played.victims:
+        query = {"full_content": True, "map_index": task["map_index"]}
+        path = f"{path_of(task)}/logs/{task['try_number']}"
+        answer = api.request("GET", path, params=query, headers={"Accept": "application/json"})
         assert any(line.get("level") == "info" for line in answer["content"]), answer
 
 
@@ -219,10 +227,9 @@ def test_the_first_run_of_the_file_names_no_password_in_a_log(production: Produc
 
 
 def test_what_is_published_listens_on_loopback_only(production: Production) -> None:
-    described = json.loads(production.stack.engine.docker("inspect", *production.stack.compose("ps", "-q").split()))
     published = [
         binding["HostIp"]
-        for one in described
+        for one in production.stack.described()
         for bindings in one["NetworkSettings"]["Ports"].values()
         for binding in bindings or []
     ]
