@@ -44,9 +44,10 @@ Act = Callable[[Any], Any]
 class Look(BaseOperator):
     """In place of preflight: reads the VM and leaves what the cutover's tasks take; defines the target's domain."""
 
-    def __init__(self, *, slug: str, **kwargs: Any) -> None:
+    def __init__(self, *, slug: str, before: Act | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.slug = slug
+        self.before = before
 
     def execute(self, context: Any) -> None:
         plan = load_plan(PLAN_FILE)
@@ -54,10 +55,12 @@ class Look(BaseOperator):
         with VsphereHook(VCENTER).session() as session:
             moref = find_vm(session, self.slug)
             facts, seen = read_vm(session, moref), state(session, moref)
-        refuse_moved(context, facts, begins=True)
         ti = context["ti"]
-        ti.xcom_push(key="migration", value=migration.model_dump(mode="json", by_alias=True))
         ti.xcom_push(key="vm", value=facts.to_json())
+        if self.before is not None:
+            self.before(context)
+        refuse_moved(context, facts, begins=True)
+        ti.xcom_push(key="migration", value=migration.model_dump(mode="json", by_alias=True))
         ti.xcom_push(key=STATE_KEY, value=seen)
         ti.xcom_push(key="found", value=connections_of(self.slug))
         define(facts, run_key(context))
@@ -154,11 +157,11 @@ def shut_down_and_die(context: Any) -> None:
         power_off(session, vm.moref)
 
 
-def tasks(name: str, *steps: Any) -> DAG:
+def tasks(name: str, *steps: Any, before: Act | None = None) -> DAG:
     """A run of the cutover of one VM: each step a task of the cutover, or what somebody does."""
     made: list[Any] = []
     with DAG(f"migrate.cutovers.{name}", **COMMON) as dag:
-        made.append(Look(task_id=PREFLIGHT, slug=name))
+        made.append(Look(task_id=PREFLIGHT, slug=name, before=before))
         for number, step in enumerate(steps):
             if step == SHUTDOWN:
                 made.append(ShutDownSourceOperator(task_id=SHUTDOWN, approvers=[], **SOURCE))
@@ -209,6 +212,7 @@ SCENARIOS: dict[str, list[DAG]] = {
     "killed": [tasks("killed", shut_down_and_die, SHUTDOWN, fail)],
     "forgotten": [tasks("forgotten", *CUTOVER[:2], forget, fail)],
     "scribbled": [tasks("scribbled", SHUTDOWN, scribble, "disconnect", fail)],
+    "cleared": [tasks("cleared", SHUTDOWN, before=shut_down_and_die)],
     "changed": [tasks("changed", *CUTOVER[:2], at_vcenter(remove_adapter)("changed"), fail)],
 }
 

@@ -179,6 +179,12 @@ def test_a_second_try_of_the_shutdown_takes_over_what_the_first_had_done(runs: R
     assert (done["source"], done["nics"], done["phase"]) == ("poweredOn", AS_BUILT, "rolled back")
 
 
+def test_a_run_that_is_cleared_as_a_whole_in_its_middle_gives_the_source_back(runs: Runs) -> None:
+    (done,) = runs["cleared"]
+    assert (done["states"]["preflight"], done["states"]["rollback"]) == ("failed", "success")
+    assert (done["source"], done["nics"], done["phase"]) == ("poweredOn", AS_BUILT, "rolled back")
+
+
 @pytest.mark.parametrize("scenario", ["forgotten", "scribbled"])
 def test_a_record_that_a_person_has_deleted_or_changed_is_had_from_the_run(runs: Runs, scenario: str) -> None:
     (done,) = runs[scenario]

@@ -10,7 +10,14 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from hyperflow.hooks.records import safe
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import SHUTDOWN, ClosingOperator, accept_result, finished_tasks, undone_tasks
+from hyperflow.operators.base import (
+    PREFLIGHT,
+    SHUTDOWN,
+    ClosingOperator,
+    accept_result,
+    finished_tasks,
+    undone_tasks,
+)
 from hyperflow.operators.cutover_record import (
     CUT_OVER,
     FINALIZED,
@@ -40,7 +47,10 @@ class RollBackOperator(ClosingOperator):
         """Roll back, if there is a reason to."""
         record = record_of_this_run(context)
         was_off = any(one["task_id"] == SHUTDOWN and one["state"] == "success" for one in finished_tasks(context))
-        undone = undone_tasks(context, self.settings) if record or was_off else []
+        undone: list[str] = []
+        if record or was_off:
+            # Without settings: the whole run was cleared in its middle, and preflight refuses the source as it left it.
+            undone = undone_tasks(context, self.settings) if self.migration is not None else [PREFLIGHT]
         if undone and not record:
             raise AirflowFailException(
                 f"{self.facts.name} was shut down by this run, and nothing tells how it was: Airflow's variable "

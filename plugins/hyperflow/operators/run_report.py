@@ -29,7 +29,7 @@ REPORT_KEY = "report"  # XCom: {"host": connection or None, "path", "failures": 
 FAILED, SKIPPED, NOT_REACHED = "failed", "skipped", "upstream_failed"  # task states of Airflow
 NOTHING_TO_DO = {  # why a closing task skips itself
     "remove_snapshot": "no snapshot was taken",
-    "rollback": "there was nothing to roll back",
+    "rollback": "there was nothing to roll back, or the target was well already",
     "cleanup": "the run had created nothing",
 }
 ENDED = "not reached, because the run was ended from outside"
