@@ -159,6 +159,10 @@ def _airflow(folder: Path, plans: Path, socket: Path) -> Iterator[AirflowApi]:
         "DATABASE__SQL_ALCHEMY_CONN": postgres.url(socket),
         "CORE__PARALLELISM": PARALLELISM,
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 120,  # as in docker-compose.yaml
+        # 1,000 VMs are read and stored in some 20 s of CPU, and in several times that beside tasks that take all of it:
+        # Airflow gives a file 30 s and its storing 50 s, and what is not read in time counts as gone.
+        "CORE__DAGBAG_IMPORT_TIMEOUT": 300,
+        "DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": 600,
         # As Airflow has them: the lab misses components that were killed sooner.
         "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": 30,
         "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": 300,

@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 JOBS = "simulated-jobs"  # below Airflow's home: what the host would know of its jobs
@@ -45,11 +47,11 @@ def simulate_for_triggers() -> None:
         return
     from hyperflow.triggers import export, job
 
-    async def run(channel: Any, *arguments: str, stdin: bytes = b"") -> bytes:
-        return answer(arguments, stdin)
+    async def connect(channel: job.HostChannel) -> Connection:
+        return Connection()
 
-    _replace(job.HostChannel, run=run)
-    _replace(export, open_session=lambda connection: Session(), open_lease=Lease)
+    _replace(job.HostChannel, _connect=connect)
+    _replace(export, open_session=lambda connection, task: Session(), open_lease=Lease)
 
 
 def _simulate_host() -> None:
@@ -60,10 +62,10 @@ def _simulate_host() -> None:
     def connected(hook: KvmHostHook) -> Iterator[None]:
         yield None
 
-    def run(hook: KvmHostHook, client: None, command: list[str], stdin: bytes = b"", limit: float = 0) -> Any:
-        return 0, answer(command[2:], stdin), b""  # after the interpreter and the program
+    def run(hook: KvmHostHook, client: None, command: list[str], stdin: bytes) -> tuple[int, bytes, bytes]:
+        return 0, answer(command, stdin), b""
 
-    _replace(KvmHostHook, connected=connected, run=run)
+    _replace(KvmHostHook, connected=connected, _run=run)
 
 
 def _simulate_vcenter() -> None:
@@ -91,6 +93,17 @@ def _replace(where: Any, **replacements: Any) -> None:
     """Set attributes of a class or a module."""
     for name, replacement in replacements.items():
         setattr(where, name, replacement)
+
+
+class Connection:
+    """An SSH connection of a trigger."""
+
+    async def run(self, command: str, *, input: bytes, **_: Any) -> Any:
+        """Run a command."""
+        return SimpleNamespace(exit_status=0, stdout=answer(shlex.split(command), input), stderr=b"")
+
+    def close(self) -> None:
+        """End it."""
 
 
 class Session:
@@ -131,19 +144,16 @@ class Lease:
         """Give it back."""
 
 
-def answer(arguments: Any, stdin: bytes = b"") -> bytes:
-    """Give what the host's program would print.
-
-    :param arguments: as on its command line
-    """
-    words = list(arguments)
+def answer(command: list[str], stdin: bytes) -> bytes:
+    """Give what a command would print on the host; nothing, unless it is of our own program."""
+    words = command[2:]  # after the interpreter and the program
     if words[:1] == ["job"]:
         return _job(words[1], {name.removeprefix("--"): value for name, value in pairwise(words)}, stdin)
     if words[:1] == ["ledger"]:
         return b'{"entries": 1}\n'
     if words[1:2] == ["--result"]:
         return json.dumps(result(words[0], json.loads(stdin))).encode()
-    return b""  # the shell that puts the program in place
+    return b""
 
 
 def _job(verb: str, given: dict[str, str], stdin: bytes) -> bytes:

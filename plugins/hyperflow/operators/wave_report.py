@@ -122,10 +122,10 @@ class WriteWaveReportOperator(BaseOperator):
             document |= summary
         elif state == "failed":
             document["outcome"] = "failed"
-        failure = ti.xcom_pull(task_ids=task, key=FAILURE_KEY, map_indexes=-1)
         if document["outcome"] == "not started":
             document["reason"] = self.why_not(context, wave, slug, states)
         elif state == "failed":
+            failure = ti.xcom_pull(task_ids=task, key=FAILURE_KEY, map_indexes=-1)
             told = failure["message"] if isinstance(failure, dict) else "the task was ended from outside; see its log"
             document["reason"] = told
         return VmSummary.model_validate(document)
