@@ -41,6 +41,8 @@ def ensure_images(engine: Engine) -> None:
         for name, tag in STAND_INS.items():
             _build(engine, tag, RECIPES / name)
         _build(engine, OURS, ROOT)
+        for outdated in CACHE.glob("production-*.tar"):  # of 1.3 GB
+            outdated.unlink()
         partial = archive.with_suffix(".partial")
         engine.docker("save", "--output", str(partial), OURS, STAND_INS["postgres"], STAND_INS["redis"])
         partial.rename(archive)

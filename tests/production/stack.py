@@ -31,6 +31,7 @@ COMPONENTS = ("airflow-apiserver", "airflow-scheduler", "airflow-dag-processor",
 SETTINGS = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
     "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "20",
     "AIRFLOW__CELERY__WORKER_CONCURRENCY": "4",  # two cores serve all of it
 }
 
@@ -99,10 +100,6 @@ class Stack:
         endpoint.touch(mode=0o600)
         endpoint.write_text(json.dumps({"url": self.url, "user": user, "password": secret}))
         return AirflowApi(endpoint)
-
-    def airflow(self, *arguments: str) -> str:
-        """Run Airflow's own command line in the API server's container."""
-        return self.compose("exec", "-T", "airflow-apiserver", "airflow", *arguments)
 
 
 def make(engine: Engine, folder: Path, plans: Path, key: Path) -> Stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -53,11 +54,11 @@ class Played:
 def approver(production: Production) -> str:
     """Make two users: one who may operate DAGs, and one who may see nothing. FAB's id of the first."""
     for user, role in ((APPROVER, "Op"), (OUTSIDER, "Public")):
-        name = ("--username", user, "--password", PASSWORD, "--firstname", user, "--lastname", "Test")
-        production.stack.airflow("users", "create", "--role", role, *name, "--email", f"{user}@example.com")
-    listed = production.stack.airflow("users", "list", "--output", "json")
-    users = json.loads(listed[listed.rindex("[{") :])  # after whatever Airflow had to say
-    return next(str(user["id"]) for user in users if user["username"] == APPROVER)
+        names = {"username": user, "first_name": user, "last_name": "Test", "email": f"{user}@example.com"}
+        body = {**names, "password": PASSWORD, "roles": [{"name": role}]}
+        production.bench.api.request("POST", "/auth/fab/v1/users", json=body)
+    claims = token_of(production, APPROVER).split(".")[1]
+    return str(json.loads(base64.urlsafe_b64decode(claims + "=="))["sub"])
 
 
 @pytest.fixture(scope="module")
@@ -160,12 +161,18 @@ def kill_a_worker(production: Production, workers: dict[str, str]) -> tuple[str,
     return killed, [task for task in tasks(production, state="running") if task["hostname"] == killed]
 
 
-def report_of(production: Production, run_id: str, user: str, password: str) -> httpx.Response:
-    """Ask for the wave's report as a browser of that user would."""
-    api = production.stack.api(user, password)
-    token = api._client.headers["Authorization"]
+def token_of(production: Production, user: str) -> str:
+    """Log in as one of the two users."""
+    credentials = {"username": user, "password": PASSWORD}
+    answer = httpx.post(f"{production.stack.url}/auth/token", json=credentials, timeout=60)
+    return str(answer.raise_for_status().json()["access_token"])
+
+
+def report_of(production: Production, run_id: str, user: str | None) -> httpx.Response:
+    """Ask for the wave's report as one of the two users, or as nobody."""
     address = f"{production.stack.url}/hyperflow/runs/{WAVE}/{run_id}/wave-report.json"
-    return httpx.get(address, headers={"Authorization": token})
+    headers = {"Authorization": f"Bearer {token_of(production, user)}"} if user else {}
+    return httpx.get(address, headers=headers, timeout=60)
 
 
 def test_every_health_check_is_good_with_two_workers(production: Production, played: Played) -> None:
@@ -186,7 +193,7 @@ def test_a_worker_was_killed_while_it_worked_and_both_had_had_tasks(played: Play
 
 
 def test_the_wave_reports_every_vm_as_moved_and_who_approved(production: Production, played: Played) -> None:
-    answer = report_of(production, played.run_id, APPROVER, PASSWORD)
+    answer = report_of(production, played.run_id, APPROVER)
     report = answer.raise_for_status().json()
     assert {vm["slug"]: vm["outcome"] for vm in report["vms"]} == dict.fromkeys(VMS, "unproven")
     assert (report["summary"]["failed"], report["summary"]["not_started"]) == (0, 0)
@@ -214,10 +221,9 @@ def test_the_logs_of_the_worker_that_is_gone_can_still_be_read(production: Produ
 
 
 def test_a_page_of_records_is_for_whom_fab_lets_see_the_dag(production: Production, played: Played) -> None:
-    assert report_of(production, played.run_id, APPROVER, PASSWORD).status_code == httpx.codes.OK
-    assert report_of(production, played.run_id, OUTSIDER, PASSWORD).status_code == httpx.codes.FORBIDDEN
-    address = f"{production.stack.url}/hyperflow/runs/{WAVE}/{played.run_id}/wave-report.json"
-    assert httpx.get(address).status_code == httpx.codes.UNAUTHORIZED
+    assert report_of(production, played.run_id, APPROVER).status_code == httpx.codes.OK
+    assert report_of(production, played.run_id, OUTSIDER).status_code == httpx.codes.FORBIDDEN
+    assert report_of(production, played.run_id, None).status_code == httpx.codes.UNAUTHORIZED
 
 
 def test_the_first_run_of_the_file_names_no_password_in_a_log(production: Production, played: Played) -> None:
