@@ -97,6 +97,7 @@ def test_the_audit_file_tells_who_started_it_each_change_at_the_vcenter_and_each
     assert done.returncode == 0, done.stdout
     entries = [json.loads(line) for line in file.read_text().splitlines()]
     assert (entries[0]["what"], entries[0]["by"]) == ("migration started", "admin")
+    assert migrated.report["run"]["requested_by"] == "admin"
     calls = [(entry["what"], entry["state"]) for entry in entries if entry["kind"] == "vsphere"]
     for method, count in (
         ("CreateSnapshot_Task", 1),

@@ -209,6 +209,7 @@ class ReportConversionOperator(RunReportOperator):
             run=Run(
                 dag_id=context["dag"].dag_id,
                 run_id=str(context["run_id"]),
+                requested_by=getattr(dag_run, "triggering_user_name", None),
                 overrides={key: value for key, value in asked.items() if value is not None},
             ),
             vm=ReportedVm.model_validate({key: value for key, value in vm.items() if value is not None}),

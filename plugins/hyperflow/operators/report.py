@@ -104,6 +104,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
                 dag_id=context["dag"].dag_id,
                 run_id=context["run_id"],
                 plan=self.plan,
+                requested_by=getattr(dag_run, "triggering_user_name", None),
                 overrides={key: value for key, value in (dag_run.conf or {}).items() if value is not None},
             ),
             vm=self.reported_vm(context),

@@ -133,7 +133,7 @@ def migrate(plan: Plan, wave: Wave, slug: str) -> MigrateVmOperator:
         start_over=vm.settings.drift == "start-over",
         notifiers=told_of(notices(plan, wave), "question", plan.name, f"wave {wave.name}"),
         pool=wave_pool(plan.name, wave.name),
-        # Also the end of a VM's run needs a slot to be taken up: VMs that came first must not wait behind those to come.
+        # Also the end of a VM's run needs a slot to be taken up: whoever came first must not wait behind those to come.
         priority_weight=len(wave.members) - [one for step in wave.steps() for one in step].index(slug),
         weight_rule="absolute",
         # Who may not be at work with another one waits for that one's end, however it ended.

@@ -1,4 +1,4 @@
-"""Taking a domain back, in a libvirt that runs."""
+"""Starting a domain for good and taking one back, in a libvirt that runs."""
 
 from __future__ import annotations
 
@@ -45,6 +45,13 @@ def stop(domain: Path, **more: Any) -> dict[str, Any]:
 
 def state(domain: Path) -> str:
     return domains.state_of(kvmhost.URI, domain.name)
+
+
+def test_a_domain_that_is_started_for_good_starts_with_its_host_too(domain: Path) -> None:
+    done = running.run("start", {"uuid": domain.name, "vm": "vm-1", "timeout_seconds": 5})
+    assert done["exit_status"] == 0, done["log"]
+    assert (done["observed"]["autostart"], state(domain)) == (True, "running")
+    assert domain.name in virsh("list", "--all", "--uuid", "--autostart")
 
 
 def test_a_domain_that_hears_nothing_is_switched_off_undefined_and_gone(domain: Path) -> None:

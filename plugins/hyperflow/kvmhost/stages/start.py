@@ -1,4 +1,4 @@
-"""Start the migrated domain for good, and ask it whether it is well."""
+"""Start the migrated domain for good, ask it whether it is well, and have it start with its host from then on."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
 
     A domain that runs already, from an earlier try, is only asked.
 
-    :return: ``{"name", "uuid", "seconds", "was_running", "answers": {what: answer}, "asked": [what]}``
+    :return: ``{"name", "uuid", "seconds", "was_running", "answers": {what: answer}, "asked": [what], "autostart"}``
     :raises BadRequest: the domain is not there, or another's
     :raises StageError: it does not start, stops again, or does not answer in time
     """
@@ -81,6 +81,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
                 "was_running": was_running,
                 "answers": answers,
                 "asked": sorted(asked),
+                "autostart": _start_with_host(options, job),
             }
         if seconds > options.timeout_seconds:
             raise StageError(
@@ -91,6 +92,19 @@ def run(options: Options, job: Job) -> dict[str, Any]:
             told = time.monotonic()
             job.log(f"start: {seconds:.0f} s, no answer yet from {', '.join(missing)}")
         time.sleep(POLL)
+
+
+def _start_with_host(options: Options, job: Job) -> bool:
+    """Have the domain start with its host, as vSphere's high availability had its source; read back."""
+    uuid = options.uuid.lower()
+    try:
+        domains.virsh(options.uri, "autostart", uuid)
+    except StageError as fault:
+        job.warn(f"it will not start again after a reboot of this host: {fault}")
+        return False
+    return any(
+        line.split() == ["Autostart:", "enable"] for line in domains.virsh(options.uri, "dominfo", uuid).splitlines()
+    )
 
 
 def _own_domain(options: Options) -> domains.Domain:
