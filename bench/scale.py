@@ -15,12 +15,13 @@ until :data:`MINUTES` are over; those that have begun are finished.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -87,8 +88,9 @@ def measure(folder: Path, console: Console) -> Result:
         seconds_to_read = wait_for_dags(socket)
         console.print(f"Airflow has read {PLANS * VMS_PER_PLAN} VMs after {seconds_to_read:.0f} s")
         files = sorted(plans.glob("*.yaml"))
-        if limits(files, apply=True, endpoint=folder / "airflow.json"):
-            raise BenchError("the pools could not be made")
+        with redirect_stdout(io.StringIO()) as said:  # a line for each of many pools
+            if limits(files, apply=True, endpoint=folder / "airflow.json"):
+                raise BenchError(f"the pools could not be made: {said.getvalue()[-2000:]}")
         servers = [database.server, *processes.load(folder / "airflow-servers.json")]
         runs, watched = move(api, socket, files, servers, console)
         tasks = require_success(socket)
