@@ -105,6 +105,13 @@ def test_a_run_sets_host_directory_format_compression_and_the_two_switches(plan)
     assert migration.pipeline.to_document()["convert"] == {"enabled": True, "compress": False}
 
 
+def test_a_plan_leaves_the_boot_proof_out_for_one_vm_and_the_report_says_why(tmp_path):
+    (tmp_path / "plan.yaml").write_text(PLAN.replace("boot_proof: {", "boot_proof: {enabled: false, "))
+    web, db = (effective(one, vm) for one in [load_plan(tmp_path / "plan.yaml", PROFILES)] for vm in one.vms)
+    assert (web.skip_boot, db.skip_boot) == (False, True)
+    assert "boot_proof.enabled of the plan" in db.why_skipped("boot")
+
+
 @pytest.mark.parametrize(
     ("conf", "task", "reason"),
     [

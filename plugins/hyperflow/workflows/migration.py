@@ -74,7 +74,9 @@ def build_dag(plan: Plan, vm: PlannedVm) -> DAG:
         catchup=False,
         max_active_runs=2,  # one works; a second one starts only to be told so by its preflight (operators/claim.py)
         is_paused_upon_creation=False,  # it has no schedule: only a person or a wave starts it
-        default_args=dict(TRIES),
+        # Of tasks that wait for the same pool, those of VMs that are further on come first: so VMs get done, and a task
+        # whose job is over, which needs a slot to go on too, does not wait behind jobs that have not begun.
+        default_args={**TRIES, "weight_rule": "upstream"},
         tags=tags(plan, vm),
         render_template_as_native_obj=True,
     )

@@ -91,9 +91,10 @@ def add_tasks(plan: Plan, wave: Wave) -> None:
         first >> asking
         first = asking
     tasks: dict[str, MigrateVmOperator] = {}
+    places = {slug: place for place, slug in enumerate(slug for step in wave.steps() for slug in step)}
     with TaskGroup(GROUP):
         for slug in wave.members:
-            tasks[slug] = migrate(plan, wave, slug)
+            tasks[slug] = migrate(plan, wave, slug, places[slug])
     report = WriteWaveReportOperator(
         task_id=REPORT,
         trigger_rule=TriggerRule.ALL_DONE,
@@ -112,8 +113,11 @@ def notices(plan: Plan, wave: Wave) -> Sequence[Notice]:
     return plan.notify if wave.entry.notify is None else wave.entry.notify
 
 
-def migrate(plan: Plan, wave: Wave, slug: str) -> MigrateVmOperator:
-    """Make the task that starts one VM's DAG."""
+def migrate(plan: Plan, wave: Wave, slug: str, place: int) -> MigrateVmOperator:
+    """Make the task that starts one VM's DAG.
+
+    :param place: where the VM stands in the wave's order, from 0
+    """
     vm = plan.vm(slug)
     beside = [*wave.turns.get(slug, ()), *(one for one, before in wave.turns.items() if slug in before)]
     approval = wave.entry.approval
@@ -133,8 +137,8 @@ def migrate(plan: Plan, wave: Wave, slug: str) -> MigrateVmOperator:
         start_over=vm.settings.drift == "start-over",
         notifiers=told_of(notices(plan, wave), "question", plan.name, f"wave {wave.name}"),
         pool=wave_pool(plan.name, wave.name),
-        # Also the end of a VM's run needs a slot to be taken up: whoever came first must not wait behind those to come.
-        priority_weight=len(wave.members) - [one for step in wave.steps() for one in step].index(slug),
+        # A slot is needed for the end of a VM's run too: who came first must not wait behind those that are to come.
+        priority_weight=len(wave.members) - place,
         weight_rule="absolute",
         # Who may not be at work with another one waits for that one's end, however it ended.
         trigger_rule=TriggerRule.ALL_DONE if wave.turns.get(slug) else TriggerRule.ALL_SUCCESS,
