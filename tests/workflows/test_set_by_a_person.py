@@ -21,6 +21,7 @@ networks: {"*": default}
 vms:
   - name: web01
     cutover: {strategy: cold}
+waves: [{name: first, members: [web01]}]
 """
 # What the API's PATCH of a run does, and then what the scheduler does, task by task, as far as states go.
 RUN = """
@@ -41,15 +42,15 @@ with create_session() as session:
 sync_bag_to_db(DagBag(dags, bundle_path=dags, bundle_name="dags-folder"), "dags-folder", None)
 
 
-def play(session, wanted, at_work):
-    dag = DBDagBag().get_latest_version_of_dag("migrate.autumn.web01", session=session)
+def play(session, wanted, at_work, name="migrate.autumn.web01", done=("preflight", "shutdown", "snapshot")):
+    dag = DBDagBag().get_latest_version_of_dag(name, session=session)
     now = datetime.now(UTC)
     run = dag.create_dagrun(
         run_id=wanted, run_after=now, start_date=now, run_type=DagRunType.MANUAL, state=DagRunState.RUNNING,
         triggered_by=DagRunTriggeredByType.TEST, session=session,
     )
     tasks = lambda: {ti.task_id: ti for ti in run.get_task_instances(session=session)}
-    for task_id in ("preflight", "shutdown", "snapshot"):
+    for task_id in done:
         tasks()[task_id].set_state("success", session=session)
     for task_id in at_work:
         tasks()[task_id].set_state("deferred", session=session)
@@ -69,7 +70,11 @@ def play(session, wanted, at_work):
 
 
 with create_session() as session:
-    told = {"failed": play(session, "failed", ["export"]), "success": play(session, "success", [])}
+    told = {
+        "failed": play(session, "failed", ["export"]),
+        "success": play(session, "success", []),
+        "wave": play(session, "failed", ["vms.web01"], "wave.autumn.first", ["check"]),
+    }
 print("ANSWER", json.dumps(told))
 """
 
@@ -118,3 +123,8 @@ def test_a_run_that_is_set_to_success_between_two_tasks_is_closed_too_and_is_wha
     run = told["success"]
     assert set(run["after"].values()) == {"success", "skipped", None}
     assert (run["ran"], run["run"]) == (CLOSED, "failed")
+
+
+def test_a_wave_that_is_set_to_failed_is_reported_too(told: dict[str, Any]) -> None:
+    run = told["wave"]
+    assert (run["after"]["vms.web01"], run["ran"], run["run"]) == ("failed", ["report"], "failed")

@@ -95,13 +95,10 @@ def add_tasks(plan: Plan, wave: Wave) -> None:
     with TaskGroup(GROUP):
         for slug in wave.members:
             tasks[slug] = migrate(plan, wave, slug, places[slug])
+    # A teardown, as in a migration: it runs also when a person sets the state of the whole run.
     report = WriteWaveReportOperator(
-        task_id=REPORT,
-        trigger_rule=TriggerRule.ALL_DONE,
-        on_success_callback=told,
-        on_failure_callback=told,
-        **common,
-    )
+        task_id=REPORT, on_success_callback=told, on_failure_callback=told, **common
+    ).as_teardown(on_failure_fail_dagrun=True)
     for slug, task in tasks.items():
         before = [tasks[each] for each in (*wave.after.get(slug, ()), *wave.turns.get(slug, ()))]
         (before or first) >> task
