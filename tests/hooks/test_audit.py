@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 from hyperflow.audit.chain import verify
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import own_airflow
+
 # A DAG run by Airflow with a database of its own: a task, a mapped one, a start that cannot be written.
 RUN = """
 import sys
@@ -40,23 +38,13 @@ if __name__ == "__main__":
 """
 
 
-def run(home: Path, monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
-    for name in ("CORE__DAGS_FOLDER", "DATABASE__SQL_ALCHEMY_CONN"):
-        monkeypatch.delenv(f"AIRFLOW__{name}", raising=False)
-    monkeypatch.setenv("AIRFLOW_HOME", str(home))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "plugins"))
-    monkeypatch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(home))
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def run(home: Path, **settings: str) -> str:
     (home / "told.py").write_text(RUN)
-    airflow = Path(sys.executable).parent / "airflow"
-    subprocess.run([airflow, "db", "migrate"], check=True, capture_output=True)
-    done = subprocess.run([sys.executable, home / "told.py"], capture_output=True, text=True, check=False)
-    return done.stdout + done.stderr
+    return own_airflow.run(home / "told.py", own_airflow.make(home, **settings))
 
 
-def test_a_runs_tasks_write_one_chain_with_who_did_what_when(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output = run(tmp_path, monkeypatch)
+def test_a_runs_tasks_write_one_chain_with_who_did_what_when(tmp_path: Path) -> None:
+    output = run(tmp_path)
     assert "OUTSIDE None" in output
     assert " success" in output, output[-3000:]
     (file,) = (tmp_path / "hyperflow" / "told").glob("*/audit.jsonl")
@@ -74,8 +62,8 @@ def test_a_runs_tasks_write_one_chain_with_who_did_what_when(tmp_path: Path, mon
     assert "audit: command 0 on kvm01 failed exit 3 0.1 s (no\\nway)" in output
 
 
-def test_a_run_whose_audit_file_cannot_be_written_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_audit_file_cannot_be_written_is_not_begun(tmp_path: Path) -> None:
     (tmp_path / "in-the-way").write_text("")
-    output = run(tmp_path, monkeypatch, AIRFLOW__HYPERFLOW__RECORDS_FOLDER=str(tmp_path / "in-the-way" / "records"))
+    output = run(tmp_path, AIRFLOW__HYPERFLOW__RECORDS_FOLDER=str(tmp_path / "in-the-way" / "records"))
     assert "cannot be written, so nothing is started" in output
     assert "command 0" not in output

@@ -25,6 +25,7 @@ from hyperflow.plans.notices import Notice
 from hyperflow.workflows.migration import build_dag
 from hyperflow.workflows.wave import build_wave
 
+from tests import own_airflow
 from tests.notifications.mailbox import Mailbox
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,19 +67,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (home / "plans").mkdir()
     (home / "plans" / "autumn.yaml").write_text(PLAN)
     (home / "run.py").write_text(RUN)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__DATABASE")}
-    made = {
-        **kept,
-        "AIRFLOW_HOME": str(home),
-        "PYTHONPATH": str(ROOT / "plugins"),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
-        "AIRFLOW__HYPERFLOW__PLANS_FOLDER": str(home / "plans"),
-        "AIRFLOW__API__BASE_URL": "https://airflow.example.org/prod",
-        "AIRFLOW_VAR_HYPERFLOW_PROVEN_MIGRATE.AUTUMN.WEB01": json.dumps(PROVEN),
-    }
-    airflow = Path(sys.executable).parent / "airflow"
-    for command in (["db", "migrate"], ["dags", "reserialize"]):
-        subprocess.run([airflow, *command], check=True, capture_output=True, env=made)
+    made = own_airflow.make(
+        home,
+        AIRFLOW__CORE__DAGS_FOLDER=str(ROOT / "dags"),
+        AIRFLOW__HYPERFLOW__PLANS_FOLDER=str(home / "plans"),
+        AIRFLOW__API__BASE_URL="https://airflow.example.org/prod",
+        **{"AIRFLOW_VAR_HYPERFLOW_PROVEN_MIGRATE.AUTUMN.WEB01": json.dumps(PROVEN)},
+    )
+    subprocess.run([own_airflow.AIRFLOW, "dags", "reserialize"], check=True, capture_output=True, env=made)
     return made
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 
 from lab import kvmhost
 from lab.vcenter import start, stop
+from tests import own_airflow
 from tests.operators import cutover_runs
 
 pytestmark = pytest.mark.lab
@@ -73,20 +72,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
             "extra": {"key_file": host.key_file, "host_key": host.host_key},
         },
     }
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW__")}
-    made = {
-        **kept,
+    yield own_airflow.make(
+        folder,
         **{f"AIRFLOW_CONN_{key}": json.dumps(value) for key, value in connections.items()},
-        "AIRFLOW_HOME": str(folder),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
-        "PYTHONPATH": str(ROOT / "plugins"),
-        "CUTOVER_PLAN": str(plan),
-    }
-    airflow = Path(sys.executable).parent / "airflow"
-    subprocess.run([airflow, "db", "migrate"], check=True, capture_output=True, env=made)
-    yield made
+        AIRFLOW__CORE__DAGS_FOLDER=str(dags),
+        AIRFLOW__LOGGING__LOGGING_LEVEL="WARNING",
+        CUTOVER_PLAN=str(plan),
+    )
     for name in cutover_runs.SCENARIOS:
         for act in ("destroy", "undefine"):
             subprocess.run(["virsh", "-q", "-c", kvmhost.URI, act, f"test-{name}"], check=False, capture_output=True)
@@ -98,8 +90,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 def runs(environment: dict[str, str]) -> Runs:
     """What the runs of each scenario came to, in their order; all made by one process, as its start takes longest."""
     program = Path(environment["AIRFLOW__CORE__DAGS_FOLDER"]) / "cutover_runs.py"
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False, env=environment)
-    output = done.stdout + done.stderr
+    output = own_airflow.run(program, environment)
     found: Runs = {}
     for line in output.splitlines():
         if line.startswith("RUN "):

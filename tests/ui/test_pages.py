@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,6 +18,8 @@ from hyperflow.audit.chain import append
 from hyperflow.audit.entry import Entry
 from hyperflow.manifest.report import BootProof, Hosts, ReportedVm, Run, StagePart
 from hyperflow.manifest.report_builder import build_report
+
+from tests import own_airflow
 
 ROOT = Path(__file__).resolve().parents[2]
 DAG, WAVE, RUN = "migrate.p.web01", "wave.p.first", "manual__2026-11-23T21:00:00+00:00"
@@ -70,21 +71,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW__")} | {
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,viewer:viewer,other:viewer",
-        "AIRFLOW__CORE__AUTH_MANAGER": "per_dag_auth.PerDagAuthManager",
-        "AIRFLOW__API__WORKERS": "1",
-        "AIRFLOW__API_AUTH__JWT_SECRET": "only-for-this-test-and-long-enough-for-it-to-be-a-key-0123456789",
-        "PYTHONPATH": f"{ROOT / 'plugins'}:{Path(__file__).parent}",
-    }
-    airflow = str(Path(sys.executable).parent / "airflow")
-    subprocess.run([airflow, "db", "migrate"], env=environment, check=True, capture_output=True)
+    environment = own_airflow.make(
+        home,
+        AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS="admin:admin,viewer:viewer,other:viewer",
+        AIRFLOW__CORE__AUTH_MANAGER="per_dag_auth.PerDagAuthManager",
+        AIRFLOW__API__WORKERS="1",
+        AIRFLOW__API_AUTH__JWT_SECRET="only-for-this-test-and-long-enough-for-it-to-be-a-key-0123456789",
+        PYTHONPATH=f"{ROOT / 'plugins'}:{Path(__file__).parent}",
+    )
     log = (home / "log").open("wb")
     process = subprocess.Popen(
-        [airflow, "api-server", "--host", "127.0.0.1", "--port", str(port)],
+        [own_airflow.AIRFLOW, "api-server", "--host", "127.0.0.1", "--port", str(port)],
         env=environment,
         stdout=log,
         stderr=log,

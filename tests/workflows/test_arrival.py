@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from airflow.dag_processing.dagbag import DagBag
+
+from tests import own_airflow
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = """
@@ -85,17 +85,9 @@ def test_a_report_task_has_the_alias_of_its_vms_asset_as_outlet(bag: DagBag) -> 
     assert (type(alias).__name__, alias.name) == ("AssetAlias", "hyperflow/autumn/web01")
 
 
-def test_only_a_proven_vm_has_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CORE__DAGS_FOLDER", "DATABASE__SQL_ALCHEMY_CONN"):
-        monkeypatch.delenv(f"AIRFLOW__{name}", raising=False)
-    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "plugins"))
-    monkeypatch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(tmp_path))
+def test_only_a_proven_vm_has_an_event(tmp_path: Path) -> None:
     (tmp_path / "told.py").write_text(RUN)
-    airflow = Path(sys.executable).parent / "airflow"
-    subprocess.run([airflow, "db", "migrate"], check=True, capture_output=True)
-    done = subprocess.run([sys.executable, tmp_path / "told.py"], capture_output=True, text=True, check=False)
-    output = done.stdout + done.stderr
+    output = own_airflow.run(tmp_path / "told.py", own_airflow.make(tmp_path))
     assert "STATE success" in output, output[-3000:]
     (events,) = (line for line in output.splitlines() if line.startswith("EVENTS"))
     assert events.count('"hyperflow/autumn/') == 1 and '["hyperflow/autumn/proven", ' in events

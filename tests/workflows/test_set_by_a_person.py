@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import own_airflow
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = """
@@ -90,18 +89,10 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (home / "plans").mkdir()
     (home / "plans/autumn.yaml").write_text(PLAN)
     (home / "run.py").write_text(RUN)
-    environment = {
-        **{name: value for name, value in os.environ.items() if name != "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"},
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__HYPERFLOW__PLANS_FOLDER": str(home / "plans"),
-        "PYTHONPATH": str(ROOT / "plugins"),
-    }
-    airflow = Path(sys.executable).parent / "airflow"
-    subprocess.run([airflow, "db", "migrate"], env=environment, check=True, capture_output=True)
-    command = [sys.executable, str(home / "run.py"), str(ROOT / "dags")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    answers = [line for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
-    assert answers, done.stdout[-2000:] + done.stderr[-3000:]
+    environment = own_airflow.make(home, AIRFLOW__HYPERFLOW__PLANS_FOLDER=str(home / "plans"))
+    output = own_airflow.run(home / "run.py", environment, str(ROOT / "dags"))
+    answers = [line for line in output.splitlines() if line.startswith("ANSWER ")]
+    assert answers, output[-5000:]
     answer: dict[str, Any] = json.loads(answers[0].removeprefix("ANSWER "))
     return answer
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
+from tests import own_airflow
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = """
@@ -76,22 +74,13 @@ if __name__ == "__main__":
 """
 
 
-def test_a_vm_that_drifted_starts_over_once_where_its_plan_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", raising=False)
-    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "plugins"))
-    monkeypatch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(tmp_path))
+def test_a_vm_that_drifted_starts_over_once_where_its_plan_says_so(tmp_path: Path) -> None:
     (tmp_path / "plans").mkdir()
     (tmp_path / "plans" / "autumn.yaml").write_text(PLAN)
     (tmp_path / "wave.py").write_text(RUN)
-    airflow = Path(sys.executable).parent / "airflow"
-    subprocess.run([airflow, "db", "migrate"], check=True, capture_output=True)
 
-    done = subprocess.run([sys.executable, tmp_path / "wave.py"], capture_output=True, text=True, check=False)
+    output = own_airflow.run(tmp_path / "wave.py", own_airflow.make(tmp_path))
 
-    output = done.stdout + done.stderr
     runs = [line for line in output.splitlines() if line.startswith("RUNS ")]
     assert runs, output[-5000:]
     assert json.loads(runs[0].removeprefix("RUNS ")) == {"over": 2, "twice": 2, "stop": 1}
