@@ -11,7 +11,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path.home() / ".cache" / "hyperflow"
@@ -27,6 +30,12 @@ def make(home: Path, **settings: str) -> dict[str, str]:
     """
     shutil.copyfile(_migrated(), home / DATABASE)
     return _environment(home) | settings
+
+
+def task_instance(dag_id: str, task_id: str) -> Any:
+    """What Airflow's triggerer gives a trigger of its task, as far as triggers look at it."""
+    where = {"dag_id": dag_id, "run_id": "run", "task_id": task_id, "map_index": -1, "try_number": 1}
+    return SimpleNamespace(id=uuid.uuid4(), **where)
 
 
 def run(program: Path, environment: dict[str, str], *arguments: str) -> str:

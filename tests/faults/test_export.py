@@ -11,13 +11,12 @@ import json
 import os
 import signal
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hyperflow.hooks.audit import audit_file
 from hyperflow.hooks.kvmhost_program import pack
 from hyperflow.triggers import export as export_module
 from hyperflow.triggers.export import ExportTrigger
@@ -28,6 +27,7 @@ from pyVmomi import vim
 
 from lab import kvmhost, vcenter
 from lab.small_guest import CAPACITY, ensure_small_guest
+from tests import own_airflow
 
 pytestmark = pytest.mark.lab
 
@@ -107,7 +107,7 @@ class Export:
             thumbprint=self.source.thumbprint,
             poll_interval=0.2,
         )
-        trigger.task_instance = SimpleNamespace(id=uuid.uuid4(), task_id="export")
+        trigger.task_instance = own_airflow.task_instance(f"export-{self.folder.name}", "export")
         return trigger
 
     def follow(self, *meanwhile: Callable[[], Any]) -> dict[str, Any]:
@@ -131,6 +131,14 @@ class Export:
         """Wait until the download has stopped in its middle."""
         partial = self.target.with_name(f".{self.target.name}.partial")
         wait_for(lambda: self.leases() and partial.exists() and partial.stat().st_size > 0)
+
+    def audited(self) -> list[str]:
+        """What its run's audit file tells of the vCenter, and no ticket of a lease."""
+        file = audit_file(f"export-{self.folder.name}", "run")
+        text = file.read_text()
+        assert "nfc/" not in text and "session[" not in text
+        entries = [json.loads(line) for line in text.splitlines()]
+        return [f"{entry['what']} {entry['state']}" for entry in entries if entry["kind"] == "vsphere"]
 
     def leases(self) -> list[Any]:
         """The VM's leases that live."""
@@ -214,6 +222,12 @@ def require_another_try(export: Export, event: dict[str, Any], *words: str) -> N
 def test_a_lease_lives_for_as_long_as_a_download_that_takes_three_times_its_time_limit(export: Export) -> None:
     export.disturb("stall", seconds=3 * LEASE_SECONDS)
     require_whole(export, export.follow())
+    assert export.audited() == [
+        "ExportSnapshot asked",
+        "ExportSnapshot done",
+        "HttpNfcLeaseComplete asked",
+        "HttpNfcLeaseComplete done",
+    ]
 
 
 def test_a_lease_of_which_nobody_reports_progress_times_out_and_the_next_try_has_another(

@@ -7,12 +7,10 @@ import json
 import os
 import signal
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +21,7 @@ from hyperflow.triggers.job import JobTrigger
 from structlog.testing import capture_logs
 
 from lab import kvmhost
+from tests import own_airflow
 from tests.faults import talking
 from tests.faults.clock import wrong_clock
 from tests.faults.sshd import Sshd
@@ -113,7 +112,7 @@ class Reader:
 
     def __init__(self, host: Host, job: str) -> None:
         self.trigger = JobTrigger(ssh_conn_id=CONNECTION, program=host.hook.program, job=job, poll_interval=0.2)
-        self.trigger.task_instance = SimpleNamespace(id=uuid.uuid4(), task_id="task")
+        self.trigger.task_instance = own_airflow.task_instance("dag", "task")
         self.records: list[Any] = []
 
     def follow(self, *meanwhile: Callable[[], Any]) -> dict[str, Any]:
