@@ -70,8 +70,11 @@ class ApproveWaveOperator(ApprovalOperator):
         """Keep who decided, and go on as Airflow does."""
         if "error" not in event:
             answer = (event.get("chosen_options") or [self.REJECT])[0]
-            by, at = user_name(event), moment(event.get("responded_at"))
-            audit_decision({"question": self.subject, "answer": answer, "by": by, "at": at})
+            told = {"answer": answer, "by": user_name(event), "at": moment(event.get("responded_at"))}
+            decision = {"question": self.subject, **told}
+            # Now: Airflow returns nothing of a no, as it skips what follows instead.
+            context["ti"].xcom_push(key=DECISION_KEY, value={key: value for key, value in decision.items() if value})
+            audit_decision(decision)
         return super().execute_complete(context, event)
 
 

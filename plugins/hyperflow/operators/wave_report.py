@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from hyperflow.hooks.audit import audit
 from hyperflow.links.run import WaveReportLink
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.approval import DECISION_KEY, moment, user_name
+from hyperflow.operators.approval import DECISION_KEY
 from hyperflow.operators.base import FAILURE_KEY
 from hyperflow.operators.proven import SUMMARY_KEY
 from hyperflow.operators.wave import (
@@ -149,11 +149,11 @@ class WriteWaveReportOperator(BaseOperator):
             return str((failure or {}).get("message") or skipped or "its first task did not let it begin")
         if wave.entry.approval is None:
             return None
-        answer = context["ti"].xcom_pull(task_ids=APPROVE, map_indexes=-1)
-        if not isinstance(answer, dict):
+        decision = context["ti"].xcom_pull(task_ids=APPROVE, key=DECISION_KEY, map_indexes=-1)
+        if not isinstance(decision, dict):
             return "the question whether it may begin was not answered"
-        if answer.get("chosen_options") != ["Approve"]:
-            who = user_name(answer)
+        if decision["answer"] != "Approve":
+            who = decision.get("by")
             return f"rejected by {who}" if who else "nobody approved it in time"
         return None
 
@@ -161,19 +161,9 @@ class WriteWaveReportOperator(BaseOperator):
         """Who decided what, in the order of the wave."""
         from hyperflow.manifest.report import Decision
 
-        answer = context["ti"].xcom_pull(task_ids=APPROVE, map_indexes=-1) if wave.entry.approval else None
-        if isinstance(answer, dict):
-            yield Decision.model_validate(
-                _decision(f"May wave {wave.name} begin?", answer["chosen_options"][0], answer)
-            )
-        for slug in wave.members:
-            found = context["ti"].xcom_pull(task_ids=task_of(slug), key=DECISION_KEY, map_indexes=-1)
+        asking = [APPROVE] if wave.entry.approval else []
+        for task in (*asking, *map(task_of, wave.members)):
+            found = context["ti"].xcom_pull(task_ids=task, key=DECISION_KEY, map_indexes=-1)
             if isinstance(found, dict):
                 wanted = ("question", "answer", "by", "at")
                 yield Decision.model_validate({key: found[key] for key in wanted if found.get(key)})
-
-
-def _decision(question: str, chosen: str, answer: dict[str, Any]) -> dict[str, Any]:
-    at = moment(answer.get("responded_at"))
-    told = {"question": question, "answer": chosen, "by": user_name(answer), "at": at}
-    return {key: value for key, value in told.items() if value}

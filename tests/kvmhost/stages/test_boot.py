@@ -19,7 +19,7 @@ from hyperflow.kvmhost import acceleration
 from tests.kvmhost.stages import running
 
 UUID = "6f1a0b52-57c1-4e0e-9d0c-6f6a2f1b7c11"
-TEXT_AT = 0x86  # where the text of the boot sector starts
+TEXT_AT = acceleration.boot_sector().index(acceleration.WORD)  # where the text of the boot sector starts
 
 
 def image(folder: Path, console: bytes | None, systemd: bool = True) -> Path:

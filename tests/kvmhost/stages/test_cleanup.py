@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hyperflow.kvmhost import domains
 from hyperflow.kvmhost.ledger import Entry, Ledger
 
 from lab import kvmhost
@@ -160,7 +161,7 @@ def test_a_domain_that_this_run_defined_is_undefined_and_its_images_stay(
 
 @pytest.mark.lab
 @pytest.mark.parametrize(
-    ("asked", "start", "reason"),
+    ("asked", "is_running", "reason"),
     [
         (("migrate/2", "vc/web02"), False, "found it defined for vc/web01, expected vc/web02"),
         (("migrate/3", "vc/web01"), False, "found it defined by the run migrate/2, expected migrate/3"),
@@ -169,11 +170,13 @@ def test_a_domain_that_this_run_defined_is_undefined_and_its_images_stay(
     ids=["another-vm", "an-earlier-run", "running"],
 )
 def test_a_domain_that_is_not_this_runs_or_is_in_use_is_left_with_a_warning(
-    tmp_path: Path, domain: dict[str, Any], asked: tuple[str, str], start: bool, reason: str
+    tmp_path: Path, domain: dict[str, Any], asked: tuple[str, str], is_running: bool, reason: str
 ) -> None:
     run, vm = asked
-    defined = running.run("define", {**domain, "start": start})
+    defined = running.run("define", domain)
     assert defined["exit_status"] == 0, defined["log"]
+    if is_running:
+        domains.virsh(kvmhost.URI, "start", domain["uuid"])
 
     result = running.run("cleanup", options(tmp_path, run=run, domain={"uuid": domain["uuid"], "vm": vm}))
 
