@@ -24,6 +24,9 @@ SMALL_VMS = 40  # small01 to small40: a test that starts a run takes one for its
 # Held by who changes something in Airflow. Its API writes its event log in the thread that serves all requests: where
 # that waits for SQLite's lock, whoever has the lock waits for that thread, until the lock's wait is over (60 s).
 WRITING = threading.Lock()
+# Seconds for which a person reads a question. An answer that comes before Airflow 3.3.2 has seen the end of the process
+# that asked makes it try the task again, and ask again: as with a trigger that fires too soon (triggers/job.py).
+READING = 5.0
 QUICK = {"pipeline": {"fix": {"enabled": False}}}  # the small guest has no kernel: nothing to fix, nothing to boot
 
 

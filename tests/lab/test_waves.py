@@ -21,7 +21,7 @@ from hyperflow.vsphere.power import power_state
 from hyperflow.vsphere.session import Session, connect
 
 from lab import inventory
-from lab.running import QUICK, RunningLab
+from lab.running import QUICK, READING, RunningLab
 
 pytestmark = pytest.mark.lab
 
@@ -43,6 +43,8 @@ def write_wave(
     }
     bench.write_plan(name, vms, **{**settings, **more})
     file = bench.folders.plans / f"{name}.yaml"
+    for dag_id in bench.dags_of(name):
+        bench.until(lambda dag=dag_id: bench.api.has_dag(dag))  # type: ignore[misc]
     for one in load_plan(file).waves:
         bench.until(lambda dag=one.dag_id: bench.api.has_dag(dag))  # type: ignore[misc]
         bench.api.unpause(one.dag_id)
@@ -58,6 +60,7 @@ def answer(bench: RunningLab, dag_id: str, run_id: str, task_id: str, choice: st
     path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/-1/hitlDetails"
     bench.until(lambda: state_of(bench, dag_id, run_id, task_id) == "awaiting_input")
     asked = bench.api.request("GET", path)
+    time.sleep(READING)
     bench.api.request("PATCH", path, json={"chosen_options": [choice], "params_input": {}})
     return asked
 

@@ -25,7 +25,7 @@ from hyperflow.vsphere.session import Session, connect
 from pyVmomi import vim
 
 from lab import airflow, inventory, lab, leftovers
-from lab.running import QUICK, RunningLab
+from lab.running import QUICK, READING, RunningLab
 from tests.faults import watching
 
 pytestmark = [pytest.mark.lab, pytest.mark.night]
@@ -127,6 +127,7 @@ class Night:
         """Answer a question as its approver does."""
         path = f"/api/v2/dags/{question['dag_id']}/dagRuns/{question['dag_run_id']}/taskInstances/{question['task_id']}"
         body = {"chosen_options": [choice], "params_input": {}}
+        time.sleep(READING)
         self.lab.api.request("PATCH", f"{path}/-1/hitlDetails", json=body)
 
 
