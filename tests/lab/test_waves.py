@@ -226,17 +226,14 @@ def test_a_rehearsal_is_every_vms_preflight_and_nothing_else(running_lab: Runnin
 
 def test_a_target_that_is_not_well_is_taken_back_and_the_source_runs_as_it_did(running_lab: RunningLab) -> None:
     bench = running_lab
-    path = f"{inventory.CUTOVER_FOLDER}/cutover01"
+    path = f"{inventory.WAVE_FOLDER}/unwell"
     cutover = {
         "strategy": "cold",
         "approval": {"by": ["admin"]},
         "health": {"timeout_seconds": 10, "addresses": ["192.0.2.99"]},
     }
     name = "taken-back"
-    # Its disk is blank: nothing to inspect or fix.
-    stages = {"inspect": {"enabled": False}, "fix": {"enabled": False}}
-    vm = {"inventory_path": path, "cutover": cutover}
-    write_wave(bench, name, [vm], [], profile_overrides={"pipeline": stages})
+    write_wave(bench, name, [{"inventory_path": path, "cutover": cutover}], [])
     (dag_id,) = bench.dags_of(name)
     with vcenter(bench) as session:
         moref = find_vm(session, path)
@@ -261,4 +258,4 @@ def test_a_target_that_is_not_well_is_taken_back_and_the_source_runs_as_it_did(r
     report = bench.report(dag_id, run_id)
     assert report["pipeline"]["stages"]["rollback"]["result"]["power"] == "poweredOn"
     assert report["pipeline"]["stages"]["shutdown"]["result"]["state"] == "poweredOff"
-    assert [one.name for one in domains.every_domain("qemu:///system") if one.name.startswith("cutover01")] == []
+    assert [one.name for one in domains.every_domain("qemu:///system") if one.name.startswith("unwell")] == []
