@@ -25,6 +25,7 @@ from hyperflow.operators.preflight import STATE_KEY
 from hyperflow.operators.rollback import RollBackOperator
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.migration import effective
+from hyperflow.plans.overrides import Overrides
 from hyperflow.vsphere.drift import state
 from hyperflow.vsphere.facts import VmFacts
 from hyperflow.vsphere.inventory import find_vm, read_vm
@@ -44,14 +45,15 @@ Act = Callable[[Any], Any]
 class Look(BaseOperator):
     """In place of preflight: reads the VM and leaves what the cutover's tasks take; defines the target's domain."""
 
-    def __init__(self, *, slug: str, before: Act | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, slug: str, before: Act | None, run: Overrides | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.slug = slug
+        self.run = run
         self.before = before
 
     def execute(self, context: Any) -> None:
         plan = load_plan(PLAN_FILE)
-        migration = effective(plan, plan.vm(self.slug))
+        migration = effective(plan, plan.vm(self.slug), self.run)
         with VsphereHook(VCENTER).session() as session:
             moref = find_vm(session, self.slug)
             facts, seen = read_vm(session, moref), state(session, moref)
@@ -157,11 +159,11 @@ def shut_down_and_die(context: Any) -> None:
         power_off(session, vm.moref)
 
 
-def tasks(name: str, *steps: Any, before: Act | None = None) -> DAG:
+def tasks(name: str, *steps: Any, before: Act | None = None, run: Overrides | None = None) -> DAG:
     """A run of the cutover of one VM: each step a task of the cutover, or what somebody does."""
     made: list[Any] = []
     with DAG(f"migrate.cutovers.{name}", **COMMON) as dag:
-        made.append(Look(task_id=PREFLIGHT, slug=name, before=before))
+        made.append(Look(task_id=PREFLIGHT, slug=name, before=before, run=run))
         for number, step in enumerate(steps):
             if step == SHUTDOWN:
                 made.append(ShutDownSourceOperator(task_id=SHUTDOWN, approvers=[], **SOURCE))
@@ -213,6 +215,7 @@ SCENARIOS: dict[str, list[DAG]] = {
     "forgotten": [tasks("forgotten", *CUTOVER[:2], forget, fail)],
     "scribbled": [tasks("scribbled", SHUTDOWN, scribble, "disconnect", fail)],
     "cleared": [tasks("cleared", SHUTDOWN, before=shut_down_and_die)],
+    "late": [tasks("late", SHUTDOWN, run=Overrides(not_after="2026-11-01T04:00:00+01:00"))],
     "changed": [tasks("changed", *CUTOVER[:2], at_vcenter(remove_adapter)("changed"), fail)],
 }
 

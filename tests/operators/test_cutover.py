@@ -187,3 +187,9 @@ def test_a_target_is_left_running_when_its_source_cannot_come_back(runs: Runs) -
     assert "was not begun: the network adapters of" in done["failures"]["rollback"]
     assert done["target"] == "shut off"
     assert (done["phase"], done["source"]) == ("source off the network", "poweredOff")
+
+
+def test_a_source_is_not_shut_down_when_the_window_has_closed(runs: Runs) -> None:
+    (late,) = runs["late"]
+    assert "the run's window closed at 2026-11-01 04:00" in late["failures"]["shutdown"]
+    assert (late["phase"], late["source"], late["nics"]) == (None, "poweredOn", AS_BUILT)

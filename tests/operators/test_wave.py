@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
-from hyperflow.operators.wave import GO_ON, STOP, CheckWaveOperator, decision_on
+from hyperflow.operators.wave import GO_ON, STOP, decision_on
+from hyperflow.operators.wave_check import CheckWaveOperator
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.plan import Plan
 from hyperflow.workflows.wave import build_wave

@@ -1,5 +1,6 @@
 """profile < plan < VM < run."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,15 @@ def test_null_in_a_run_is_as_in_the_plan(plan):
     conf = dict.fromkeys(("host_connection", "output_directory", "output_format", "compress"))
     assert effective(plan, plan.vms[1], parse_overrides(conf)) == effective(plan, plan.vms[1])
     assert parse_overrides({}) == Overrides()
+
+
+def test_a_run_may_end_with_its_window(plan):
+    migration = effective(plan, plan.vms[0], parse_overrides({"not_after": "2026-11-28T04:00:00+01:00"}))
+    assert migration.not_after == datetime(2026, 11, 28, 3, 0, tzinfo=UTC)
+    assert Migration.model_validate(migration.model_dump(mode="json", by_alias=True)) == migration
+    for wrong in ("2026-11-28T04:00:00", "tonight"):
+        with pytest.raises(PlanError, match=r"not_after: .* a time with its zone"):
+            parse_overrides({"not_after": wrong})
 
 
 def test_a_wrong_conf_is_refused_with_all_its_faults():

@@ -1,4 +1,4 @@
-"""The pages of a run, from a real API server of Airflow."""
+"""The pages of a run, and what a plan's check asks Airflow, from a real API server."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import httpx
 import pytest
 from hyperflow.audit.chain import append
 from hyperflow.audit.entry import Entry
+from hyperflow.cli.__main__ import main
 from hyperflow.manifest.report import BootProof, Hosts, ReportedVm, Run, StagePart
 from hyperflow.manifest.report_builder import build_report
 
@@ -203,6 +204,59 @@ def test_a_browser_that_is_logged_in_sees_the_page(server: tuple[str, Path]) -> 
 def test_nothing_can_be_changed(viewer: httpx.Client) -> None:
     for method in ("POST", "PUT", "PATCH", "DELETE"):
         assert viewer.request(method, page()).status_code == 405
+
+
+PLAN = """
+plan: p
+vcenter: {connection: vc}
+profile: kvm-migration
+host: {connection: kvm01, staging_directory: /srv/staging, output_directory: /srv/images}
+networks: {"*": default}
+people: {viewer: {}, alice: {id: "7"}}
+vms:
+  - {name: a}
+  - {name: b, cutover: {strategy: cold, approval: {by: [alice]}, health: {ports: [22]}}}
+waves: [{name: saturday, members: ["*"], approval: {by: [viewer, alice]}}]
+"""
+
+
+def test_a_plans_check_finds_approvers_and_pools_that_airflow_has_not(
+    server: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, home = server
+    passwords = json.loads((home / "simple_auth_manager_passwords.json.generated").read_text())
+    endpoint, plan = tmp_path / "airflow.json", tmp_path / "p.yaml"
+    endpoint.write_text(json.dumps({"url": url, "user": "admin", "password": passwords["admin"]}))
+    plan.write_text(PLAN)
+    check = ["plan", "check", str(plan), "--airflow", str(endpoint)]
+    assert main(check) == 2
+    found = [line.removeprefix(f"{plan}: ") for line in capsys.readouterr().out.splitlines()]
+    assert [line.partition(", expected")[0] for line in found] == [
+        "pool hyperflow_wave_p_saturday: found no such pool in Airflow",
+        "waves[0].approval.by: found 7, whom Airflow does not know",
+        "vms[1].cutover.approval.by: found 7, whom Airflow does not know",
+    ]
+
+    plan.write_text(PLAN.replace('{id: "7"}', '{id: "other"}'))
+    assert main(["limits", "apply", str(plan), "--airflow", str(endpoint)]) == 0
+    assert main(check) == 0
+    plan.write_text(plan.read_text().replace("name: saturday, ", "name: saturday, max_in_flight: 1, "))
+    capsys.readouterr()
+    assert main(check) == 2
+    assert f"expected 1 slots that count deferred tasks: run ./hyperflow limits apply {plan}" in capsys.readouterr().out
+
+
+def test_a_plan_is_checked_without_airflow_and_that_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.yaml").write_text(PLAN)
+    assert main(["plan", "check", str(tmp_path / "p.yaml"), "--airflow", str(tmp_path / "no.json")]) == 0
+    assert "pools and approvers were not looked at" in capsys.readouterr().err
+
+
+def test_nobody_is_told_who_is_a_user(server: tuple[str, Path], viewer: httpx.Client) -> None:
+    path = "/hyperflow/people/unknown"
+    assert httpx.get(server[0] + path, params={"user": "viewer"}).status_code == 401
+    assert viewer.get(path, params={"user": ["viewer", "bob"]}).json() == {"unknown": ["bob"]}
+    assert viewer.get(path, params={"user": ["bob"] * 101}).status_code == 422
 
 
 def test_airflow_shows_the_page_beside_a_run(server: tuple[str, Path]) -> None:

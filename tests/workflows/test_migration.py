@@ -139,6 +139,7 @@ def test_the_form_shows_what_the_plan_says_and_sending_it_back_changes_nothing(p
         "output_format": "qcow2",
         "compress": False,
         "skip_boot": False,
+        "not_after": None,
         "dry_run": False,
     }
     plan = load_plan(plans / "autumn.yaml")

@@ -68,13 +68,12 @@ def append(path: Path, entry: Entry) -> Anchor:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
     with os.fdopen(descriptor, "r+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        content = file.read() or b""
-        whole = content.rfind(b"\n") + 1
-        lines = content[:whole].splitlines()
+        size, torn, count, previous = _end_of(file)
+        whole = size - torn
         document = entry.document()
-        if whole < len(content):
-            document["cut_off_before"] = len(content) - whole
-        document = {"seq": len(lines) + 1, **document, "previous": _digest_of_line(lines[-1]) if lines else FIRST}
+        if torn:
+            document["cut_off_before"] = torn
+        document = {"seq": count + 1, **document, "previous": previous}
         document["sha256"] = digest(document)
         line = json.dumps(document, ensure_ascii=False).encode() + b"\n"
         try:
@@ -122,6 +121,26 @@ def verify(path: Path, anchor: Anchor | None = None) -> Verified:
     last = max(digests, default=None)
     known = None if last is None else Anchor(last, digests[last][1])
     return Verified(len(lines), known, tuple(findings))
+
+
+def _end_of(file: Any) -> tuple[int, int, int, str]:
+    """Read the end of a file, and all of it only where that is no entry.
+
+    :return: bytes of the file; those after its last whole line; number and digest of its last entry
+    """
+    size = file.seek(0, os.SEEK_END)
+    begin = max(size - 2 * LINE_LIMIT, 0)  # an entry, and what a killed writer has left of the next
+    while True:
+        file.seek(begin)
+        tail = file.read() or b""
+        whole = tail.rfind(b"\n") + 1
+        lines = tail[:whole].splitlines()
+        last = _entry_of(lines[-1]) if lines else None
+        if last is not None:
+            return size, len(tail) - whole, last["seq"], last["sha256"]
+        if begin == 0:
+            return size, len(tail) - whole, len(lines), _digest_of_line(lines[-1]) if lines else FIRST
+        begin = 0
 
 
 def _problems(document: dict[str, Any], expected: int, previous: str) -> Iterator[str]:

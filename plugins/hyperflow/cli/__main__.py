@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="what a person writes").add_subparsers(required=True, metavar="ACTION")
     check = plan.add_parser("check", help="list every fault of plan files; exit status 2 when there is one")
     check.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    _add_airflow(check)
     check.set_defaults(run=_plan_check)
 
     _add_wave(commands.add_parser("wave", help="many VMs: what a wave will do, its start, and how far it is"))
@@ -200,7 +201,7 @@ def _lab(parsed: argparse.Namespace) -> int:
 def _plan_check(parsed: argparse.Namespace) -> int:
     from hyperflow.cli.plan import check
 
-    return check(parsed.files)
+    return check(parsed.files, parsed.airflow)
 
 
 def _wave(parsed: argparse.Namespace) -> int:

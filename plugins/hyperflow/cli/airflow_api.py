@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -164,6 +165,24 @@ class AirflowApi:
             self.request("PATCH", f"/api/v2/pools/{name}", json={"pool": name, **body})
         else:
             self.request("POST", "/api/v2/pools", json=body)
+
+    def unknown_people(self, ids: Iterable[str]) -> list[str] | None:
+        """List those ids that no user of this Airflow has, as Hyperflow's plugin in it tells.
+
+        :return: None where it cannot tell: another auth manager, or no plugin of this version
+        """
+        asked = sorted(set(ids))
+        unknown: list[str] = []
+        for begin in range(0, len(asked), PAGE):
+            try:
+                query = {"user": asked[begin : begin + PAGE]}
+                answer = self.request("GET", "/hyperflow/people/unknown", params=query)["unknown"]
+            except Refused:
+                return None
+            if answer is None:
+                return None
+            unknown += answer
+        return unknown
 
     def variables(self, prefix: str) -> dict[str, Any]:
         """Airflow's variables whose names begin so, those that hold JSON read."""

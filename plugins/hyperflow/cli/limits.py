@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused
+from hyperflow.cli.in_airflow import pool_fault
 from hyperflow.plans.check import check_plans
-from hyperflow.plans.pools import PREFIX, Pool, pools_of
+from hyperflow.plans.pools import PREFIX, pools_of
 
 
 def limits(files: list[Path], *, apply: bool, endpoint: Path | None) -> int:
@@ -52,17 +52,3 @@ def limits(files: list[Path], *, apply: bool, endpoint: Path | None) -> int:
         console.print(f"[dim]not of these plans: {escape(name)}[/dim]", soft_wrap=True)
     wrong = [pool for pool in wanted.values() if pool_fault(pool, there.get(pool.name))]
     return EXIT_FAILED if wrong and not apply else 0
-
-
-def pool_fault(pool: Pool, found: dict[str, Any] | None) -> str | None:
-    """Say what is other about a pool than plans need; None when nothing is.
-
-    :param found: as Airflow knows it, None when it does not
-    """
-    if found is None:
-        return "Airflow has no such pool"
-    if found["slots"] != pool.slots:
-        return f"Airflow has {found['slots']} slots"
-    if not found["include_deferred"]:
-        return "it does not count deferred tasks, so it limits nothing"
-    return None

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from hyperflow.cli.__main__ import EXIT_USAGE
+from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused
+from hyperflow.cli.in_airflow import faults_in_airflow, needs_airflow
 from hyperflow.cli.notifiers import Judging
-from hyperflow.plans.check import check_plans, plans_beside
+from hyperflow.plans.check import Checked, check_plans, plans_beside
 
 
-def check(files: list[Path]) -> int:
+def check(files: list[Path], endpoint: Path | None = None) -> int:
     """Check plan files, also against each other and the others in their folders, and list all their faults.
+
+    What a plan needs of Airflow, pools and users who are asked, is looked at where Airflow can be reached.
 
     :return: 0, or 2 when there was a fault
     """
     console = Console(highlight=False)
-    results = check_plans(files, notifiers=Judging(), beside=plans_beside(files))
+    beside = plans_beside(files)
+    results = check_plans(files, notifiers=Judging(), beside=beside)
+    if any(each.plan is not None and needs_airflow(each.plan) for each in results):
+        results = against_airflow(results, beside, endpoint)
     for each in results:
         for fault in each.faults:
             console.print(f"[red]{escape(str(each.path))}:[/red] {escape(str(fault))}", soft_wrap=True)
@@ -26,3 +34,20 @@ def check(files: list[Path]) -> int:
             told = f"plan {each.plan.name}, {len(each.plan.vms)} VM(s)"
             console.print(f"[green]{escape(str(each.path))}:[/green] {escape(told)}", soft_wrap=True)
     return EXIT_USAGE if any(each.faults for each in results) else 0
+
+
+def against_airflow(results: list[Checked], beside: list[Path], endpoint: Path | None) -> list[Checked]:
+    """Add what the plans need and Airflow has not; that it could not be asked is told, and no fault of the plans."""
+    plans = [each.plan for each in (*results, *check_plans(beside)) if each.plan is not None]
+    try:
+        api = AirflowApi(endpoint)
+        return [
+            each
+            if each.plan is None
+            else replace(each, faults=(*each.faults, *faults_in_airflow(api, each.plan, plans)))
+            for each in results
+        ]
+    except (AirflowUnavailable, Refused) as fault:
+        told = f"pools and approvers were not looked at: {fault}"
+        Console(stderr=True, highlight=False).print(told, style="yellow", markup=False, soft_wrap=True)
+        return results

@@ -15,13 +15,13 @@ from rich.table import Table
 
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused, TaskInstance
+from hyperflow.cli.in_airflow import people_faults, pool_faults
 from hyperflow.cli.janitor import shown
-from hyperflow.cli.limits import pool_fault
 from hyperflow.cli.migrate import OVER, POLL, STATE_STYLES, is_working, last_progress, name_of, seconds_of, wait_for_dag
 from hyperflow.plans.check import check_plans, plans_beside
 from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes_text, rates_of
 from hyperflow.plans.plan import Plan
-from hyperflow.plans.pools import pools_of, pools_of_vm, wave_pool
+from hyperflow.plans.pools import pools_of_vm, wave_pool
 from hyperflow.plans.survey import read_survey
 from hyperflow.plans.times import minutes_open, next_opening, opening_at
 from hyperflow.plans.wave import Wave, fires
@@ -80,23 +80,21 @@ def check(plan: Plan, wave: Wave, endpoint: Path | None, console: Console) -> in
     try:
         api = AirflowApi(endpoint)
         done = proven_of(api, plan)
-        there: Mapping[str, dict[str, Any]] | None = api.pools()
-        missing_airflow = None
+        wrong, no_airflow = missing_in_airflow(api, plan, wave), None
     except AirflowUnavailable as fault:
-        done, there, missing_airflow = {}, None, fault
+        done, wrong, no_airflow = {}, [], fault
     rates = rates_of(done.values())
     estimate = estimate_wave(plan, wave, read_survey(plan.path, plan.name), rates)
     console.print(
         f"[bold]{escape(wave.name)}[/bold]: {len(wave.members)} VM(s), at most {wave.entry.max_in_flight} at once"
     )
     console.print(order_table(wave, estimate, done))
-    found = [*show_time(wave, estimate, rates, console)]
-    if there is not None:
-        found += pool_faults(plan, wave, there)
+    found = [*show_time(wave, estimate, rates, console), *wrong]
     for line in found:
         console.print(line, style="red", markup=False, soft_wrap=True)
-    if missing_airflow is not None:
-        console.print(f"pools and measured rates were not looked at: {missing_airflow}", style="yellow", soft_wrap=True)
+    if no_airflow is not None:
+        told = f"pools, approvers and measured rates were not looked at: {no_airflow}"
+        console.print(told, style="yellow", markup=False, soft_wrap=True)
         return EXIT_UNAVAILABLE
     return EXIT_FAILED if found else 0
 
@@ -149,21 +147,18 @@ def show_time(wave: Wave, estimate: WaveEstimate, rates: Rates | None, console: 
     return wrong
 
 
-def pool_faults(plan: Plan, wave: Wave, there: Mapping[str, dict[str, Any]]) -> list[str]:
-    """Say which of the pools that a wave's tasks need are missing or other than the plan wants."""
+def missing_in_airflow(api: AirflowApi, plan: Plan, wave: Wave) -> list[str]:
+    """Say which pools of a wave's tasks, and which people who are asked, Airflow has not."""
     others = {wave_pool(plan.name, one.name) for one in plan.waves if one.name != wave.name}
-    needed = [pool for name, pool in pools_of([plan]).items() if name not in others]
-    faults = [(pool.name, pool_fault(pool, there.get(pool.name))) for pool in needed]
-    return [f"pool {name}: {fault}. Run ./hyperflow limits apply {plan.path}" for name, fault in faults if fault]
+    return [str(one) for one in (*pool_faults([plan], (), api.pools(), others), *people_faults(plan, api))]
 
 
 def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: set[str], wait: bool) -> int:
-    """Start a wave, when its pool is as it must be.
+    """Start a wave, when its pools are as they must be and Airflow knows whom it asks.
 
     :param asked: ``again``, ``dry_run``
     """
-    wrong = pool_faults(plan, wave, api.pools())
-    if wrong:
+    if wrong := missing_in_airflow(api, plan, wave):
         raise Refused("\n".join(wrong))
     wait_for_dag(api, wave.dag_id)
     wait_for_pools(api, plan, wave)

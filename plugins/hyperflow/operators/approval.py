@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 
 from hyperflow.hooks.audit import audit_decision
 from hyperflow.operators.base import PREFLIGHT, RESULT_KEY, SHUTDOWN, keep_failure
+from hyperflow.operators.window import time_left
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,10 +37,23 @@ class AskOperator(ApprovalOperator):
 
     def execute(self, context: Context) -> Any:
         """Ask, with what a person must know to answer; a dry run asks nobody."""
+        from hyperflow.plans.estimate import minutes_text
+
         migration = context["ti"].xcom_pull(task_ids=PREFLIGHT, key="migration", map_indexes=-1) or {}
         if migration.get("dry_run"):
             raise AirflowSkipException("dry run: nothing is created, copied or changed")
         self.body = question(context, self.about)
+        try:
+            end = migration.get("not_after")
+            left = time_left(datetime.fromisoformat(end) if end else None, self.about)
+        except AirflowFailException as fault:
+            keep_failure(context, self.task_id, fault)
+            raise
+        if left is not None:
+            minutes = minutes_text(left.total_seconds() / 60)
+            self.body += f"\n* the window closes in {minutes}; without an answer until then it is a no"
+            if self.response_timeout is None or left < self.response_timeout:
+                self.response_timeout, self.defaults = left, [self.REJECT]
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from math import ceil
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskAwaitingInput
@@ -40,6 +41,7 @@ from hyperflow.operators.cutover_record import (
 from hyperflow.operators.drift import heed_drift
 from hyperflow.operators.preflight import STATE_KEY
 from hyperflow.operators.snapshot import SourceOperator
+from hyperflow.operators.window import time_left
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -73,6 +75,8 @@ class ShutDownSourceOperator(SourceOperator):
         known = record_of_this_run(context)
         if known:
             require_phase(known, SHUTTING_DOWN, SOURCE_OFF)
+        else:
+            time_left(self.settings.not_after, f"{self.facts.name} is not shut down")
         # What a second try finds off, and its configuration changed by that, the first one has shut down.
         warnings = heed_drift(self, session, context, but=("power", "config") if known else ())
         begin(context, {**(known or self.record(session)), "phase": SHUTTING_DOWN})
@@ -161,6 +165,9 @@ class ShutDownSourceOperator(SourceOperator):
         """Ask what to do with a guest that does not go down; nobody's answer aborts."""
         approval = self.settings.cutover.approval
         minutes = approval.timeout_minutes if approval else 60
+        left = time_left(self.settings.not_after, f"{self.facts.name} does not shut down")
+        if left is not None:
+            minutes = min(minutes, ceil(left.total_seconds() / 60))
         subject = f"{shown(self.facts.name)} does not shut down. What now?"
         body = (
             f"{shown(why)}\n\n**{FORCE}** is a power cut: what the guest has not written is lost. **{ABORT}** "

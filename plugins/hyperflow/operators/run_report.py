@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from airflow.sdk import Context
+    from paramiko import SSHClient
 
     from hyperflow.manifest.report import AuditHead, Message, Report, Stage, StagePart
 
 REPORT_NAME = "report.json"
 EVIDENCE_LIMIT = 8 << 20  # bytes of a console log or screenshot; they have some 100 KiB
-PNG = b"\x89PNG\r\n\x1a\n"
+BEGINS = {"screenshot.png": b"\x89PNG\r\n\x1a\n"}  # what else would be shown as something that it is not
 REPORT_KEY = "report"  # XCom: {"host": connection or None, "path", "failures": [{"stage", "code"}], "outcome"}
 FAILED, SKIPPED, NOT_REACHED = "failed", "skipped", "upstream_failed"  # task states of Airflow
 NOTHING_TO_DO = {  # why a closing task skips itself
@@ -163,20 +164,30 @@ class RunReportOperator(HostRunOperator):
         One that is not there, or is something else, is told of and left out: the report has the proof itself.
         """
         proof = report.boot_proof
-        for name, found, begins in (
-            ("console.log", proof.console_log if proof else None, b""),
-            ("screenshot.png", proof.screenshot if proof else None, PNG),
-        ):
-            if found is None:
-                continue
-            try:
-                with self.host.connected() as client:
-                    content = self.host.fetch(client, found, EVIDENCE_LIMIT)
-            except AirflowException as fault:
-                self.log.warning("the boot's %s could not be fetched: %s", name, fault)
-                continue
-            if content.startswith(begins):
-                keep(folder / name, content)
+        left = {"console.log": proof.console_log, "screenshot.png": proof.screenshot} if proof else {}
+        wanted = {name: path for name, path in left.items() if path is not None}
+        if not wanted:
+            return
+        try:
+            with self.host.connected() as client:
+                for name, path in wanted.items():
+                    self.keep_one(client, path, folder / name)
+        except AirflowException as fault:
+            self.log.warning("what the boot left could not be fetched: %s", fault)
+
+    def keep_one(self, client: SSHClient, path: str, kept: Path) -> None:
+        """Fetch one of them."""
+        from hyperflow.hooks.kvmhost import KvmHostAway  # paramiko takes half a second, also in whoever parses DAGs
+
+        try:
+            content = self.host.fetch(client, path, EVIDENCE_LIMIT)
+        except KvmHostAway:
+            raise
+        except AirflowException as fault:
+            self.log.warning("the boot's %s could not be fetched: %s", kept.name, fault)
+            return
+        if content.startswith(BEGINS.get(kept.name, b"")):
+            keep(kept, content)
 
 
 def audited(context: Context) -> AuditHead | None:

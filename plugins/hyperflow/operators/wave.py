@@ -1,4 +1,4 @@
-"""The tasks of a wave: look before anything starts, start each VM's own DAG, report what became of all."""
+"""The task of a wave that moves a VM: it starts the VM's own DAG and waits for its end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.providers.standard.triggers.external_task import DagStateTrigger
-from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import (
     AirflowException,
     AirflowFailException,
@@ -17,8 +16,8 @@ from airflow.sdk.exceptions import (
 )
 from airflow.sdk.execution_time.hitl import upsert_hitl_detail
 
-from hyperflow.hooks.audit import audit_decision, audit_start
-from hyperflow.manifest.shown import shown, shown_in_markdown
+from hyperflow.hooks.audit import audit_decision
+from hyperflow.manifest.shown import shown
 from hyperflow.operators.approval import DECISION_KEY, moment, tell_who_is_asked, user_name
 from hyperflow.operators.base import keep_failure
 from hyperflow.operators.cutover_record import ROLLED_BACK, cutover_of
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseNotifier, Context
 
     from hyperflow.plans.plan import Plan
-    from hyperflow.plans.times import Opening
     from hyperflow.plans.wave import Wave
 
 CHECK, APPROVE, REPORT, GROUP = "check", "approve", "report", "vms"  # ids of the tasks of a wave
@@ -40,10 +38,8 @@ QUESTION_KEY = "question"  # XCom: what a person must know to approve, Markdown
 OPENING_KEY = "opening"  # XCom: {"start", "end", "latest_start"}, ISO 8601; None where the wave has no window
 GO_ON, STOP = "Go on", "Stop"
 OVER = ["success", "failed"]  # states of a run that is over
-MISSED_AFTER = timedelta(minutes=15)  # a scheduled start this late was missed: un-pausing a DAG makes its last one
 ACTIVE = ["queued", "running"]  # states of a run that works
 PASSED_ON = ("dry_run", "skip_boot")  # what a wave's run asks of the runs of its VMs
-RATES_OF_OTHERS = 20  # VMs outside of the wave whose measured rates are looked up
 POLL = 5  # seconds between looks at a VM's run
 
 
@@ -65,98 +61,6 @@ def load_wave(plan_file: str, name: str) -> tuple[Plan, Wave]:
         return plan, plan.wave(name)
     except (PlanError, KeyError) as fault:
         raise AirflowFailException(str(fault)) from fault
-
-
-class CheckWaveOperator(BaseOperator):
-    """The first task of a wave: whether now is the time, and what a person must know to approve.
-
-    A scheduled start that was missed skips the wave; a start by a person outside of the window fails it, and says when
-    the window opens. Pushes the XComs ``opening`` and ``question``; returns the members.
-
-    :param plan_file: path of the plan
-    :param wave: the wave's name
-    """
-
-    ui_color = "#e8f1fa"
-
-    def __init__(self, *, plan_file: str, wave: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.plan_file = plan_file
-        self.wave = wave
-
-    def execute(self, context: Context) -> list[str]:
-        """Check the time; nothing is started here."""
-        return cast("list[str]", telling(context, self.check, context))
-
-    def check(self, context: Context) -> list[str]:
-        """Do so."""
-        plan, wave = load_wave(self.plan_file, self.wave)
-        asked = {key: value for key, value in (context["dag_run"].conf or {}).items() if value}
-        audit_start(context, f"wave {wave.name}", {"plan": plan.name, "members": list(wave.members), **asked})
-        now = datetime.now(UTC)
-        opening = self.opening(context, wave, now)
-        ti = context["ti"]
-        ti.xcom_push(key=OPENING_KEY, value=_written(opening))
-        question = self.question(context, plan, wave, opening)
-        ti.xcom_push(key=QUESTION_KEY, value=question)
-        for line in question.splitlines():
-            self.log.info("%s", line)
-        return list(wave.members)
-
-    def opening(self, context: Context, wave: Wave, now: datetime) -> Opening | None:
-        """Find the opening of the window that this run belongs to.
-
-        :raises AirflowSkipException: a scheduled start that was missed
-        :raises AirflowFailException: the window is closed
-        """
-        from hyperflow.plans.times import next_opening, opening_at
-
-        window, zone = wave.entry.window, wave.zone
-        opening = opening_at(window, zone, now) if window is not None else None
-        slot = _slot(context)
-        if slot is not None:
-            other = window is not None and opening_at(window, zone, slot) != opening
-            if other or now - slot > MISSED_AFTER:
-                raise AirflowSkipException(
-                    f"wave {wave.name} was to start at {slot:%Y-%m-%d %H:%M} UTC, and that time is over: nothing is "
-                    "started. Start the wave by hand within its window, or wait for its next date"
-                )
-        if window is not None and (opening is None or now >= opening.latest_start):
-            following = next_opening(window, zone, now)
-            raise AirflowFailException(
-                f"wave {wave.name}: its window is closed at {now.astimezone(zone):%a %Y-%m-%d %H:%M %Z}, and opens at "
-                f"{following.start.astimezone(zone):%a %Y-%m-%d %H:%M %Z}. Start it then, or change waves.window of "
-                f"{self.plan_file}"
-            )
-        return opening
-
-    def question(self, context: Context, plan: Plan, wave: Wave, opening: Opening | None) -> str:
-        """Write what a person must know to approve, as Markdown."""
-        from hyperflow.plans.estimate import estimate_wave, minutes_text, rates_of
-        from hyperflow.plans.survey import read_survey
-
-        others = [vm.slug for vm in plan.vms if vm.slug not in wave.members]
-        proven = {
-            slug: run["summary"]
-            for slug in (*wave.members, *others[:RATES_OF_OTHERS])
-            if (run := proven_run(plan.vm(slug).dag_id)) is not None
-        }
-        estimate = estimate_wave(plan, wave, read_survey(plan.path, plan.name), rates_of(proven.values()))
-        done = [slug for slug in wave.members if slug in proven]
-        name, of = shown_in_markdown(wave.name), shown_in_markdown(plan.name)
-        lines = [f"Wave **{name}** of plan {of}: {len(wave.members)} VM(s)."]
-        if wave.entry.description:
-            lines.append(shown_in_markdown(wave.entry.description))
-        if done and not asked_again(context):
-            lines.append(f"* already migrated and proven, so left out: {', '.join(done)}")
-        lines.append(f"* at most {wave.entry.max_in_flight} at once; after a failure: {wave.entry.on_failure}")
-        if opening is not None:
-            left = (opening.end - datetime.now(UTC)).total_seconds() / 60
-            closes = f"{opening.end.astimezone(wave.zone):%a %H:%M %Z}"
-            lines.append(f"* the window closes at {closes}, in {minutes_text(left)}")
-        lines.append(f"* {estimate.sentence()}")
-        lines += [f"* {step}. {', '.join(slugs)}" for step, slugs in enumerate(wave.steps(), 1)]
-        return "\n".join(lines)
 
 
 class MigrateVmOperator(TriggerDagRunOperator):
@@ -287,8 +191,8 @@ class MigrateVmOperator(TriggerDagRunOperator):
 
     def refuse_outside_window(self, context: Context) -> None:
         """Skip when it is too late to start, or the VM would not be done before the window closes."""
-        opening = context["ti"].xcom_pull(task_ids=CHECK, key=OPENING_KEY, map_indexes=-1)
-        if not opening:
+        opening = self.opening(context)
+        if opening is None:
             return
         now = datetime.now(UTC)
         end, latest = datetime.fromisoformat(opening["end"]), datetime.fromisoformat(opening["latest_start"])
@@ -299,6 +203,10 @@ class MigrateVmOperator(TriggerDagRunOperator):
                 f"not started: it is expected to take {self.expected_minutes} minutes, and the window closes at "
                 f"{end:%Y-%m-%d %H:%M} UTC"
             )
+
+    def opening(self, context: Context) -> dict[str, str] | None:
+        """The opening of the window that the wave's run belongs to; None where it has no window."""
+        return context["ti"].xcom_pull(task_ids=CHECK, key=OPENING_KEY, map_indexes=-1) or None
 
     def heed_failures(self, context: Context, states: dict[str, str | None]) -> None:
         """After a failure of another VM: stop, ask, or go on.
@@ -389,6 +297,8 @@ class MigrateVmOperator(TriggerDagRunOperator):
         self.trigger_run_id = self.next_run(context)
         asked = context["dag_run"].conf or {}
         self.conf = {name: True for name in PASSED_ON if asked.get(name)}
+        if opening := self.opening(context):
+            self.conf["not_after"] = opening["end"]
         return super().execute(context)
 
     def next_run(self, context: Context) -> str:
@@ -517,20 +427,6 @@ def asked_again(context: Context) -> bool:
     return bool((context["dag_run"].conf or {}).get("again"))
 
 
-def _slot(context: Context) -> datetime | None:
-    """When the schedule meant this run to start; None when a person started it."""
-    dag_run = cast("Any", context["dag_run"])
-    if str(getattr(dag_run.run_type, "value", dag_run.run_type)) != "scheduled":
-        return None
-    return cast("datetime | None", dag_run.logical_date or dag_run.run_after)
-
-
 def _store(context: Context) -> Any:
     """What Airflow keeps of a task over its tries."""
     return cast("Any", context)["task_state_store"]
-
-
-def _written(opening: Opening | None) -> dict[str, str] | None:
-    if opening is None:
-        return None
-    return {name: getattr(opening, name).isoformat() for name in ("start", "end", "latest_start")}

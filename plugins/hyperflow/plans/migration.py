@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -47,6 +48,7 @@ class Migration(HostRun):
     boot_timeout_seconds: int
     boot_memory_mb: int | None
     skip_boot: bool
+    not_after: datetime | None  # the end of the window; no cutover begins or is approved after it
     snapshots: Literal["refuse", "allow"]
     cutover: Cutover
     drift: Literal["stop", "warn", "start-over"]
@@ -118,6 +120,7 @@ def effective(plan: Plan, vm: PlannedVm, overrides: Overrides | None = None) -> 
         boot_timeout_seconds=proof.timeout_seconds,
         boot_memory_mb=proof.memory_mb,
         skip_boot=run.skip_boot or not proof.enabled,
+        not_after=datetime.fromisoformat(run.not_after) if run.not_after else None,
         dry_run=run.dry_run,
         snapshots=settings.snapshots,
         cutover=settings.cutover or Cutover(),

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from hyperflow.manifest.faults import from_validation, place
 from hyperflow.manifest.models import OutputFormat
 from hyperflow.plans.plan import PlanError
 from hyperflow.plans.settings import ConnectionId, HostFolder
+
+
+def _moment(text: str) -> str:
+    try:
+        sound = datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        sound = False
+    if not sound:
+        raise ValueError("a time with its zone, as 2026-11-28T04:00:00+01:00")
+    return text
 
 
 class Overrides(BaseModel):
@@ -33,6 +44,11 @@ class Overrides(BaseModel):
         default=False,
         title="Skip the boot proof",
         description="The migration then ends unproven, and the report says so",
+    )
+    not_after: Annotated[str, AfterValidator(_moment)] | None = Field(
+        default=None,
+        title="Not after",
+        description="A cutover asks nobody, and shuts nothing down, after this time; a wave gives its window's end",
     )
     dry_run: bool = Field(default=False, title="Dry run", description="Preflight only: nothing is exported or written")
 

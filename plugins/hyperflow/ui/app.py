@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jinja2
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from pydantic import ValidationError
 
 from hyperflow.audit.chain import Anchor, verify
 from hyperflow.manifest.report import Report
 from hyperflow.operators.wave_record import JSON_NAME, PAGE_NAME
-from hyperflow.ui.access import may_read_dag
+from hyperflow.ui.access import may_read_dag, signed_in
+from hyperflow.ui.people import unknown_people
 from hyperflow.ui.record import audit_entries, parsed, record_file
 
 HEADERS = {
@@ -31,6 +32,7 @@ RAW = {  # page -> file and media type
     "wave": (PAGE_NAME, "text/html; charset=utf-8"),
     "wave-report.json": (JSON_NAME, "application/json"),
 }
+PEOPLE_LIMIT = 100  # asked for at once
 STYLES = {"proven": "good", "unproven": "doubt", "failed": "bad"}
 
 
@@ -44,7 +46,13 @@ def build_app() -> FastAPI:
     app.get(run + "audit", dependencies=access, response_class=HTMLResponse)(audit_page)
     for page, (name, media_type) in RAW.items():
         app.get(run + page, dependencies=access, response_class=FileResponse)(_raw(name, media_type))
+    app.get("/people/unknown", dependencies=[signed_in()])(people_page)
     return app
+
+
+def people_page(user: Annotated[list[str], Query(max_length=PEOPLE_LIMIT)]) -> dict[str, list[str] | None]:
+    """Tell a plan's check which users Airflow does not know: ``{"unknown": [id]}``, null where it cannot be told."""
+    return {"unknown": unknown_people(user)}
 
 
 def report_page(dag_id: str, run_id: str) -> Response:

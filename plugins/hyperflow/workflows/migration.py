@@ -231,6 +231,8 @@ def form(vm: PlannedVm) -> dict[str, Param]:
         schema: dict[str, Any] = {"type": "boolean" if isinstance(value, bool) else "string"}
         if name == "output_format":
             schema["enum"] = list(get_args(OutputFormat))
+        if name == "not_after":
+            schema = {"type": ["null", "string"], "format": "date-time"}
         params[name] = Param(value, title=field.title, description=field.description, **schema)
     return params
 

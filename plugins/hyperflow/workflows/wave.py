@@ -13,15 +13,8 @@ from airflow.timetables.events import EventsTimetable  # airflow.sdk's own canno
 from hyperflow.manifest.shown import shown, shown_in_markdown
 from hyperflow.notifications.planned import told_of
 from hyperflow.operators.approval import ApproveWaveOperator
-from hyperflow.operators.wave import (
-    APPROVE,
-    CHECK,
-    GROUP,
-    QUESTION_KEY,
-    REPORT,
-    CheckWaveOperator,
-    MigrateVmOperator,
-)
+from hyperflow.operators.wave import APPROVE, CHECK, GROUP, QUESTION_KEY, REPORT, MigrateVmOperator
+from hyperflow.operators.wave_check import CheckWaveOperator
 from hyperflow.operators.wave_report import WriteWaveReportOperator
 from hyperflow.plans.pools import wave_pool
 

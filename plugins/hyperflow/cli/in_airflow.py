@@ -1,0 +1,84 @@
+"""What a plan needs of Airflow itself: pools, and users who are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hyperflow.cli.airflow_api import AirflowApi
+from hyperflow.manifest.faults import Fault
+from hyperflow.manifest.shown import shown
+from hyperflow.plans.plan import Plan
+from hyperflow.plans.pools import Pool, pools_of
+
+
+def needs_airflow(plan: Plan) -> bool:
+    """Whether a plan names anything that Airflow must have."""
+    return bool(pools_of([plan])) or bool(_asked(plan))
+
+
+def faults_in_airflow(api: AirflowApi, plan: Plan, others: Sequence[Plan] = ()) -> list[Fault]:
+    """Find what a plan needs and Airflow has not.
+
+    :param others: plans that share pools with it; of two sizes the smaller counts
+    """
+    return [*pool_faults([plan], others, api.pools()), *people_faults(plan, api)]
+
+
+def pool_faults(
+    plans: Iterable[Plan], others: Iterable[Plan], there: Mapping[str, dict[str, Any]], without: Iterable[str] = ()
+) -> list[Fault]:
+    """Say which pools that plans need are missing, or other than they want.
+
+    :param others: plans that share pools with them
+    :param there: Airflow's pools
+    :param without: names of pools that are not looked at
+    """
+    plans = list(plans)
+    shared = pools_of([*plans, *others])
+    files = " ".join(str(one.path) for one in plans)
+    faults = []
+    for name in pools_of(plans):
+        if name not in without and (found := pool_fault(shared[name], there.get(name))):
+            wanted = f"{shared[name].slots} slots that count deferred tasks"
+            faults.append(Fault(f"pool {name}", found, f"{wanted}: run ./hyperflow limits apply {files}"))
+    return faults
+
+
+def pool_fault(pool: Pool, found: dict[str, Any] | None) -> str | None:
+    """Say what is other about a pool than plans need; None when nothing is.
+
+    :param found: as Airflow knows it, None when it does not
+    """
+    if found is None:
+        return "no such pool in Airflow"
+    if found["slots"] != pool.slots:
+        return f"{found['slots']} slots in Airflow"
+    if not found["include_deferred"]:
+        return "one that does not count deferred tasks, so that it limits nothing"
+    return None
+
+
+def people_faults(plan: Plan, api: AirflowApi) -> list[Fault]:
+    """Say who is asked by the plan and is no user of Airflow, so that nobody could answer."""
+    asked = _asked(plan)
+    if not asked:
+        return []
+    expected = "the id of a user in people.<key>.id: the name with Airflow's simple users, the number with FAB's"
+    return [
+        Fault(where, f"{shown(one)}, whom Airflow does not know", expected)
+        for one in api.unknown_people(asked) or ()
+        for where in asked[one]
+    ]
+
+
+def _asked(plan: Plan) -> dict[str, list[str]]:
+    """Who is asked, and where the plan says so: a user's id -> paths."""
+    places: dict[str, list[str]] = {}
+    for index, wave in enumerate(plan.waves):
+        for person in wave.approvers:
+            places.setdefault(person["id"], []).append(f"waves[{index}].approval.by")
+    for index, vm in enumerate(plan.vms):
+        for person in vm.approvers:
+            places.setdefault(person["id"], []).append(f"vms[{index}].cutover.approval.by")
+    return places

@@ -1,0 +1,130 @@
+"""The first task of a wave: whether now is the time, and what a person must know to approve."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from hyperflow.hooks.audit import audit_start
+from hyperflow.manifest.shown import shown_in_markdown
+from hyperflow.operators.proven import proven_run
+from hyperflow.operators.wave import OPENING_KEY, QUESTION_KEY, asked_again, load_wave, telling
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from hyperflow.plans.plan import Plan
+    from hyperflow.plans.times import Opening
+    from hyperflow.plans.wave import Wave
+
+MISSED_AFTER = timedelta(minutes=15)  # a scheduled start this late was missed: un-pausing a DAG makes its last one
+RATES_OF_OTHERS = 20  # VMs outside of the wave whose measured rates are looked up
+
+
+class CheckWaveOperator(BaseOperator):
+    """The first task of a wave: whether now is the time, and what a person must know to approve.
+
+    A scheduled start that was missed skips the wave; a start by a person outside of the window fails it, and says when
+    the window opens. Pushes the XComs ``opening`` and ``question``; returns the members.
+
+    :param plan_file: path of the plan
+    :param wave: the wave's name
+    """
+
+    ui_color = "#e8f1fa"
+
+    def __init__(self, *, plan_file: str, wave: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.plan_file = plan_file
+        self.wave = wave
+
+    def execute(self, context: Context) -> list[str]:
+        """Check the time; nothing is started here."""
+        return cast("list[str]", telling(context, self.check, context))
+
+    def check(self, context: Context) -> list[str]:
+        """Do so."""
+        plan, wave = load_wave(self.plan_file, self.wave)
+        asked = {key: value for key, value in (context["dag_run"].conf or {}).items() if value}
+        audit_start(context, f"wave {wave.name}", {"plan": plan.name, "members": list(wave.members), **asked})
+        now = datetime.now(UTC)
+        opening = self.opening(context, wave, now)
+        ti = context["ti"]
+        ti.xcom_push(key=OPENING_KEY, value=_written(opening))
+        question = self.question(context, plan, wave, opening)
+        ti.xcom_push(key=QUESTION_KEY, value=question)
+        for line in question.splitlines():
+            self.log.info("%s", line)
+        return list(wave.members)
+
+    def opening(self, context: Context, wave: Wave, now: datetime) -> Opening | None:
+        """Find the opening of the window that this run belongs to.
+
+        :raises AirflowSkipException: a scheduled start that was missed
+        :raises AirflowFailException: the window is closed
+        """
+        from hyperflow.plans.times import next_opening, opening_at
+
+        window, zone = wave.entry.window, wave.zone
+        opening = opening_at(window, zone, now) if window is not None else None
+        slot = _slot(context)
+        if slot is not None:
+            other = window is not None and opening_at(window, zone, slot) != opening
+            if other or now - slot > MISSED_AFTER:
+                raise AirflowSkipException(
+                    f"wave {wave.name} was to start at {slot:%Y-%m-%d %H:%M} UTC, and that time is over: nothing is "
+                    "started. Start the wave by hand within its window, or wait for its next date"
+                )
+        if window is not None and (opening is None or now >= opening.latest_start):
+            following = next_opening(window, zone, now)
+            raise AirflowFailException(
+                f"wave {wave.name}: its window is closed at {now.astimezone(zone):%a %Y-%m-%d %H:%M %Z}, and opens at "
+                f"{following.start.astimezone(zone):%a %Y-%m-%d %H:%M %Z}. Start it then, or change waves.window of "
+                f"{self.plan_file}"
+            )
+        return opening
+
+    def question(self, context: Context, plan: Plan, wave: Wave, opening: Opening | None) -> str:
+        """Write what a person must know to approve, as Markdown."""
+        from hyperflow.plans.estimate import estimate_wave, minutes_text, rates_of
+        from hyperflow.plans.survey import read_survey
+
+        others = [vm.slug for vm in plan.vms if vm.slug not in wave.members]
+        proven = {
+            slug: run["summary"]
+            for slug in (*wave.members, *others[:RATES_OF_OTHERS])
+            if (run := proven_run(plan.vm(slug).dag_id)) is not None
+        }
+        estimate = estimate_wave(plan, wave, read_survey(plan.path, plan.name), rates_of(proven.values()))
+        done = [slug for slug in wave.members if slug in proven]
+        name, of = shown_in_markdown(wave.name), shown_in_markdown(plan.name)
+        lines = [f"Wave **{name}** of plan {of}: {len(wave.members)} VM(s)."]
+        if wave.entry.description:
+            lines.append(shown_in_markdown(wave.entry.description))
+        if done and not asked_again(context):
+            lines.append(f"* already migrated and proven, so left out: {', '.join(done)}")
+        lines.append(f"* at most {wave.entry.max_in_flight} at once; after a failure: {wave.entry.on_failure}")
+        if opening is not None:
+            left = (opening.end - datetime.now(UTC)).total_seconds() / 60
+            closes = f"{opening.end.astimezone(wave.zone):%a %H:%M %Z}"
+            lines.append(f"* the window closes at {closes}, in {minutes_text(left)}")
+        lines.append(f"* {estimate.sentence()}")
+        lines += [f"* {step}. {', '.join(slugs)}" for step, slugs in enumerate(wave.steps(), 1)]
+        return "\n".join(lines)
+
+
+def _slot(context: Context) -> datetime | None:
+    """When the schedule meant this run to start; None when a person started it."""
+    dag_run = cast("Any", context["dag_run"])
+    if str(getattr(dag_run.run_type, "value", dag_run.run_type)) != "scheduled":
+        return None
+    return cast("datetime | None", dag_run.logical_date or dag_run.run_after)
+
+
+def _written(opening: Opening | None) -> dict[str, str] | None:
+    if opening is None:
+        return None
+    return {name: getattr(opening, name).isoformat() for name in ("start", "end", "latest_start")}
