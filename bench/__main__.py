@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import control, conversions, data, downloads, guests, memory, results, scale
+from bench import control, conversions, data, downloads, guests, memory, page, results, scale
 from bench.results import Result
 from bench.stages import BenchError
 
@@ -38,6 +38,7 @@ def main(names: list[str]) -> int:
             console.print(f"[red]{name} could not be measured[/red]: {fault}", markup=True)
             continue
         results.store(done[-1:])
+        page.PAGE.write_text(page.page(), encoding="utf-8")
     results.show(done, console)
     if failed:
         console.print(f"[red]not measured: {', '.join(failed)}[/red]")

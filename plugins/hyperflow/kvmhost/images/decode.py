@@ -79,7 +79,7 @@ class _Batch(NamedTuple):
 
 
 class _Window:
-    """A buffer that goes round: filled by the reader, used by the hasher and a worker, and filled again."""
+    """A buffer that goes round: filled by the reader, used by the hasher and the workers, and filled again."""
 
     def __init__(self, size: int, free: queue.SimpleQueue[_Window]) -> None:
         self._data = bytearray(size)
@@ -154,7 +154,7 @@ class Decoder:
         self._made_content: ContentMap | None = None
         self._lock = threading.Lock()
         self._fault: Exception | None = None  # the first of any thread
-        self._work: queue.SimpleQueue[tuple[_Window, list[_Batch]] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[_Window, _Batch] | None] = queue.SimpleQueue()
         self._hash: queue.SimpleQueue[_Window | None] = queue.SimpleQueue()
         self._zero_forms: dict[bytes, bool] = {}
 
@@ -251,9 +251,10 @@ class Decoder:
                 batches, carried = self._scan(window, inflater)
             else:
                 carried = b""
-            window.share(2)
+            window.share(1 + len(batches))
             self._hash.put(window)
-            self._work.put((window, batches))
+            for batch in batches:  # one by one: packed clusters have an order, and nobody waits long for his turn then
+                self._work.put((window, batch))
         if self._fault is None:
             try:
                 self._scanner.finish(len(carried))
@@ -318,12 +319,11 @@ class Decoder:
             item = self._work.get()
             if item is None:
                 return
-            window, batches = item
+            window, batch = item
             try:
                 bench = bench or _Bench(self._header.grain_bytes, self.writer)
-                for batch in batches:
-                    if self._fault is None:
-                        self._store(window, batch, bench)
+                if self._fault is None:
+                    self._store(window, batch, bench)
             except Exception as fault:  # noqa: BLE001 - raised by run(); windows must go round all the same
                 self._fail(fault)
             window.release()

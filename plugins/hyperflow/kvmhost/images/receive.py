@@ -7,7 +7,6 @@ memory does not depend on the size of the disk.
 from __future__ import annotations
 
 import hashlib
-import os
 import queue
 import threading
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Callable
 
 from hyperflow.kvmhost.images import vmdk
+from hyperflow.kvmhost.images.data_file import write_back
 from hyperflow.kvmhost.images.decode import Decoder
 from hyperflow.kvmhost.images.decoded import Decoding
 from hyperflow.kvmhost.images.qcow2 import ImageWriter
@@ -50,6 +50,7 @@ class StagedFile:
         self._file = descriptor
         self._path = path
         self._digest = hashlib.sha256()
+        self._written = 0
         self.fault: OSError | None = None  # of the file; nothing is written any more then
 
     def update(self, data: memoryview) -> None:
@@ -57,9 +58,8 @@ class StagedFile:
         self._digest.update(data)
         if self.fault is None:
             try:
-                left = data
-                while left:
-                    left = left[os.write(self._file, left) :]
+                write_back(self._file, data, self._written)
+                self._written += len(data)
             except OSError as fault:
                 self.fault = OSError(fault.errno, fault.strerror, str(self._path))
 
