@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from bench.results import HERE, MEASURED, RESULTS
+from bench.results import MEASURED, PAGE, RESULTS
 
-PAGE = HERE.parent / "docs" / "performance.md"
 HEAD = """# What was measured
 
 Made by `make bench` of `bench/results.json` (medians) and `bench/measured.json` (every round, and where it was

@@ -20,6 +20,7 @@ from rich.table import Table
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"
 MEASURED = HERE / "measured.json"
+PAGE = HERE.parent / "docs" / "performance.md"
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def machine() -> Machine:
         python=platform.python_version(),
         host_python=_said("/usr/bin/python3", "--version").removeprefix("Python "),
         qemu=_said("qemu-img", "--version").splitlines()[0].removeprefix("qemu-img version "),
-        commit=_said("git", "-C", str(HERE), "describe", "--always", "--dirty"),
+        commit=_commit(),
         load=round(os.getloadavg()[1], 2),
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
@@ -145,6 +146,14 @@ def _merge(path: Path, entries: dict[str, Any]) -> None:
     Path(file.name).replace(path)
 
 
+def _commit() -> str:
+    """The commit that was measured; what measuring itself has written makes it no other."""
+    git = ("git", "-C", str(HERE.parent))
+    ours = [f":!{path.relative_to(HERE.parent)}" for path in (RESULTS, MEASURED, PAGE)]
+    changed = _said(*git, "status", "--porcelain", "--untracked-files=no", "--", ".", *ours) not in ("", "unknown")
+    return _said(*git, "describe", "--always") + ("-dirty" if changed else "")
+
+
 def _said(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip() if done.returncode == 0 else "unknown"

@@ -31,27 +31,46 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("hyperflow")
 
-from lab import running  # noqa: E402 - Airflow reads the settings above when a part of it is imported
+from lab import kvmhost, running  # noqa: E402 - Airflow reads the settings above when a part of it is imported
 
-# One libvirt serves the whole machine: the files whose tests start the lab or its host run in one worker, one by one.
-SHARING = re.compile(r"running_lab|host: (kvmhost\.)?KvmHost|kvmhost\.start\(")
+# The lab's tests look at all of vCenter, Airflow and the host, so one worker runs them, one by one. What else needs the
+# host brings domains of its own, and runs beside them.
+OF_THE_LAB = re.compile(r"running_lab")
+
+
+HOST = pytest.StashKey[Path]()  # folder of the libvirt that was started for all workers
 
 
 class Scheduling(LoadScopeScheduling):
-    """Gives whole files to the workers of `make test`, and all that share libvirt to one of them.
+    """Gives whole files to the workers of `make test`, and all that use the lab to one of them.
 
     Not xdist's own groups: it marks them in a test's id, which pytest 9 does not let it change.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        return "lab" if SHARING.search((ROOT / path).read_text()) else path
+        return "lab" if OF_THE_LAB.search((ROOT / path).read_text()) else path
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
     """Tell xdist how the tests are spread."""
     return Scheduling(config, log)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Start the one libvirt of this machine before the workers, each of which uses what is there and leaves it."""
+    if session.config.getoption("numprocesses", None):
+        session.config.stash[HOST] = state = Path(tempfile.mkdtemp(prefix="hyperflow-libvirt-"))
+        kvmhost.start(state)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End it when all workers are done."""
+    state = session.config.stash.get(HOST, None)
+    if state is not None:
+        kvmhost.stop(state)
+        shutil.rmtree(state)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bench.__main__ import MEASURES
-from bench.page import MEANINGS, PAGE, page
+from bench.page import MEANINGS, page
+from bench.results import PAGE
 
 
 def test_the_page_is_what_was_measured_last() -> None:

@@ -18,6 +18,7 @@ from airflow.models import Variable as StoredVariable
 from airflow.sdk import DAG, BaseOperator, TriggerRule, Variable, chain
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.operators.aftermath import FinalizeOperator, RollBackLaterOperator
+from hyperflow.operators.approval import AskOperator
 from hyperflow.operators.base import PREFLIGHT, SHUTDOWN, domain_uuid, run_key, vm_key
 from hyperflow.operators.cutover import DisconnectSourceOperator, ShutDownSourceOperator, StartTargetOperator
 from hyperflow.operators.cutover_record import begin, key_of, refuse_moved
@@ -167,6 +168,8 @@ def tasks(name: str, *steps: Any, before: Act | None = None, run: Overrides | No
         for number, step in enumerate(steps):
             if step == SHUTDOWN:
                 made.append(ShutDownSourceOperator(task_id=SHUTDOWN, approvers=[], **SOURCE))
+            elif step == "approve":
+                made.append(AskOperator(task_id=step, about="Shut it down?", subject="Shut it down?"))
             elif step == "disconnect":
                 made.append(DisconnectSourceOperator(task_id=step, **SOURCE))
             elif step == "start":
@@ -192,6 +195,7 @@ def undefine(name: str) -> Act:
     return lambda _: [virsh(act, f"test-{name}") for act in ("destroy", "undefine")]
 
 
+OVER = Overrides(not_after="2026-11-01T04:00:00+01:00")  # the window has closed
 CUTOVER = (SHUTDOWN, "disconnect", "start")
 SCENARIOS: dict[str, list[DAG]] = {
     "well": [*[tasks("well", *CUTOVER)] * 2, *[later("well", RollBackLaterOperator, "back")] * 2],
@@ -215,7 +219,7 @@ SCENARIOS: dict[str, list[DAG]] = {
     "forgotten": [tasks("forgotten", *CUTOVER[:2], forget, fail)],
     "scribbled": [tasks("scribbled", SHUTDOWN, scribble, "disconnect", fail)],
     "cleared": [tasks("cleared", SHUTDOWN, before=shut_down_and_die)],
-    "late": [tasks("late", SHUTDOWN, run=Overrides(not_after="2026-11-01T04:00:00+01:00"))],
+    "late": [tasks("late", SHUTDOWN, run=OVER), tasks("late", "approve", SHUTDOWN, run=OVER)],
     "changed": [tasks("changed", *CUTOVER[:2], at_vcenter(remove_adapter)("changed"), fail)],
 }
 

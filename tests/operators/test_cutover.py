@@ -190,6 +190,9 @@ def test_a_target_is_left_running_when_its_source_cannot_come_back(runs: Runs) -
 
 
 def test_a_source_is_not_shut_down_when_the_window_has_closed(runs: Runs) -> None:
-    (late,) = runs["late"]
+    late, asked = runs["late"]
     assert "the run's window closed at 2026-11-01 04:00" in late["failures"]["shutdown"]
-    assert (late["phase"], late["source"], late["nics"]) == (None, "poweredOn", AS_BUILT)
+    assert "Shut it down?: the run's window closed at 2026-11-01 04:00" in asked["failures"]["approve"]
+    assert asked["states"]["shutdown"] == "upstream_failed"
+    for one in (late, asked):
+        assert (one["phase"], one["source"], one["nics"]) == (None, "poweredOn", AS_BUILT)
