@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,21 @@ KINDS: dict[str, tuple[float, dict[str, Any], list[str]]] = {
 def measure(name: str, disk: data.Disk, folder: Path) -> Result:
     """Convert by both ways in turns; the images show the same, or it is an error."""
     goal, options, arguments = KINDS[name]
-    ours, peer = [], []
+    ours, peer, cpu = [], [], []
     reference = stages.manifest(folder, [disk.path])
     image, other = folder / "ours" / "disk-0", folder / "peer"
     for _ in range(ROUNDS):
         stages.digest(disk.path)
-        ours.append(convert(reference, image, options, folder).seconds)
+        ran = convert(reference, image, options, folder)
+        ours.append(ran.seconds)
+        cpu.append(ran.cpu_seconds)
         copying: list[str | Path] = ["qemu-img", "convert", "-f", "vmdk", *arguments, disk.path, other]
         peer.append(stages.timed(["sha256sum", disk.path], copying))
         stages.timed(["qemu-img", "compare", "-f", options["format"], "-F", options["format"], image, other])
         notes = {"image_bytes": {"ours": _allocated(image), "peer": _allocated(other)}}
         other.unlink()
         _forget(image)
-    notes["data"] = _described(disk)
+    notes |= {"cpu_seconds": round(statistics.median(cpu), 3), "data": _described(disk)}
     return of_pair(name, ours, peer, goal, notes)
 
 

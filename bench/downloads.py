@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,19 +22,25 @@ GOALS = {"download": 1.05, "download_decoded": 1.10}
 def measure(name: str, disk: data.Disk, folder: Path) -> Result:
     """Download by both ways in turns; the files are the same, or it is an error."""
     expected = stages.digest(disk.path)
-    ours, peer = [], []
+    ours, peer, cpu = [], [], []
     target, other = folder / "staging" / "disk-1.vmdk", folder / "curl.vmdk"
     curl: list[str | Path] = ["curl", "--silent", "--fail", "--cacert", folder / "certificate.pem", "-o", other]
     with serve(disk.path, folder, RATE) as (url, thumbprint):
         for _ in range(ROUNDS):
-            ours.append(download(name, (url, thumbprint), disk, target, folder).seconds)
+            ran = download(name, (url, thumbprint), disk, target, folder)
+            ours.append(ran.seconds)
+            cpu.append(ran.cpu_seconds)
             peer.append(stages.timed([*curl, url]))
             for path in (target, other):
                 if stages.digest(path) != expected:
                     raise stages.BenchError(f"{path}: is not what the server has")
             other.unlink()
             shutil.rmtree(target.parent)
-    notes = {"server_bytes_per_second": RATE, "bytes": disk.path.stat().st_size}
+    notes = {
+        "server_bytes_per_second": RATE,
+        "bytes": disk.path.stat().st_size,
+        "cpu_seconds": round(statistics.median(cpu), 3),
+    }
     return of_pair(name, ours, peer, GOALS[name], notes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -34,11 +35,13 @@ class Ran:
     """A stage that has run.
 
     :param seconds: wall, the start of Python included
+    :param cpu_seconds: of the stage and of the programs that it waited for
     :param peak_kib: largest resident memory of the stage's process, or of a program that it started; 0 when not watched
     :param observed: what it reported
     """
 
     seconds: float
+    cpu_seconds: float
     peak_kib: int
     observed: dict[str, Any]
 
@@ -55,15 +58,21 @@ def run(stage: str, options: dict[str, Any], folder: Path, *, watch: bool = Fals
     if watch:
         command = [PYTHON, "-c", _WATCH, *command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "plugins")}
-    begun = time.monotonic()
+    begun, cpu = time.monotonic(), _cpu_of_children()
     done = subprocess.run(
         command, input=json.dumps(options), env=environment, capture_output=True, text=True, check=False
     )
-    seconds = time.monotonic() - begun
+    seconds, cpu = time.monotonic() - begun, _cpu_of_children() - cpu
     if done.returncode != 0:
         raise BenchError(f"stage {stage} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     peak = int(done.stderr.rsplit("peak ", 1)[1]) if watch else 0
-    return Ran(seconds, peak, json.loads(result.read_text())["observed"])
+    return Ran(seconds, cpu, peak, json.loads(result.read_text())["observed"])
+
+
+def _cpu_of_children() -> float:
+    """CPU seconds of all children that were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def timed(*commands: Sequence[str | Path]) -> float:
