@@ -21,7 +21,7 @@ from hyperflow.operators.aftermath import FinalizeOperator, RollBackLaterOperato
 from hyperflow.operators.approval import AskOperator
 from hyperflow.operators.base import PREFLIGHT, SHUTDOWN, domain_uuid, run_key, vm_key
 from hyperflow.operators.cutover import DisconnectSourceOperator, ShutDownSourceOperator, StartTargetOperator
-from hyperflow.operators.cutover_record import begin, key_of, refuse_moved
+from hyperflow.operators.cutover_record import begin, cutover_of, key_of, put, refuse_moved
 from hyperflow.operators.preflight import STATE_KEY
 from hyperflow.operators.rollback import RollBackOperator
 from hyperflow.plans.load import load_plan
@@ -29,6 +29,7 @@ from hyperflow.plans.migration import effective
 from hyperflow.plans.overrides import Overrides
 from hyperflow.vsphere.drift import state
 from hyperflow.vsphere.facts import VmFacts
+from hyperflow.vsphere.finalize import finalize
 from hyperflow.vsphere.inventory import find_vm, read_vm
 from hyperflow.vsphere.nics import connections, restore
 from hyperflow.vsphere.power import power_off, power_on, power_state
@@ -160,6 +161,15 @@ def shut_down_and_die(context: Any) -> None:
         power_off(session, vm.moref)
 
 
+def finalize_and_die(context: Any) -> None:
+    """What a finalize does whose worker is killed when the source has its new name."""
+    record = cutover_of("migrate.cutovers.dying")
+    assert record is not None
+    put("migrate.cutovers.dying", {**record, "phase": "finalizing"})
+    with VsphereHook(VCENTER).session() as session:
+        finalize(session, record["moref"], "dying-migrated", "by a run that died")
+
+
 def tasks(name: str, *steps: Any, before: Act | None = None, run: Overrides | None = None) -> DAG:
     """A run of the cutover of one VM: each step a task of the cutover, or what somebody does."""
     made: list[Any] = []
@@ -205,6 +215,11 @@ SCENARIOS: dict[str, list[DAG]] = {
         tasks("final", *CUTOVER),
         later("final", FinalizeOperator, "finalize"),
         later("final", RollBackLaterOperator, "back"),
+    ],
+    "dying": [
+        tasks("dying", *CUTOVER),
+        later("dying", RollBackLaterOperator, "back", finalize_and_die),
+        later("dying", FinalizeOperator, "finalize"),
     ],
     "moved": [
         tasks("moved", *CUTOVER),

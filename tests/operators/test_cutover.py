@@ -135,6 +135,13 @@ def test_what_is_final_is_not_taken_back(runs: Runs) -> None:
     assert (back["source"], back["target"]) == ("poweredOff", "running")
 
 
+def test_a_finalize_that_died_is_gone_on_with_and_not_taken_back(runs: Runs) -> None:
+    _, back, final = runs["dying"]
+    assert "a finalize was begun" in back["failures"]["back"]
+    assert (back["phase"], back["source"], back["target"]) == ("finalizing", "poweredOff", "running")
+    assert (final["phase"], final["name"]) == ("finalized", "dying-migrated")
+
+
 def test_a_source_stays_off_while_its_target_may_run_on_another_host(runs: Runs) -> None:
     _, back, off = runs["moved"]
     assert "See that it is off everywhere" in back["failures"]["back"]

@@ -12,7 +12,7 @@ from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import keep_failure
 from hyperflow.operators.claim import claim, release
-from hyperflow.operators.cutover_record import CUT_OVER, FINALIZED, cutover_of, put
+from hyperflow.operators.cutover_record import CUT_OVER, FINALIZED, FINALIZING, cutover_of, put
 from hyperflow.operators.rollback import roll_back
 
 if TYPE_CHECKING:
@@ -82,6 +82,11 @@ class RollBackLaterOperator(AftermathOperator):
 
     def work(self, context: Context, record: dict[str, Any]) -> dict[str, Any]:
         """Roll back."""
+        if record["phase"] == FINALIZING:
+            raise AirflowFailException(
+                f"{record['name']}: a finalize was begun at {record['at']} and not ended, so the source may have its "
+                "new name already: that is not taken back. Run ./hyperflow finalize again"
+            )
         return roll_back(self, context, self.vm_dag, record, target_is_off=self.target_is_off is True)
 
 
@@ -90,11 +95,11 @@ class FinalizeOperator(AftermathOperator):
 
     def work(self, context: Context, record: dict[str, Any]) -> dict[str, Any]:
         """Rename and mark; what becomes of the source is a person's affair from here on."""
-        from hyperflow.vsphere.errors import VsphereError
+        from hyperflow.vsphere.errors import NameTaken, VsphereError
         from hyperflow.vsphere.finalize import finalize, name_after
         from hyperflow.vsphere.power import OFF, power_state
 
-        if record["phase"] != CUT_OVER:
+        if record["phase"] not in (CUT_OVER, FINALIZING):
             raise AirflowFailException(
                 f"{record['name']}: its cutover is at {record['phase']!r}, expected {CUT_OVER!r}"
             )
@@ -104,7 +109,11 @@ class FinalizeOperator(AftermathOperator):
                 if state != OFF:
                     raise AirflowFailException(f"{record['name']} is {state}, expected poweredOff: its target runs too")
                 name = name_after(record["name"], "-migrated")
+                put(self.vm_dag, {**record, "phase": FINALIZING})
                 done = finalize(session, record["moref"], name, f"migrated by {self.vm_dag}, run {record['run']}")
+        except NameTaken as fault:  # nothing was changed
+            put(self.vm_dag, record)
+            raise AirflowFailException(shown(str(fault))) from fault
         except VsphereError as fault:
             raise (AirflowException if fault.temporary else AirflowFailException)(shown(str(fault))) from fault
         put(self.vm_dag, {**record, "phase": FINALIZED})

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from hyperflow.vsphere.facts import VmFacts
 
-# Phases, in their order; each is written before what it says is begun, but for the last four.
+# Phases, in their order; each in -ing, and the first four, are written before what they say is begun.
 SHUTTING_DOWN = "shutting down"
 SOURCE_OFF = "source off"
 OFF_NETWORK = "source off the network"
@@ -31,6 +31,7 @@ TARGET_STARTED = "target started"
 CUT_OVER = "cut over"  # the target was well; from here on only a person rolls back
 ROLLING_BACK = "rolling back"
 ROLLED_BACK = "rolled back"
+FINALIZING = "finalizing"  # the source may have its new name already: only finalize goes on from here
 FINALIZED = "finalized"
 
 RECORD_KEY = "cutover"  # XCom of the shutdown: the record as it was first
@@ -136,6 +137,8 @@ def _why_refused(dag_id: str, record: dict[str, Any]) -> str:
             f"{name} was cut over {when} and finalized: it is moved for good. Who wants to move the source once more "
             f"deletes Airflow's variable {key_of(dag_id)}"
         )
+    if record["phase"] == FINALIZING:
+        return f"{name} was cut over {when}, and is being finalized. Run ./hyperflow finalize for it again"
     if record["phase"] == CUT_OVER:
         return (
             f"{name} was cut over {when}: its target on {record['host']} is the machine now. To move the source once "

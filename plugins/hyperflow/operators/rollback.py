@@ -21,6 +21,7 @@ from hyperflow.operators.base import (
 from hyperflow.operators.cutover_record import (
     CUT_OVER,
     FINALIZED,
+    FINALIZING,
     ROLLED_BACK,
     ROLLING_BACK,
     key_of,
@@ -59,7 +60,7 @@ class RollBackOperator(ClosingOperator):
             )
         if not undone:
             raise AirflowSkipException("there is nothing to roll back")
-        if record["phase"] in (CUT_OVER, FINALIZED):
+        if record["phase"] in (CUT_OVER, FINALIZING, FINALIZED):
             told = f"{record['name']} was cut over at {record['at']}: it is taken back by ./hyperflow rollback only"
             self.log.warning("%s", shown(told))
             raise AirflowSkipException(told)
