@@ -174,6 +174,10 @@ def test_every_health_check_is_good_with_two_workers(production: Production, pla
     assert production.bench.api.import_errors() == []
 
 
+def test_a_plans_check_knows_fabs_users_by_their_number(production: Production, approver: str) -> None:
+    assert production.bench.api.unknown_people([approver, APPROVER, "999"]) == ["999", APPROVER]
+
+
 def test_the_survey_and_the_plans_of_running_waves_are_kept_beside_the_plans(plan: Path, played: Played) -> None:
     assert set(read_survey(plan, PLAN).vms) == set(VMS)
     assert f"{PLAN}.yaml" in played.kept
