@@ -38,7 +38,7 @@ def main(names: list[str]) -> int:
             console.print(f"[red]{name} could not be measured[/red]: {fault}", markup=True)
             continue
         results.store(done[-1:])
-        page.PAGE.write_text(page.page(), encoding="utf-8")
+        results.PAGE.write_text(page.page(), encoding="utf-8")
     results.show(done, console)
     if failed:
         console.print(f"[red]not measured: {', '.join(failed)}[/red]")

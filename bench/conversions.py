@@ -21,7 +21,10 @@ KINDS: dict[str, tuple[float, dict[str, Any], list[str]]] = {
 def measure(name: str, disk: data.Disk, folder: Path) -> Result:
     """Convert by both ways in turns; the images show the same, or it is an error."""
     goal, options, arguments = KINDS[name]
-    ours, peer, cpu = [], [], []
+    ours: list[float] = []
+    peer: list[float] = []
+    cpu: list[float] = []
+    notes: dict[str, Any] = {}
     reference = stages.manifest(folder, [disk.path])
     image, other = folder / "ours" / "disk-0", folder / "peer"
     for _ in range(ROUNDS):
@@ -32,7 +35,7 @@ def measure(name: str, disk: data.Disk, folder: Path) -> Result:
         copying: list[str | Path] = ["qemu-img", "convert", "-f", "vmdk", *arguments, disk.path, other]
         peer.append(stages.timed(["sha256sum", disk.path], copying))
         stages.timed(["qemu-img", "compare", "-f", options["format"], "-F", options["format"], image, other])
-        notes = {"image_bytes": {"ours": _allocated(image), "peer": _allocated(other)}}
+        notes["image_bytes"] = {"ours": _allocated(image), "peer": _allocated(other)}
         other.unlink()
         _forget(image)
     notes |= {"cpu_seconds": round(statistics.median(cpu), 3), "data": _described(disk)}

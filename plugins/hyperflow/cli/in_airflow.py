@@ -17,12 +17,21 @@ def needs_airflow(plan: Plan) -> bool:
     return bool(pools_of([plan])) or bool(_asked(plan))
 
 
-def faults_in_airflow(api: AirflowApi, plan: Plan, others: Sequence[Plan] = ()) -> list[Fault]:
+def faults_in_airflow(
+    api: AirflowApi, plan: Plan, others: Sequence[Plan] = (), without: Iterable[str] = ()
+) -> tuple[list[Fault], list[str]]:
     """Find what a plan needs and Airflow has not.
 
     :param others: plans that share pools with it; of two sizes the smaller counts
+    :param without: names of pools that are not looked at
+    :return: the faults, and what could not be looked at
     """
-    return [*pool_faults([plan], others, api.pools()), *people_faults(plan, api)]
+    faults = pool_faults([plan], others, api.pools(), without)
+    asked = _asked(plan)
+    unknown = api.unknown_people(asked) if asked else []
+    if unknown is None:
+        return faults, ["approvers were not looked at: this Airflow does not tell Hyperflow which users it has"]
+    return [*faults, *people_faults(asked, unknown)], []
 
 
 def pool_faults(
@@ -59,16 +68,14 @@ def pool_fault(pool: Pool, found: dict[str, Any] | None) -> str | None:
     return None
 
 
-def people_faults(plan: Plan, api: AirflowApi) -> list[Fault]:
-    """Say who is asked by the plan and is no user of Airflow, so that nobody could answer."""
-    asked = _asked(plan)
-    if not asked:
-        return []
+def people_faults(asked: Mapping[str, Sequence[str]], unknown: Iterable[str]) -> list[Fault]:
+    """Say who is asked by a plan and is no user of Airflow, so that nobody could answer.
+
+    :param asked: a user's id -> where the plan has it
+    """
     expected = "the id of a user in people.<key>.id: the name with Airflow's simple users, the number with FAB's"
     return [
-        Fault(where, f"{shown(one)}, whom Airflow does not know", expected)
-        for one in api.unknown_people(asked) or ()
-        for where in asked[one]
+        Fault(where, f"{shown(one)}, whom Airflow does not know", expected) for one in unknown for where in asked[one]
     ]
 
 

@@ -39,15 +39,15 @@ def check(files: list[Path], endpoint: Path | None = None) -> int:
 def against_airflow(results: list[Checked], beside: list[Path], endpoint: Path | None) -> list[Checked]:
     """Add what the plans need and Airflow has not; that it could not be asked is told, and no fault of the plans."""
     plans = [each.plan for each in (*results, *check_plans(beside)) if each.plan is not None]
+    found, notes = [], []
     try:
         api = AirflowApi(endpoint)
-        return [
-            each
-            if each.plan is None
-            else replace(each, faults=(*each.faults, *faults_in_airflow(api, each.plan, plans)))
-            for each in results
-        ]
+        for each in results:
+            faults, unseen = faults_in_airflow(api, each.plan, plans) if each.plan is not None else ([], [])
+            found.append(replace(each, faults=(*each.faults, *faults)))
+            notes += unseen
     except (AirflowUnavailable, Refused) as fault:
-        told = f"pools and approvers were not looked at: {fault}"
-        Console(stderr=True, highlight=False).print(told, style="yellow", markup=False, soft_wrap=True)
-        return results
+        found, notes = results, [f"pools and approvers were not looked at: {fault}"]
+    for note in dict.fromkeys(notes):
+        Console(stderr=True, highlight=False).print(note, style="yellow", markup=False, soft_wrap=True)
+    return found

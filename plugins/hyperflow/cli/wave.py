@@ -15,7 +15,7 @@ from rich.table import Table
 
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused, TaskInstance
-from hyperflow.cli.in_airflow import people_faults, pool_faults
+from hyperflow.cli.in_airflow import faults_in_airflow
 from hyperflow.cli.janitor import shown
 from hyperflow.cli.migrate import OVER, POLL, STATE_STYLES, is_working, last_progress, name_of, seconds_of, wait_for_dag
 from hyperflow.plans.check import check_plans, plans_beside
@@ -80,9 +80,11 @@ def check(plan: Plan, wave: Wave, endpoint: Path | None, console: Console) -> in
     try:
         api = AirflowApi(endpoint)
         done = proven_of(api, plan)
-        wrong, no_airflow = missing_in_airflow(api, plan, wave), None
+        wrong, unseen = missing_in_airflow(api, plan, wave)
+        no_airflow = False
     except AirflowUnavailable as fault:
-        done, wrong, no_airflow = {}, [], fault
+        done, wrong, no_airflow = {}, [], True
+        unseen = [f"pools, approvers and measured rates were not looked at: {fault}"]
     rates = rates_of(done.values())
     estimate = estimate_wave(plan, wave, read_survey(plan.path, plan.name), rates)
     console.print(
@@ -92,9 +94,9 @@ def check(plan: Plan, wave: Wave, endpoint: Path | None, console: Console) -> in
     found = [*show_time(wave, estimate, rates, console), *wrong]
     for line in found:
         console.print(line, style="red", markup=False, soft_wrap=True)
-    if no_airflow is not None:
-        told = f"pools, approvers and measured rates were not looked at: {no_airflow}"
-        console.print(told, style="yellow", markup=False, soft_wrap=True)
+    for line in unseen:
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
+    if no_airflow:
         return EXIT_UNAVAILABLE
     return EXIT_FAILED if found else 0
 
@@ -147,10 +149,11 @@ def show_time(wave: Wave, estimate: WaveEstimate, rates: Rates | None, console: 
     return wrong
 
 
-def missing_in_airflow(api: AirflowApi, plan: Plan, wave: Wave) -> list[str]:
-    """Say which pools of a wave's tasks, and which people who are asked, Airflow has not."""
+def missing_in_airflow(api: AirflowApi, plan: Plan, wave: Wave) -> tuple[list[str], list[str]]:
+    """Say which pools of a wave's tasks, and which people who are asked, Airflow has not; and what it does not tell."""
     others = {wave_pool(plan.name, one.name) for one in plan.waves if one.name != wave.name}
-    return [str(one) for one in (*pool_faults([plan], (), api.pools(), others), *people_faults(plan, api))]
+    faults, unseen = faults_in_airflow(api, plan, without=others)
+    return [str(fault) for fault in faults], unseen
 
 
 def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: set[str], wait: bool) -> int:
@@ -158,7 +161,8 @@ def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: s
 
     :param asked: ``again``, ``dry_run``
     """
-    if wrong := missing_in_airflow(api, plan, wave):
+    wrong, _ = missing_in_airflow(api, plan, wave)
+    if wrong:
         raise Refused("\n".join(wrong))
     wait_for_dag(api, wave.dag_id)
     wait_for_pools(api, plan, wave)
