@@ -13,6 +13,7 @@ from tests.kvmhost.images.vmdk_writer import END_OF_STREAM, FOOTER, GRAIN_DIRECT
 
 INTERESTING = (0, 1, 2, 3, 7, 8, 127, 128, 129, 511, 512, 513, 2047, 2048, 4096, 65535, 1 << 16, 1 << 31, (1 << 32) - 1)
 HUGE = (1 << 33, 1 << 37, 1 << 40, 1 << 55, 1 << 62, 1 << 63, (1 << 64) - 1)
+SMALL = (8, 16, 64)  # sectors of grains that are smaller than what our own decoder takes
 FRONT = 3  # sectors in front of the first grain: header and descriptor, as small as can be
 
 
@@ -38,6 +39,8 @@ def craft(seed: int) -> bytes:
     choice = random.Random(seed)  # noqa: S311 - the same file every time
     faults = choice.choice((0, 0, 1, 1, 1, 2)) if seed % 2 else 0
     grain = choice.choice((128, 128, 128, 256, 2048))
+    if seed % 8 >= 6:  # one sound file and one with faults out of eight
+        grain = SMALL[seed // 8 % len(SMALL)]
     capacity = max(1, choice.choice((1, 3, 40, 513, 600, 1100)) * grain - choice.choice((0, 0, 1, 3, grain - 1)))
     header = Header(capacity, grain, version=choice.choice((1, 2, 3)), flags=0x30001 | choice.choice((0, 2, 4)))
     header.descriptor_size, header.overhead = FRONT - 1, FRONT

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from hyperflow.kvmhost import manifest_file
-from hyperflow.kvmhost.images import sources, vmdk
+from hyperflow.kvmhost.images import qemu, sources, vmdk
 from hyperflow.kvmhost.images.content import ContentMap
 from hyperflow.kvmhost.images.decode import DecodeFault, Decoder
 from hyperflow.kvmhost.images.qcow2 import Qcow2Writer
@@ -43,14 +43,12 @@ def vmdk_file(data: bytes, folder: Path | None = None) -> str:
     """Read a VMDK as download and convert do: refused in our words, or decoded to what qemu-img sees.
 
     :param folder: for files of a moment
-    :return: ``refused: WHY``, ``scanned`` where it is left to qemu-img, or ``decoded``
+    :return: ``refused: WHY``, ``decoded``, or ``converted`` where that is left to qemu-img
     """
     found = scan(data, 1 << 20)
     assert scan(data, 700) == found, "the size of the windows does not matter"
     if isinstance(found, str):
         return f"refused: {found}"
-    if vmdk.read_header(data[:512]).grain_bytes < 65536:
-        return "scanned"
     with tempfile.TemporaryDirectory(dir=folder) as name:
         source, target = Path(name, "source.vmdk"), Path(name, "target.qcow2")
         source.write_bytes(data)
@@ -59,11 +57,26 @@ def vmdk_file(data: bytes, folder: Path | None = None) -> str:
         except StageError as fault:
             return f"refused: {fault}"
         damage, capacity = _decode(source, target)
+        if not sources.is_stream_optimized(source):
+            assert "grains of" in str(damage), "what the decoder cannot put together it makes no image of"
+            return _convert(source, target)
         if damage is not None:
             return f"refused: {damage}"
         if capacity <= COMPARED:
             _compare(source, target)
     return "decoded"
+
+
+def _convert(source: Path, target: Path) -> str:
+    """Have qemu-img make the image, as convert does."""
+    if vmdk.read_header(source.read_bytes()[:512]).capacity_bytes <= COMPARED:
+        target.unlink()
+        try:
+            qemu.convert((source, "vmdk"), (target, "qcow2"), [], lambda percent: None)
+        except StageError as fault:
+            return f"refused: {fault}"
+        _compare(source, target)
+    return "converted"
 
 
 def manifest(data: bytes, folder: Path | None = None) -> str:

@@ -182,10 +182,22 @@ def output_of(options: dict[str, Any]) -> list[str]:
 def test_the_disk_is_full_while_an_image_is_made(place: Place, output: Place, conversion: dict[str, Any]) -> None:
     result = meanwhile("convert", conversion, place, lambda: output.fill(MIB))
 
-    failed(result, "No space left on device", "make room")
+    failed(result, "No space left on device", "make room", f"{output.root}/images")
     assert output_of(conversion) == []
     output.free()
     assert running.run("convert", conversion)["succeeded"]
+
+
+def test_the_disk_is_full_while_qemu_img_makes_an_image(
+    place: Place, output: Place, conversion: dict[str, Any], tmp_path: Path
+) -> None:
+    manifest = staged.manifest(tmp_path, tmp_path / "disk.raw", source_format="raw")
+    options = {**conversion, "manifest": manifest, "overlay": None}
+
+    result = meanwhile("convert", options, place, lambda: output.fill(MIB))
+
+    failed(result, "No space left on device", "make room", f"{output.root}/images")
+    assert output_of(options) == []
 
 
 def test_the_output_directory_becomes_read_only(place: Place, output: Place, conversion: dict[str, Any]) -> None:
@@ -257,7 +269,12 @@ def test_the_kernel_kills_a_stage_for_want_of_memory_and_the_next_try_leaves_not
     assert [name for name in output_of(conversion) if "partial" in name] == []
 
 
-def test_the_disk_is_full_while_an_export_arrives(place: Place, tmp_path: Path) -> None:
+@pytest.mark.parametrize("decoded", [None, "beside it", "elsewhere"])
+def test_the_disk_is_full_while_an_export_arrives(
+    place: Place, output: Place, tmp_path: Path, decoded: str | None
+) -> None:
+    """Where it is decoded elsewhere, it is that file system that is full."""
+    full = output if decoded == "elsewhere" else place
     vmdk = vmdk_writer.write(tmp_path / "a.vmdk", CAPACITY, [(n, images.noise(n)) for n in range(GRAINS)]).read_bytes()
 
     def answer(handler: Handler) -> None:
@@ -272,20 +289,22 @@ def test_the_disk_is_full_while_an_export_arrives(place: Place, tmp_path: Path) 
             "thumbprints": [server.sha256],
             "capacity_bytes": CAPACITY,
             "source": "vm-1 snapshot-2 run-3",
+            "decode": decoded and {"image": str(full.root / "images/disk-0.qcow2"), "format": "qcow2"},
         }
         start = ("start", "--directory", str(place.task), "--stage", "download", "--run", RUN)
         place.task.mkdir(parents=True)  # noted already: the lock on the ledger is the stage's to wait for
         with held_before_it_creates(place) as arrived:
             first = job(*start, stdin=json.dumps(options))[0]["job"]
             arrived(stage_of(first))
-            place.fill(MIB)
+            full.fill(MIB)
         ended = wait(first)
-        assert ended["exit_status"] == 1
-        assert "No space left on device" in ended["result"]["error"]["message"]
-        assert "web01-disk1.vmdk" in ended["result"]["error"]["message"]
-        assert list((place.root / "web01").iterdir()) == []
+        failed({**ended["result"], "exit_status": ended["exit_status"], "log": ""}, "No space left on device")
+        named = Path(ended["result"]["error"]["message"].partition(": ")[0])
+        staged_disk, image = place.root / "web01", full.root / "images/.disk-0.qcow2.decoded.partial"
+        assert named.parent in {None: [staged_disk], "beside it": [staged_disk, image], "elsewhere": [image]}[decoded]
+        assert [*full.root.glob("images/*"), *place.root.glob("web01/*")] == []
         assert b"error: " in (place.task / "log").read_bytes().splitlines()[-1]
-        place.free()
+        full.free()
         second = wait(job(*start, stdin=json.dumps(options))[0]["job"])
     assert second["result"]["observed"]["sha256"] == hashlib.sha256(vmdk).hexdigest()
 

@@ -248,7 +248,7 @@ def _read(expected: Any, value: Any, path: str, faults: list[str]) -> Any:  # no
     origin = typing.get_origin(expected)
     if dataclasses.is_dataclass(expected):
         return _read_object(expected, value, path, faults)
-    if origin is Union or origin is getattr(types, "UnionType", None):
+    if origin in (Union, getattr(types, "UnionType", Union)):  # Python 3.9 has no UnionType
         if value is None:
             return None
         (inner,) = (arm for arm in typing.get_args(expected) if arm is not type(None))

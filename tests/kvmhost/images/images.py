@@ -9,12 +9,15 @@ import os
 import subprocess
 from pathlib import Path
 
-from hyperflow.kvmhost.images import codecs
+from hyperflow.kvmhost.images import codecs, conversion, files
 from hyperflow.kvmhost.images.content import ContentMap
 from hyperflow.kvmhost.images.decode import Decoded, Decoder
 from hyperflow.kvmhost.images.qcow2 import CompressedQcow2Writer, ImageWriter, Qcow2Writer, RawWriter
 from hyperflow.kvmhost.images.vmdk import Header
+from hyperflow.kvmhost.manifest_file import Disk
+from hyperflow.kvmhost.stage import Job
 
+ROOT = Path(__file__).resolve().parents[3]
 KINDS = ("qcow2", "raw", "zstd", "zlib")
 GRAIN = 65536
 
@@ -81,6 +84,32 @@ def decode(source: Path, target: Path, kind: str = "qcow2") -> tuple[Decoded, st
                 decoder.close()
     finally:
         os.close(image)
+
+
+def convert_all(folder: Path) -> dict[str, str]:
+    """Make ``NAME.qcow2`` of each ``NAME.vmdk`` as convert does, whoever it leaves that to; content digests by NAME.
+
+    In one process of the host's own Python, which has libnbd.
+    """
+    program = f"from tests.kvmhost.images import images; images.convert_here({str(folder)!r})"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}"}
+    subprocess.run(["/usr/bin/python3", "-c", program], check=True, capture_output=True, env=environment)
+    digests: dict[str, str] = json.loads((folder / "digests.json").read_text())
+    return digests
+
+
+def convert_here(folder: str) -> None:
+    """Do the work of :func:`convert_all`."""
+    digests = {}
+    for source in Path(folder).glob("*.vmdk"):
+        data = source.read_bytes()
+        disk = Disk("disk-0", "vmdk", len(data), source, hashlib.sha256(data).hexdigest(), 0, "boot", None)
+        target = source.with_suffix(".qcow2")
+        made = conversion.make(disk, target, "qcow2", None, Job("convert"))
+        files.partial_path(target).rename(target)
+        with made.content as content:
+            digests[source.stem] = content.digest()[0]
+    Path(folder, "digests.json").write_text(json.dumps(digests))
 
 
 def writer(image: int, kind: str, header: Header) -> ImageWriter:

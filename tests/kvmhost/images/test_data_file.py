@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import mmap
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hyperflow.kvmhost.images.data_file import ALIGNMENT, DataFile
+from hyperflow.kvmhost.images.data_file import ALIGNMENT, DataFile, resize, write_all, write_back
 
 from tests.kvmhost.images import images
 
@@ -33,6 +35,25 @@ def test_a_file_system_without_direct_writes_takes_the_same_pieces(tmp_path: Pat
         assert write(path, memoryview(images.noise(2)), ALIGNMENT) == bytes(ALIGNMENT) + images.noise(2)
     finally:
         path.unlink()
+
+
+@pytest.mark.parametrize("failing", [write_all, write_back])
+def test_a_fault_names_the_file(tmp_path: Path, failing: Callable[[int, memoryview, int], None]) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match="Bad file descriptor") as fault:
+            failing(descriptor, memoryview(b"x"), 0)
+        assert fault.value.filename == str(path)
+    finally:
+        os.close(descriptor)
+
+
+def test_a_fault_of_a_nameless_file_names_its_folder(tmp_path: Path) -> None:
+    with tempfile.TemporaryFile(dir=tmp_path) as file, pytest.raises(OSError, match="Invalid argument") as fault:
+        resize(file.fileno(), -1)
+    assert fault.value.filename == str(tmp_path)
 
 
 def write(path: Path, data: memoryview, offset: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -77,6 +78,22 @@ def test_the_image_shows_what_a_vmdk_of_vsphere_shows(tmp_path: Path, kind: str,
     images.assert_same(source, "vmdk", image, "raw" if kind == "raw" else "qcow2")
     if kind != "raw":
         images.assert_sound(image)
+
+
+@pytest.mark.parametrize("kind", images.KINDS)
+@pytest.mark.parametrize("grain_sectors", [8, 16, 32, 64])
+def test_grains_that_are_no_whole_chunks_are_refused_whatever_called_for_them(
+    tmp_path: Path, kind: str, grain_sectors: int
+) -> None:
+    size = grain_sectors * 512
+    source = vmdk_writer.write(
+        tmp_path / "disk.vmdk", 600 * size, [(n, images.text(n, size)) for n in range(9)], grain_sectors
+    )
+
+    with pytest.raises(DecodeFault, match=f"grains of {size} bytes") as fault:
+        images.decode(source, tmp_path / "image", kind)
+
+    assert fault.value.sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
 
 
 def test_a_last_grain_may_hold_no_more_than_the_disk_has(tmp_path: Path) -> None:
@@ -239,3 +256,21 @@ def test_a_file_system_that_is_full_ends_the_pass(tmp_path: Path, kind: str) -> 
 
     assert done.returncode == 1
     assert "File too large" in done.stderr
+    assert str(tmp_path / "image") in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", images.KINDS)
+def test_a_write_that_fails_on_its_way_to_the_disk_ends_the_pass_and_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    source = vmdk_writer.write(tmp_path / "disk.vmdk", 9 * GRAIN, [(n, images.noise(n)) for n in range(9)])
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+    with pytest.raises(OSError, match="Input/output error") as fault:
+        images.decode(source, tmp_path / "image", kind)
+
+    assert fault.value.filename == str(tmp_path / "image")

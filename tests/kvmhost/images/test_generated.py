@@ -12,6 +12,7 @@ import random
 from pathlib import Path
 
 import pytest
+from hyperflow.kvmhost.images.decode import DecodeFault
 
 from tests.kvmhost.images import images, vmdk_generator
 from tests.kvmhost.images.vmdk_generator import SECTOR
@@ -19,6 +20,7 @@ from tests.kvmhost.images.vmdk_generator import SECTOR
 BATCH = 100
 BATCHES = 24
 BY_QEMU_IMG = 120
+SMALL = 20  # of each size of grains below 64 KiB
 FORMAT = {"qcow2": "qcow2", "raw": "raw", "zstd": "qcow2", "zlib": "qcow2"}
 
 
@@ -37,6 +39,24 @@ def check_batch(folder: Path, batch: int, kind: str) -> None:
         shape = vmdk_generator.write(source, seed)
         disks.append((source, shape.capacity * SECTOR))
     hold_to_qemu(folder, disks, kind)
+
+
+@pytest.mark.parametrize("grain", [8, 16, 32, 64])
+def test_generated_vmdks_of_grains_below_64_kib_are_refused_here_and_shown_whole_by_what_qemu_img_makes(
+    tmp_path: Path, grain: int
+) -> None:
+    for seed in range(SMALL):
+        vmdk_generator.write(tmp_path / f"{seed}.vmdk", seed, grain)
+        with pytest.raises(DecodeFault, match="grains of"):
+            images.decode(tmp_path / f"{seed}.vmdk", tmp_path / "image")
+
+    digests = images.convert_all(tmp_path)
+
+    raw = tmp_path / "raw"
+    for seed in range(SMALL):
+        raw.write_bytes(vmdk_generator.disk(seed, grain))
+        images.assert_same(raw, "raw", tmp_path / f"{seed}.qcow2", "qcow2")
+        assert digests[str(seed)] == images.content_digest(raw.read_bytes()), seed
 
 
 def test_vmdks_of_qemu_img_are_decoded_to_what_it_put_into_them(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Generates sound streamOptimized VMDKs of every shape that writers are known to make, the same ones for a seed.
 
 vSphere and ovftool write the tables behind the grains and a footer; qemu-img writes them in front, no footer and mostly
-no end marker. Besides: grains of 64 KiB to 1 MiB, a capacity that is no multiple of them, zeros left out, stored or
-marked in the table, streams that end at, before and behind a sector's edge, grains in any order, all three versions.
+no end marker. Besides: grains of 64 KiB to 1 MiB, smaller ones if asked for, a capacity that is no multiple of them,
+zeros left out, stored or marked in the table, streams that end at, before and behind a sector's edge, grains in any
+order, all three versions.
 """
 
 from __future__ import annotations
@@ -52,21 +53,40 @@ class Shape:
     marked: list[int]
 
 
-def write(path: Path, seed: int) -> Shape:
-    """Write the VMDK of a seed."""
+def write(path: Path, seed: int, grain: int | None = None) -> Shape:
+    """Write the VMDK of a seed.
+
+    :param grain: sectors of a grain, where that is not left to the seed
+    """
     choice = random.Random(seed)  # noqa: S311 - the same disks every time
-    shape = _shape(choice)
-    streams = {number: _stream(choice, number, shape) for number in shape.stored}
+    shape, streams = _drawn(choice, grain)
     path.write_bytes(_front(shape, streams) if shape.tables_in_front else _behind(choice, shape, streams))
     return shape
 
 
-def _shape(choice: random.Random) -> Shape:
-    size = choice.choice((128, 128, 128, 128, 128, 128, 256, 256, 512, 2048))
+def disk(seed: int, grain: int | None = None) -> bytes:
+    """What a guest sees of the VMDK of a seed, by the plainest program."""
+    shape, streams = _drawn(random.Random(seed), grain)  # noqa: S311 - as above
+    content = bytearray(shape.capacity * SECTOR)
+    for number, stream in streams.items():
+        start = number * shape.grain * SECTOR
+        data = zlib.decompress(stream)[: len(content) - start]
+        content[start : start + len(data)] = data
+    return bytes(content)
+
+
+def _drawn(choice: random.Random, grain: int | None) -> tuple[Shape, dict[int, bytes]]:
+    shape = _shape(choice, grain)
+    return shape, {number: _stream(choice, number, shape) for number in shape.stored}
+
+
+def _shape(choice: random.Random, grain: int | None) -> Shape:
+    drawn = choice.choice((128, 128, 128, 128, 128, 128, 256, 256, 512, 2048))
+    size = grain or drawn
     count = choice.choice((1, 2, 3, 5, 8))
-    if size == 128 and choice.random() < 0.06:  # more than one table
+    if size <= 128 and choice.random() < 0.06:  # more than one table
         count = choice.choice((511, 512, 513, 1030))
-    capacity = count * size - (choice.choice((0, 0, 1, 7, 8, 100, size // 2, size - 1)))
+    capacity = count * size - choice.choice((0, 0, 1, 7, 8, 100, size // 2, size - 1)) % size
     candidates = sorted(
         {*range(min(count, 8)), *range(max(0, count - 3), count), *(n for n in (511, 512) if n < count)}
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -553,6 +556,129 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(server: Server, tmp_pa
         run(options(server, tmp_path))
 
     assert target.read_text() == "precious"
+
+
+def hard_links_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system that has none."""
+
+    def link(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(source), None, str(target))
+
+    monkeypatch.setattr(os, "link", link)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+@pytest.mark.parametrize("moment", ["while the disk comes", "behind the last look"])
+def test_a_file_that_appeared_meanwhile_is_never_taken_for_ours_by_a_later_run(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    vmdk: bytes,
+    moment: str,
+    has_links: bool,
+) -> None:
+    target = tmp_path / "web01-disk1.vmdk"
+    precious = b"precious" * 1000
+    if not has_links:
+        hard_links_fail(monkeypatch)
+    write = files.write_atomically
+
+    def write_then_appear(path: Path, text: str) -> None:
+        write(path, text)
+        target.write_bytes(precious)
+
+    def answer(handler: Handler) -> None:
+        target.write_bytes(precious)
+        send(vmdk)(handler)
+
+    if moment == "while the disk comes":
+        server.answer = answer
+    else:
+        monkeypatch.setattr(files, "write_atomically", write_then_appear)
+    with pytest.raises(BadRequest, match="appeared"):
+        run(options(server, tmp_path))
+    assert list(tmp_path.iterdir()) == [target]
+    monkeypatch.setattr(files, "write_atomically", write)
+
+    for source in ("vm-1 snapshot-2 run-3", "vm-1 snapshot-9 run-4"):
+        refused(options(server, tmp_path, source=source), BadRequest, capsys, "no download of ours")
+    assert target.read_bytes() == precious
+
+
+@pytest.mark.parametrize("length", [8000, None])
+def test_a_file_beside_which_our_note_lies_by_accident_is_never_replaced(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], vmdk: bytes, length: int | None
+) -> None:
+    """As a run leaves it that was killed before it gave its file the name; somebody's file got that name then."""
+    target = tmp_path / "web01-disk1.vmdk"
+    run(options(server, tmp_path))
+    target.unlink()
+    precious = (b"precious" * len(vmdk))[: length or len(vmdk)]
+    target.write_bytes(precious)
+    requests = list(server.requests)
+
+    for source in ("vm-1 snapshot-2 run-3", "vm-1 snapshot-9 run-4"):
+        refused(options(server, tmp_path, source=source), BadRequest, capsys, "the file was changed", "move it")
+
+    assert target.read_bytes() == precious
+    assert server.requests == requests
+
+
+def test_a_file_that_takes_the_place_of_an_earlier_download_meanwhile_is_not_removed(
+    server: Server, tmp_path: Path, vmdk: bytes
+) -> None:
+    target = tmp_path / "web01-disk1.vmdk"
+    run(options(server, tmp_path))
+
+    def answer(handler: Handler) -> None:
+        target.unlink()
+        target.write_text("precious")
+        send(vmdk)(handler)
+
+    server.answer = answer
+    with pytest.raises(BadRequest, match="was changed while the work ran"):
+        run(options(server, tmp_path, source="vm-1 snapshot-9 run-4"))
+
+    assert target.read_text() == "precious"
+
+
+def test_an_earlier_download_is_known_by_its_file_and_one_that_came_back_from_a_backup_by_its_bytes(
+    server: Server, tmp_path: Path
+) -> None:
+    target = tmp_path / "web01-disk1.vmdk"
+    run(options(server, tmp_path))
+    assert files.is_untouched(target, json.loads(files.note_path(target).read_text()))
+    shutil.copy(target, tmp_path / "backup")
+    (tmp_path / "backup").replace(target)
+    assert not files.is_untouched(target, json.loads(files.note_path(target).read_text()))
+
+    run(options(server, tmp_path, source="vm-1 snapshot-9 run-4"))
+
+    assert len(server.requests) == 2
+    assert files.is_untouched(target, json.loads(files.note_path(target).read_text()))
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_a_write_that_fails_on_its_way_to_the_disk_is_told_with_the_file(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, decode: bool
+) -> None:
+    """The kernel is sure to tell it to the descriptor that was written by, and may tell it to no other one."""
+    partial = files.partial_path(tmp_path / "web01-disk1.vmdk")
+    fsync = os.fsync
+
+    def failing(descriptor: int) -> None:
+        is_written = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        if is_written and Path(f"/proc/self/fd/{descriptor}").readlink() == partial:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    (tmp_path / "images").mkdir()
+    asked = options(server, tmp_path, decode=decode_to(tmp_path) if decode else None)
+    refused(asked, StageError, capsys, str(partial), "writing failed", "Input/output error")
+    assert list((tmp_path / "images").iterdir()) == []
 
 
 @pytest.mark.parametrize("change", [{"expected_bytes": 5}, {"expected_bytes": None}])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hyperflow.kvmhost.images import decode, receive
 from hyperflow.kvmhost.stage import BadRequest, Job, StageError, TryAgain
 from hyperflow.kvmhost.stages import download
 from hyperflow.kvmhost.stages.download import DecodeTo
@@ -110,6 +113,110 @@ def test_convert_takes_over_what_was_decoded_in_every_form(
     for fact in ("content_sha256", "clusters", "virtual_bytes", "staged_sha256", "sha256"):
         if fact != "sha256" or form["format"] != "vdi":  # in which qemu-img writes a random UUID
             assert again["observed"][fact] == result["observed"][fact]
+
+
+@pytest.mark.parametrize("grain_sectors", [8, 16, 64])
+@pytest.mark.parametrize("form", [{"format": "qcow2"}, {"format": "raw"}, {"format": "qcow2", "compress": True}])
+def test_grains_below_64_kib_are_left_to_convert_and_nothing_of_the_disk_is_lost(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: dict[str, Any], grain_sectors: int
+) -> None:
+    size = grain_sectors * vmdk_writer.SECTOR
+    grains = [(n, images.noise(n, size) if n % 3 else images.text(n, size)) for n in (*range(0, 600, 7), 601, 602)]
+    disk = vmdk_writer.write(tmp_path / "small.vmdk", CAPACITY, grains, grain_sectors)
+    server.answer = send(disk.read_bytes())
+
+    source = downloaded(server, tmp_path, **form)
+
+    assert source.read_bytes() == disk.read_bytes()
+    assert f"grains of {size} bytes" in capsys.readouterr().out
+    assert list((tmp_path / "output").iterdir()) == []
+    _, result = converted(tmp_path, source, **form)
+    assert SKIPPED not in result["log"]
+    assert result["observed"]["content_sha256"] == images.content_digest(plain(grains, size))
+
+
+def plain(grains: list[tuple[int, bytes]], size: int) -> bytes:
+    """The disk that a guest sees."""
+    disk = bytearray(CAPACITY)
+    for number, content in grains:
+        disk[number * size : number * size + len(content)] = content
+    return bytes(disk)
+
+
+def small_grains(folder: Path) -> bytes:
+    """A disk in grains of 8 KiB."""
+    return vmdk_writer.write(
+        folder / "small", CAPACITY, [(n, images.noise(n, 8192)) for n in range(99)], 16
+    ).read_bytes()
+
+
+def test_grains_below_64_kib_that_come_in_pieces_arrive_whole(server: Server, tmp_path: Path) -> None:
+    disk = small_grains(tmp_path)
+
+    def answer(handler: Handler) -> None:
+        handler.start(None, Transfer_Encoding="chunked")
+        for start, end in itertools.pairwise((0, 5, 511, 512, 513, 70_000, len(disk))):
+            handler.chunk(disk[start:end])
+            handler.wfile.flush()
+        handler.chunk(b"")
+
+    server.answer = answer
+    source = downloaded(server, tmp_path)
+    assert source.read_bytes() == disk
+    converted(tmp_path, source)
+
+
+@pytest.mark.parametrize("length", [300, 600, 200_000])
+def test_grains_below_64_kib_that_are_cut_leave_nothing(server: Server, tmp_path: Path, length: int) -> None:
+    disk = small_grains(tmp_path)
+    server.answer = send(disk[:length], len(disk))
+    with pytest.raises(TryAgain, match=f"ended after {length} of"):
+        downloaded(server, tmp_path)
+    assert list((tmp_path / "output").iterdir()) == list((tmp_path / "staging").iterdir()) == []
+
+
+def test_what_an_older_version_has_decoded_of_grains_below_64_kib_is_not_taken_over(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds nothing but zeros, and its note and digests agree with it."""
+    for module in (decode, receive):
+        monkeypatch.setattr(module, "require_whole_chunks", lambda header: None)
+    server.answer = send(small_grains(tmp_path))
+    source = downloaded(server, tmp_path)
+    note = json.loads((tmp_path / "output/.disk-0.qcow2.decoded.partial/note").read_text())
+    assert note["clusters"] == 0
+
+    _, result = converted(tmp_path, source)
+
+    assert SKIPPED not in result["log"]
+    assert "is not taken" in result["log"]
+    assert result["observed"]["clusters"] > 0
+
+
+@pytest.mark.parametrize("grain_sectors", [256, 2048])
+def test_grains_of_several_chunks_are_decoded_on_their_way(server: Server, tmp_path: Path, grain_sectors: int) -> None:
+    size = grain_sectors * vmdk_writer.SECTOR
+    last = (CAPACITY - 1) // size  # it reaches behind the end of the disk
+    disk = vmdk_writer.write(
+        tmp_path / "large", CAPACITY, [(n, images.noise(n, size)) for n in (0, 1, last)], grain_sectors
+    )
+    server.answer = send(disk.read_bytes())
+    source = downloaded(server, tmp_path)
+    _, result = converted(tmp_path, source)
+    assert SKIPPED in result["log"]
+
+
+@pytest.mark.parametrize("grain_sectors", [4, 96, 192, 4096])
+def test_grains_of_a_size_that_the_format_does_not_have_are_refused(
+    server: Server, tmp_path: Path, grain_sectors: int
+) -> None:
+    """Among them those of more than 64 KiB that are no multiple of it."""
+    stream = vmdk_writer.Stream(CAPACITY // vmdk_writer.SECTOR, grain_sectors)
+    stream.add(0, images.noise(0, grain_sectors * vmdk_writer.SECTOR))
+    server.answer = send(stream.finish())
+    with pytest.raises(StageError, match=f"grain size: found {grain_sectors} sectors"):
+        downloaded(server, tmp_path)
+    assert list((tmp_path / "output").iterdir()) == list((tmp_path / "staging").iterdir()) == []
 
 
 def test_fixes_are_laid_over_what_was_decoded(server: Server, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -11,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hyperflow.kvmhost.images import files
 from hyperflow.kvmhost.ledger import Entry, Ledger
+from hyperflow.kvmhost.stage import Job
+from hyperflow.kvmhost.stages import janitor
 
 from lab import kvmhost
 from tests.kvmhost.stages import running
@@ -43,7 +48,8 @@ class Place:
         """Leave a staged disk with the note that a download writes."""
         path = self.leave("staged-disk", self.staging / "web01/web01-disk1.vmdk", run=run, is_folder=False)
         note = {"kind": "hyperflow-download", "source": f"6000C29a of snapshot-7, run {run}"}
-        path.with_name(f".{path.name}.json").write_text(json.dumps(note))
+        note |= {"sha256": hashlib.sha256(b"content").hexdigest(), "bytes": len("content"), "file": files.state(path)}
+        files.note_path(path).write_text(json.dumps(note))
         return path
 
     def clean(self, *runs: str, **changes: Any) -> dict[str, str]:
@@ -143,6 +149,76 @@ def test_a_staged_disk_that_a_later_run_downloaded_is_left_and_no_longer_looked_
     place.ledger.done(OTHER, [Entry("staged-disk", str(path))], "a result of the run")
     assert place.clean() == {str(path): "gone"}
     assert path.exists()
+
+
+@pytest.mark.parametrize("content", ["others!", "somebody else's", ""])
+@pytest.mark.parametrize("is_noted_by_an_older_version", [False, True])
+def test_a_file_that_is_not_what_the_run_downloaded_is_left_whatever_its_note_says(
+    place: Place, content: str, is_noted_by_an_older_version: bool
+) -> None:
+    path = place.leave_staged()
+    note = files.note_path(path)
+    if is_noted_by_an_older_version:
+        forget_state(note)
+    path.unlink()
+    path.write_text(content)
+
+    for _ in range(2):
+        assert place.clean() == {str(path): "kept"}
+        assert "somebody else's" in place.whys[str(path)]
+
+    assert path.read_text() == content
+    path.unlink()
+    assert place.clean() == {str(path): "removed"}
+    assert not note.exists()
+
+
+def test_a_staged_disk_that_was_written_to_since_is_left(place: Place) -> None:
+    path = place.leave_staged()
+    with path.open("r+") as file:
+        file.write("CONTENT")
+    assert place.clean(dry_run=True) == place.clean() == {str(path): "kept"}
+    assert path.read_text() == "CONTENT"
+
+
+@pytest.mark.parametrize("change", ["an older version noted it", "it came back from a backup"])
+def test_a_staged_disk_is_known_by_its_bytes_where_the_file_is_another_one(place: Place, change: str) -> None:
+    path = place.leave_staged()
+    if change == "an older version noted it":
+        forget_state(files.note_path(path))
+    else:
+        shutil.copy(path, path.with_name("backup"))
+        path.with_name("backup").replace(path)
+    assert place.clean() == {str(path): "removed"}
+
+
+def test_a_link_in_a_staged_disks_place_is_left(place: Place, tmp_path: Path) -> None:
+    path = place.leave_staged()
+    path.rename(tmp_path / "moved")
+    path.symlink_to(tmp_path / "moved")
+    assert place.clean() == {str(path): "kept"}
+    assert path.is_symlink()
+
+
+def test_what_is_too_large_to_be_read_again_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(tmp_path)
+    path = place.leave_staged()
+    forget_state(files.note_path(path))
+    monkeypatch.setattr(janitor, "READ_LIMIT", len("content") - 1)
+    ended = janitor.EndedRun(RUN, dead=True, succeeded=False, why="it is gone")
+    asked = janitor.Options(place.root, [ended], dry_run=False)
+
+    (found,) = janitor.run(asked, Job("janitor"))["findings"]
+
+    assert (found["action"], "too large" in found["why"]) == ("kept", True)
+    assert path.exists()
+
+
+def forget_state(note: Path) -> None:
+    """Make a note one of an older version, which does not say which file it was."""
+    document = json.loads(note.read_text())
+    del document["file"]
+    note.write_text(json.dumps(document))
 
 
 @pytest.mark.parametrize(

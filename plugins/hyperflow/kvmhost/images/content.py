@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
+from hyperflow.kvmhost.images.data_file import resize, sync, write_all
+
 CHUNK = 65536  # bytes: a grain of a streamOptimized VMDK, a cluster of qcow2
 DIGEST_SIZE = 32
 ABSENT = bytes(DIGEST_SIZE)  # stands for a chunk of zeros in the map
@@ -47,7 +49,7 @@ class ContentMap:
     def __init__(self, directory: Path, virtual_bytes: int, file: FileIO | None = None) -> None:
         self.chunks = -(-virtual_bytes // CHUNK)
         self._file = file or tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - as long as the map
-        self._file.truncate(self.chunks * DIGEST_SIZE)
+        resize(self._file.fileno(), self.chunks * DIGEST_SIZE)
 
     @classmethod
     def keep(cls, path: Path, virtual_bytes: int) -> ContentMap:
@@ -67,7 +69,7 @@ class ContentMap:
         """
         if first < 0 or first + len(digests) // DIGEST_SIZE > self.chunks:
             raise IndexError(f"chunk {first} of {self.chunks}")
-        os.pwrite(self._file.fileno(), digests, first * DIGEST_SIZE)
+        write_all(self._file.fileno(), memoryview(digests), first * DIGEST_SIZE)
 
     def get(self, index: int) -> bytes:
         """Read one chunk's digest; :data:`ABSENT` for a chunk of zeros."""
@@ -106,7 +108,7 @@ class ContentMap:
 
     def sync(self) -> None:
         """Bring a map that stays to the disk."""
-        os.fsync(self._file.fileno())
+        sync(self._file.fileno())
 
     def close(self) -> None:
         """Give the file back."""

@@ -74,6 +74,14 @@ class Made:
     bytes_written: int
 
 
+def is_decoded(disk: Disk) -> bool:
+    """Tell whether a disk's image is made by our own decoder; qemu-img makes those of all others.
+
+    :raises BadRequest: when the disk is absurd
+    """
+    return disk.source_format == "vmdk" and sources.is_stream_optimized(disk.path)
+
+
 def make(disk: Disk, target: Path, image_format: str, compression: Compression | None, job: Job) -> Made:
     """Make the partial file of ``target`` out of a staged disk.
 
@@ -82,7 +90,7 @@ def make(disk: Disk, target: Path, image_format: str, compression: Compression |
     :return: only when the staged file is what the manifest says
     :raises BadRequest: when it is not, or is damaged or hostile
     """
-    if disk.source_format == "vmdk" and sources.is_stream_optimized(disk.path):
+    if is_decoded(disk):
         return _decode(disk, target, image_format, compression, job)
     return _copy(disk, target, image_format, compression, job)
 

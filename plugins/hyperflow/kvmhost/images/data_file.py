@@ -10,7 +10,8 @@ import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 ALIGNMENT = 4096  # bytes: of offset, length and address of a piece, for disks with sectors of any usual size
 
@@ -28,6 +29,21 @@ def _find_sync_file_range() -> Callable[[int, int, int, int], int] | None:
 
 
 _sync_file_range = _find_sync_file_range()
+
+
+@contextlib.contextmanager
+def naming(descriptor: int) -> Iterator[None]:
+    """Give a fault of a file that is written by its descriptor the file's name, without which a person is helpless.
+
+    A file that has no name is told by its folder.
+    """
+    try:
+        yield
+    except OSError as fault:
+        if fault.filename is None:
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+            fault.filename = str(path if os.fstat(descriptor).st_nlink else path.parent)
+        raise
 
 
 class DataFile:
@@ -75,8 +91,27 @@ def write_back(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of ``data`` at ``offset``; a short write goes on where it stopped."""
-    while data:
-        count = os.pwrite(descriptor, data, offset)
-        data = data[count:]
-        offset += count
+    """Write all of ``data`` at ``offset``; a short write goes on where it stopped.
+
+    :raises OSError: with the file's name, as of all functions here
+    """
+    with naming(descriptor):
+        while data:
+            count = os.pwrite(descriptor, data, offset)
+            data = data[count:]
+            offset += count
+
+
+def resize(descriptor: int, size: int) -> None:
+    """Set the size of a file in bytes."""
+    with naming(descriptor):
+        os.ftruncate(descriptor, size)
+
+
+def sync(descriptor: int) -> None:
+    """Bring a file to the disk, and learn of its writes that failed on their way there.
+
+    It is certain to be told only to the descriptor that was written by, so this comes before that is closed.
+    """
+    with naming(descriptor):
+        os.fsync(descriptor)

@@ -59,6 +59,10 @@ class DecodeFault(Exception):
         self.bytes = count
 
 
+class UnfitGrains(vmdk.UnsupportedVmdk):
+    """The grains are no whole chunks, so this reader would have to put them together: qemu-img does that."""
+
+
 class Digest(Protocol):
     """Takes the stream in order, in one thread; a SHA-256, or something that does more with what it is given."""
 
@@ -115,6 +119,28 @@ class _Bench:
         self.codec = writer.make_codec()
 
 
+def read_front(read: Read) -> bytes:
+    """Read the sector that holds the header; less where the stream ends before."""
+    front = bytearray(vmdk.SECTOR)
+    view = memoryview(front)
+    total = 0
+    while total < len(front):
+        count = read(view[total:])
+        if not count:
+            break
+        total += count
+    return bytes(front[:total])
+
+
+def require_whole_chunks(header: vmdk.Header) -> None:
+    """Hold a disk to what :class:`Decoder` takes: its grains are digested and stored as whole chunks.
+
+    :raises UnfitGrains: when they are smaller than a chunk, or no multiple of one
+    """
+    if header.grain_bytes % CHUNK:
+        raise UnfitGrains(f"grains of {header.grain_bytes} bytes, expected multiples of {CHUNK}")
+
+
 def workers() -> int:
     """Tell how many threads inflate: the CPUs this process may use, and two for those that wait for the disk."""
     return min(WORKERS_LIMIT, len(os.sched_getaffinity(0)) + 2)
@@ -161,12 +187,15 @@ class Decoder:
     def run(self) -> Decoded:
         """Decode the stream to its end.
 
-        :raises DecodeFault: when it is damaged or hostile; VmdkError or CodecError when it was not to be read on
+        :raises DecodeFault: when it is damaged, hostile or not for this reader; VmdkError or CodecError when it was not
+            to be read on
         :raises OSError: when it cannot be read, or the image not be written
         """
-        front = self._read_header()
+        front = read_front(self._read)
+        self._count = len(front)
         try:
             self._header = vmdk.read_header(front)
+            require_whole_chunks(self._header)
             self.writer = self._make_writer(self._header)
             self.content = self._made_content = self._make_content(self._header)
         except vmdk.VmdkError as fault:
@@ -205,16 +234,6 @@ class Decoder:
             raise self._fault
         self.writer.finish()
         return Decoded(self._digest.hexdigest(), self._count, self._written, self._scanner.grains, self._header)
-
-    def _read_header(self) -> bytes:
-        front = bytearray(vmdk.SECTOR)
-        view = memoryview(front)
-        while self._count < len(front):
-            count = self._read(view[self._count :])
-            if not count:
-                break
-            self._count += count
-        return bytes(front[: self._count])
 
     def _drained(self, message: str) -> DecodeFault:
         """Read on to the end, so that a file which was changed is told from one that was bad from the start."""

@@ -18,7 +18,8 @@ from typing import Any
 
 from hyperflow.kvmhost.images import codecs, files
 from hyperflow.kvmhost.images.content import ContentMap
-from hyperflow.kvmhost.images.conversion import Compression, Made, make_writer
+from hyperflow.kvmhost.images.conversion import Compression, Made, is_decoded, make_writer
+from hyperflow.kvmhost.images.data_file import sync
 from hyperflow.kvmhost.images.decode import Decoded
 from hyperflow.kvmhost.images.qcow2 import ImageWriter
 from hyperflow.kvmhost.images.vmdk import Header
@@ -42,8 +43,10 @@ class Decoding:
 
     def __init__(self, working: Path, image_format: str, compression: Compression | None, job: Job) -> None:
         job.tools.update(codecs.tools(compression.kind if compression else None))
+        self._job = job
         self._form = _form(image_format, compression)
         self._working = working
+        self._finished = False
         self._folder = folder_of(working)
         discard(working)
         self._folder.mkdir(parents=True, mode=0o700)
@@ -63,7 +66,7 @@ class Decoding:
         with content:
             content_sha256, clusters = content.digest()
             content.sync()
-        os.fsync(self._image)
+        sync(self._image)
         note = {
             "kind": "hyperflow-decoded",
             "staged_sha256": decoded.sha256,
@@ -73,17 +76,22 @@ class Decoding:
             "bytes_written": decoded.bytes_written,
             "content_sha256": content_sha256,
             "clusters": clusters,
-            "image": _state(self._folder / IMAGE),
+            "image": files.state(self._folder / IMAGE),
         }
         write_atomically(self._folder / NOTE, json.dumps(note, indent=2) + "\n")
+        self._finished = True
+
+    def leave(self, why: str) -> None:
+        """Give it up before it has begun: convert makes the image of the staged disk."""
+        self._job.log(f"{self._working}: not decoded while its disk arrives, but made by convert: {why}")
 
     def __enter__(self) -> Decoding:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Close the image's file; what a download that failed has decoded is no use to anybody."""
+        """Close the image's file; a part of an image, or that of a download that failed, is no use to anybody."""
         os.close(self._image)
-        if kind is not None:
+        if kind is not None or not self._finished:
             discard(self._working)
 
 
@@ -98,11 +106,15 @@ def take_over(disk: Disk, working: Path, image_format: str, compression: Compres
     content: ContentMap | None = None
     try:
         note = _read_note(folder)
+        if not is_decoded(disk):  # what claims to be decoded of it is not what it holds
+            job.log(f"{disk.id}: is of a kind that qemu-img reads; what was decoded during the download is not taken")
+            return None
         if _wanted(disk, image_format, compression) != {key: note.get(key) for key in _KEYS}:
             job.log(f"{disk.id}: what was decoded during the download is of other bytes or another form; decoded anew")
             return None
         content = ContentMap.keep(folder / CONTENT, note["virtual_bytes"])
-        if note["image"] != _state(folder / IMAGE) or content.digest() != (note["content_sha256"], note["clusters"]):
+        digest = note["content_sha256"], note["clusters"]
+        if note["image"] != files.state(folder / IMAGE) or content.digest() != digest:
             job.warn(f"{disk.id}: what was decoded during the download was changed since; decoded anew")
             return None
         (folder / IMAGE).replace(files.partial_path(working))
@@ -141,15 +153,6 @@ def _read_note(folder: Path) -> dict[str, Any]:
         except (ValueError, RecursionError):
             return {}
     return note if isinstance(note, dict) else {}
-
-
-def _state(path: Path) -> dict[str, int] | None:
-    """Describe a file so that a change of it is seen; what it holds is read back by validate."""
-    try:
-        found = path.lstat()
-    except OSError:
-        return None
-    return {"inode": found.st_ino, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
 
 
 def held_bytes(working: Path) -> int:

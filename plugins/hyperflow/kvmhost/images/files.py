@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable
 
+from hyperflow.kvmhost.images.data_file import sync
 from hyperflow.kvmhost.progress import size
 from hyperflow.kvmhost.stage import BadRequest, StageError, write_atomically
 
@@ -97,27 +98,49 @@ def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> tuple
 def put_in_place(target: Path, note: Mapping[str, Any]) -> None:
     """Give the finished partial file its name, after its note was written; never over another file.
 
-    :raises BadRequest: when something has that name meanwhile
+    :raises BadRequest: when something has that name meanwhile; it is left without a note, which would call it ours
     """
     partial = partial_path(target)
     descriptor = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
-    write_atomically(note_path(target), json.dumps(note, indent=2) + "\n")
+    if os.path.lexists(target) or not _take_name(target, note):
+        raise BadRequest(f"{target}: appeared while the work ran; move it away and start again")
+    remove_leftover(partial)
+    sync_directory(target.parent)
+
+
+def _take_name(target: Path, note: Mapping[str, Any]) -> bool:
+    """Write the note, then give the partial file its name; where that is not possible, take the note back.
+
+    :return: False when something has that name
+    """
+    text = json.dumps({**note, "file": state(partial_path(target))}, indent=2) + "\n"
+    write_atomically(note_path(target), text)
+    is_named = False
+    try:
+        is_named = _link(partial_path(target), target)
+    finally:
+        if not is_named and read_note(target) == json.loads(text):  # else it is of somebody who came first
+            remove_leftover(note_path(target))
+    return is_named
+
+
+def _link(partial: Path, target: Path) -> bool:
+    """Name the file ``target``, whether or not it keeps its other name; False when something has that name."""
     try:
         os.link(partial, target)  # fails where a rename would overwrite
-    except FileExistsError as fault:
-        raise BadRequest(f"{target}: appeared while the work ran; move it away and start again") from fault
+    except FileExistsError:
+        return False
     except OSError as fault:
         if fault.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-        if target.exists():  # a file system without hard links: the best that is left
-            raise BadRequest(f"{target}: appeared while the work ran; move it away and start again") from fault
+        if os.path.lexists(target):  # a file system without hard links: the best that is left
+            return False
         partial.replace(target)
-    remove_leftover(partial)
-    sync_directory(target.parent)
+    return True
 
 
 def sync_directory(directory: Path) -> None:
@@ -129,8 +152,33 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def remove_earlier(target: Path) -> None:
-    """Remove an earlier product of ours and its note, so that the new one, which is complete, can take its name."""
+def state(path: Path) -> dict[str, int] | None:
+    """Describe a file so that a change of it is seen without reading it; None where there is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return {"inode": found.st_ino, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
+
+
+def is_untouched(path: Path, note: Mapping[str, Any]) -> bool:
+    """Tell, without reading it, whether a file is the very one that :func:`put_in_place` has put there with this note.
+
+    One that was brought back from a backup, or was noted by an older version, may be ours all the same.
+    """
+    found = state(path)
+    return found is not None and found == note.get("file")
+
+
+def remove_earlier(target: Path, held: Mapping[str, int] | None) -> None:
+    """Remove an earlier product of ours and its note, so that the new one, which is complete, can take its name.
+
+    :param held: its :func:`state` when it was held to its note
+    :raises BadRequest: when it is another file by now
+    """
+    found = state(target)
+    if found is not None and found != held:
+        raise BadRequest(f"{target}: was changed while the work ran; move it away and start again")
     target.unlink(missing_ok=True)
     note_path(target).unlink(missing_ok=True)
 

@@ -8,7 +8,6 @@ Source: QEMU's docs/interop/qcow2.txt.
 
 from __future__ import annotations
 
-import os
 import struct
 import sys
 import threading
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hyperflow.kvmhost.images.codecs import ZSTD, Compressor
-from hyperflow.kvmhost.images.data_file import DataFile, write_all, write_back
+from hyperflow.kvmhost.images.data_file import DataFile, resize, sync, write_all, write_back
 
 CLUSTER_BITS = 16
 CLUSTER = 1 << CLUSTER_BITS  # bytes; QEMU's default, and a grain of a VMDK
@@ -58,7 +57,7 @@ class ImageWriter(Protocol):
         """Make what a thread needs to store; called once by each."""
 
     def finish(self) -> None:
-        """Write what makes the image whole, after all data is stored."""
+        """Write what makes the image whole, after all data is stored, and bring all of it to the disk."""
 
     def abandon(self) -> None:
         """Let go of threads that wait in ``store``, because another one failed."""
@@ -71,9 +70,10 @@ class RawWriter:
     """A raw image: sparse, every byte at its own place."""
 
     def __init__(self, descriptor: int, virtual_bytes: int) -> None:
+        self._descriptor = descriptor
         self._file = DataFile(descriptor)
         self._size = virtual_bytes
-        os.ftruncate(descriptor, virtual_bytes)
+        resize(descriptor, virtual_bytes)
 
     def place(self, chunks: int) -> int:
         """See :class:`ImageWriter`."""
@@ -94,6 +94,7 @@ class RawWriter:
 
     def finish(self) -> None:
         """See :class:`ImageWriter`."""
+        sync(self._descriptor)
 
     def abandon(self) -> None:
         """See :class:`ImageWriter`."""
@@ -161,10 +162,10 @@ class _Tables:
             write_all(self.file, _big_endian(values), end + block * CLUSTER)
         table = array("Q", [end + block * CLUSTER for block in range(blocks)])
         write_all(self.file, _big_endian(table), table_offset)
-        os.ftruncate(self.file, total * CLUSTER)
-        os.fsync(self.file)
+        resize(self.file, total * CLUSTER)
+        sync(self.file)
         write_all(self.file, memoryview(self._header(table_offset, table_clusters, incompatible, compression)), 0)
-        os.fsync(self.file)
+        sync(self.file)
 
     def _count_metadata(self, values: array[int], first: int) -> None:
         """Free the L2 tables that nothing uses."""

@@ -113,7 +113,7 @@ def convert(
             process.terminate()
             process.wait()
     if process.returncode != 0:
-        raise StageError(f"{source[0]}: qemu-img convert: {_said(errors)}")
+        raise StageError(f"{source[0]} to {target[0]}: qemu-img convert: {_said(errors)}")
 
 
 def commit(overlay: Path, base: Path, base_format: str) -> None:
@@ -129,12 +129,13 @@ def commit(overlay: Path, base: Path, base_format: str) -> None:
         "file": {"driver": "file", "filename": str(overlay)},
         "backing": {"driver": driver(base_format), "file": {"driver": "file", "filename": str(base)}},
     }
-    run_long(["qemu-img", "commit", "-q", "-d", "json:" + json.dumps(description)])
+    run_long(["qemu-img", "commit", "-q", "-d", "json:" + json.dumps(description)], base)
 
 
-def run_long(arguments: list[str]) -> None:
+def run_long(arguments: list[str], target: Path) -> None:
     """Run a command that may take hours; it ends with the stage.
 
+    :param target: the file that it writes to, for errors
     :raises StageError: with what it said on standard error
     """
     process = commands.Started(arguments, stdin=commands.DEVNULL, stdout=commands.DEVNULL, stderr=commands.PIPE)
@@ -145,7 +146,7 @@ def run_long(arguments: list[str]) -> None:
             process.terminate()
             process.wait()
     if process.returncode != 0:
-        raise StageError(f"{' '.join(arguments[:2])}: {_said(errors)}")
+        raise StageError(f"{target}: {' '.join(arguments[:2])}: {_said(errors)}")
 
 
 def _percents(process: commands.Started) -> Iterator[int]:
@@ -172,8 +173,9 @@ def _call(arguments: list[str]) -> commands.CalledProcess[bytes]:
 
 
 def _said(errors: bytes) -> str:
-    """What qemu-img said; with what to do where the host is at fault."""
-    said = errors.decode("utf-8", "replace").strip()[-2000:] or "it failed without a word"
+    """What qemu-img said, in one line; with what to do where the host is at fault."""
+    lines = dict.fromkeys(errors.decode("utf-8", "replace").split("\n"))  # each thread that writes says the same
+    said = " | ".join(filter(None, map(str.strip, lines)))[-2000:] or "it failed without a word"
     for number in (errno.ENOSPC, errno.ENOMEM, errno.EROFS):
         if os.strerror(number) in said:
             return f"{said}; {ADVICE[number]}"

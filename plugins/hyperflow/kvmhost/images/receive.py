@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Callable
 
 from hyperflow.kvmhost.images import vmdk
-from hyperflow.kvmhost.images.data_file import write_back
-from hyperflow.kvmhost.images.decode import Decoder
+from hyperflow.kvmhost.images.data_file import sync, write_back
+from hyperflow.kvmhost.images.decode import Decoder, UnfitGrains, read_front, require_whole_chunks
 from hyperflow.kvmhost.images.decoded import Decoding
 from hyperflow.kvmhost.images.qcow2 import ImageWriter
 from hyperflow.kvmhost.images.vmdk_scanner import Scanner
@@ -63,6 +63,13 @@ class StagedFile:
             except OSError as fault:
                 self.fault = OSError(fault.errno, fault.strerror, str(self._path))
 
+    def sync(self) -> None:
+        """Bring the file to the disk. A write that failed on its way there is told to this descriptor for certain.
+
+        :raises OSError: with the file's name
+        """
+        sync(self._file)
+
     def hexdigest(self) -> str:
         """SHA-256 of all pieces."""
         return self._digest.hexdigest()
@@ -82,12 +89,19 @@ def receive(read: Read, staged: StagedFile, check_header: CheckHeader, advance: 
 def receive_decoded(
     read: Read, staged: StagedFile, check_header: CheckHeader, advance: Advance, decoding: Decoding
 ) -> Received:
-    """Receive a stream to its end, and decode it while it arrives.
+    """Receive a stream to its end, and decode it while it arrives; one whose grains are not for us is only received.
 
     :param decoding: where to, and in which form
     :raises VmdkError, CodecError: at the first thing that is wrong; the image is no use then
     :raises OSError: of a file or of ``read``
     """
+    front = read_front(read)
+    read = _whole(front, read)
+    try:
+        require_whole_chunks(vmdk.read_header(front))
+    except UnfitGrains as reason:
+        decoding.leave(str(reason))
+        return receive(read, staged, check_header, advance)
 
     def watch(buffer: memoryview) -> int:
         if staged.fault is not None:
@@ -108,6 +122,22 @@ def receive_decoded(
         raise
     decoding.finish(decoder.content, decoded)
     return Received(decoded.sha256, decoded.header)
+
+
+def _whole(front: bytes, read: Read) -> Read:
+    """Make a stream whole again of which the front was read already."""
+    left = memoryview(front)
+
+    def again(buffer: memoryview) -> int:
+        nonlocal left
+        if not left:
+            return read(buffer)
+        count = min(len(left), len(buffer))
+        buffer[:count] = left[:count]
+        left = left[count:]
+        return count
+
+    return again
 
 
 class _Structure:

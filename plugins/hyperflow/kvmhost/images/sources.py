@@ -11,7 +11,7 @@ import re
 import struct
 from pathlib import Path
 
-from hyperflow.kvmhost.images import files, qemu, vmdk
+from hyperflow.kvmhost.images import decode, files, qemu, vmdk
 from hyperflow.kvmhost.stage import BadRequest
 
 _QCOW2 = struct.Struct(">4sIQIIQ")
@@ -32,12 +32,12 @@ def is_stream_optimized(path: Path) -> bool:
     if header[:4] != vmdk.MAGIC:
         return False
     try:
-        # smaller grains would have to be put together to clusters: qemu-img does that
-        return vmdk.read_header(header).grain_bytes >= 65536
+        decode.require_whole_chunks(vmdk.read_header(header))
     except vmdk.UnsupportedVmdk:
         return False
     except vmdk.VmdkError as fault:
         raise BadRequest(f"{path}: {fault}") from fault
+    return True
 
 
 def require_self_contained(path: Path, image_format: str) -> None:

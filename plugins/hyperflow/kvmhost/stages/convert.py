@@ -55,6 +55,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     working, _ = conversion.working_image(target, options.format)
     identity = _identity(options, compression)
     replaced = os.path.lexists(target)
+    held = files.state(target)
     if replaced:
         earlier = _require_ours(target)
         if earlier.get("conversion") == identity:
@@ -68,7 +69,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     try:
         observed = _make(options, disk, compression, target=target, job=job)
         if replaced:
-            files.remove_earlier(target)
+            files.remove_earlier(target, held)
         files.put_in_place(target, {"kind": "hyperflow-image", "conversion": identity, "observed": observed})
     finally:
         for path in (working, target):

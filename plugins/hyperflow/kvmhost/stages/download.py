@@ -54,7 +54,7 @@ class Options:
         the same source; one of another source is stale and is replaced
     :param expected_bytes: the file's size where somebody knows it, for the progress display only
     :param timeout_seconds: how long the server may send nothing
-    :param decode: None to leave all decoding to convert
+    :param decode: None to leave all decoding to convert, which a disk in grains below 64 KiB is left to in any case
     :param bandwidth: how fast the downloads of this host may be together; None for no limit
     :param now: seconds since 1970 when this was asked for, by the clock that ``bandwidth`` was made by; this host's
         clock counts when None
@@ -85,17 +85,20 @@ def run(options: Options, job: Job) -> dict[str, Any]:
         check_limit(options.bandwidth)
     options.target.parent.mkdir(parents=True, exist_ok=True)
     replaced = os.path.lexists(options.target)
+    held = files.state(options.target)
     if replaced:
         earlier = _require_ours(options)
         if earlier.get("source") == options.source:
             return _reuse(options, earlier, job)
+        if not files.is_untouched(options.target, earlier):
+            _require_unchanged(options, earlier, job)
         job.log(f"{options.target}: is of an earlier export ({earlier.get('source')}); replaced when this one is here")
     connection = PinnedConnection(host, port, read_thumbprints(options.thumbprints), options.timeout_seconds)
     job.log(f"download {options.disk_id} from {host}:{port} to {options.target}")
     try:
         received, facts = _download(connection, path, options, job)
         if replaced:
-            files.remove_earlier(options.target)
+            files.remove_earlier(options.target, held)
         note: dict[str, Any] = {"kind": "hyperflow-download", "disk_id": options.disk_id, "source": options.source}
         note.update(sha256=received.sha256, bytes=job.bytes_read, virtual_bytes=received.header.capacity_bytes)
         files.put_in_place(options.target, note)
@@ -147,6 +150,7 @@ def _download(connection: PinnedConnection, path: str, options: Options, job: Jo
             progress.finish()
             job.bytes_written += job.bytes_read
             _check_end(connection, response, length)
+            staged.sync()
     http_facts = {
         "status": response.status,
         "content_length": length,
@@ -216,23 +220,36 @@ def _require_ours(options: Options) -> dict[str, Any]:
     return note
 
 
+def _require_unchanged(options: Options, note: dict[str, Any], job: Job) -> None:
+    """Hold the file at the target to its note, which may lie beside somebody else's file by an accident.
+
+    :raises BadRequest: when it is not what we downloaded
+    """
+    size_now = options.target.stat().st_size
+    found: object = f"{size_now} bytes"
+    if size_now == note.get("bytes"):
+        progress = job.progress(f"verify the earlier download of {options.disk_id}", size_now)
+        sha256, _ = files.hash_file(options.target, progress.advance)
+        if sha256 == note.get("sha256"):
+            return
+        found = f"SHA-256 {sha256}"
+    raise BadRequest(
+        f"{options.target}: found {found}, expected {note.get('bytes')} bytes with SHA-256 {note.get('sha256')} of our "
+        "earlier download; the file was changed: move it and its note away, then start again"
+    )
+
+
 def _reuse(options: Options, note: dict[str, Any], job: Job) -> dict[str, Any]:
     """Take over a finished download of the same source, when its bytes are what they were."""
     target = options.target
-    progress = job.progress(f"verify the earlier download of {options.disk_id}", target.stat().st_size)
-    sha256, count = files.hash_file(target, progress.advance)
-    job.bytes_read = count
-    if sha256 != note.get("sha256") or count != note.get("bytes"):
-        raise BadRequest(
-            f"{target}: found SHA-256 {sha256}, expected {note.get('sha256')} of our earlier download; "
-            "the file was changed: remove it and its note, then start again"
-        )
+    _require_unchanged(options, note, job)
     virtual = note.get("virtual_bytes")
     if virtual != options.capacity_bytes:
         raise BadRequest(f"{target}: found a disk of {virtual} bytes, expected {options.capacity_bytes}")
     files.remove_leftover(files.partial_path(target))
     job.log(f"{target}: already downloaded, its SHA-256 holds")
-    return _observed(options, sha256, count, options.capacity_bytes, {"http": {"reused": True}})
+    job.bytes_read = note["bytes"]
+    return _observed(options, note["sha256"], note["bytes"], options.capacity_bytes, {"http": {"reused": True}})
 
 
 def _observed(options: Options, sha256: str, count: int, virtual: int, facts: dict[str, Any]) -> dict[str, Any]:

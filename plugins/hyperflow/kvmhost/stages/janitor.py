@@ -1,17 +1,20 @@
 """Remove what ended runs have left on this host, by what their ledgers say, and nothing else.
 
 The control plane says which runs ended; this stage looks again at everything that could make a removal wrong: living
-processes of the run, a claim of another run on the same path, another owner. It holds the ledger meanwhile, so a run
-that starts now notes, and so creates, only afterwards.
+processes of the run, a claim of another run on the same path, another owner, a staged disk of other bytes than were
+downloaded. It holds the ledger meanwhile, so a run that starts now notes, and so creates, only afterwards; staged disks
+are looked at before that, because those that must be read take long.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import stat
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ TO_GO_ON = ("staged-disk", "fix-overlay")  # what a failed run needs when a pers
 DECODED = re.compile(r"\..+\.decoded\.partial")  # a folder, see images/decoded.py
 RESULTS = ("staged-disk", "domain")  # what a run that succeeded leaves on purpose
 OVERLAYS = ("fix", ".fix.partial", ".inspect.partial", "boot")  # names below a VM's work folder
+READ_LIMIT = 64 << 30  # bytes of staged disks to read: some minutes, out of the ten that this stage is waited for
 FORGET_SECONDS = 90 * 24 * 3600.0  # a ledger with nothing open in it tells its story for that long
 
 
@@ -89,8 +93,9 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     if options.directory.name != ".hyperflow" or len(options.directory.parts) < 3:
         raise BadRequest(f"options.directory: found {options.directory}, expected the folder .hyperflow of a host")
     book = Ledger(options.directory)
+    verified = verify_staged(options, book, job)
     with book.locked():
-        janitor = Janitor(options, book, job)
+        janitor = Janitor(options, book, verified, job)
         findings = [finding for each in options.runs for finding in janitor.clean(each)]
         forgotten = 0 if options.dry_run else forget_old(book)
     for finding in findings:
@@ -103,13 +108,17 @@ def run(options: Options, job: Job) -> dict[str, Any]:
 
 
 class Janitor:
-    """Looks at one ended run after the other; the ledger is held."""
+    """Looks at one ended run after the other; the ledger is held.
 
-    def __init__(self, options: Options, book: Ledger, job: Job) -> None:
+    :param verified: of :func:`verify_staged`
+    """
+
+    def __init__(self, options: Options, book: Ledger, verified: Mapping[Path, Mapping[str, int]], job: Job) -> None:
         self._root = options.directory
         self._dry_run = options.dry_run
         self._uri = options.uri
         self._ledger = book
+        self._verified = verified
         self._job = job
         self._alive = processes.of_runs()
         self._ended = {each.run: each for each in options.runs}
@@ -187,18 +196,12 @@ class Janitor:
         if entry.kind == "domain":
             domain = self._domain(entry)
             return domain is not None and domain.run == owner
-        if entry.kind == "staged-disk" and not self._is_staged_by(Path(entry.thing), owner):
+        if entry.kind == "staged-disk" and not is_noted_for(files.read_note(Path(entry.thing)), owner):
             return False
         return any(os.path.lexists(path) for path in ledger.paths_of(entry))
 
     def _domain(self, entry: Entry) -> domains.Domain | None:
         return next((one for one in domains.every_domain(self._uri) if one.uuid == entry.thing), None)
-
-    @staticmethod
-    def _is_staged_by(path: Path, owner: str) -> bool:
-        """Tell by the note beside a staged disk whether this run downloaded it: a later run has the same names."""
-        note = files.read_note(path) or {}
-        return note.get("kind") == "hyperflow-download" and str(note.get("source", "")).endswith(f", run {owner}")
 
     def _require_ours(self, entry: Entry, ended: EndedRun) -> None:
         """Hold a thing to what a run of that name creates; a ledger is believed no further."""
@@ -221,6 +224,11 @@ class Janitor:
             expected = base in real.parents and path.parent.name == "work" and path.name in OVERLAYS
         if not expected:
             raise Left("its path is none that a run of Hyperflow has on this host")
+        if entry.kind == "staged-disk" and files.state(path) not in (None, self._verified.get(path)):
+            raise Left(
+                "it is not for certain what the run downloaded: it was changed, is somebody else's, or is too large to "
+                "be read again; look at it, and remove it with its note"
+            )
 
     def _require_own_domain(self, entry: Entry, ended: EndedRun) -> None:
         domain = self._domain(entry)
@@ -247,6 +255,52 @@ class Janitor:
         made = folder.name == "work" or f"{folder.parent.name}/{folder.name}" == owner
         if made and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def verify_staged(options: Options, book: Ledger, job: Job) -> dict[Path, dict[str, int]]:
+    """Hold the staged disks of runs that nobody goes on from to the notes beside them; most need not be read for that.
+
+    :return: those that are what was downloaded, with their state, by which a later change is seen
+    """
+    verified = {}
+    left = READ_LIMIT
+    for path, run in _removable(options, book):
+        note, state = files.read_note(path), files.state(path)
+        if note is None or state is None or not is_noted_for(note, run):
+            continue
+        is_same = files.is_untouched(path, note)
+        if not is_same and state["bytes"] == note.get("bytes") and state["bytes"] <= left:
+            left -= state["bytes"]
+            is_same = _has_noted_bytes(path, note, job)
+        if is_same:
+            verified[path] = state
+    return verified
+
+
+def _removable(options: Options, book: Ledger) -> Iterator[tuple[Path, str]]:
+    """Yield the staged disks that may be removed, each with its run."""
+    for ended in options.runs:
+        if ended.dead and not ended.succeeded:
+            with contextlib.suppress(LedgerError):  # it is reported where ledgers are read for what they name
+                for entry in book.read(ended.run).open:
+                    if entry.kind == "staged-disk":
+                        yield Path(entry.thing), ended.run
+
+
+def _has_noted_bytes(path: Path, note: Mapping[str, Any], job: Job) -> bool:
+    """Hold a staged disk to the SHA-256 in its note; one that cannot be read is left."""
+    try:
+        progress = job.progress(f"verify {path}", path.lstat().st_size)
+        sha256, _ = files.hash_file(path, progress.advance)
+    except (OSError, StageError):
+        return False
+    return sha256 == note.get("sha256")
+
+
+def is_noted_for(note: Mapping[str, Any] | None, run: str) -> bool:
+    """Tell by the note beside a staged disk whether this run downloaded it: a later run has the same names."""
+    found = note or {}
+    return found.get("kind") == "hyperflow-download" and str(found.get("source", "")).endswith(f", run {run}")
 
 
 def forget_old(book: Ledger) -> int:

@@ -1,0 +1,48 @@
+"""The host's program on the oldest Python that a host has: RHEL 9's 3.9."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
+PYENV = Path.home() / ".pyenv" / "versions"
+
+
+def python39() -> str:
+    for path in (*sorted(PYENV.glob("3.9.*/bin/python3.9")), Path("/usr/bin/python3.9")):
+        if path.exists():
+            return str(path)
+    pytest.skip("this machine has no Python 3.9 (/usr/bin, or of pyenv); Debian has no package of it")
+
+
+def test_a_stage_runs_to_its_end(tmp_path: Path) -> None:
+    image = tmp_path / "disk.vmdk"
+    image.write_bytes(bytes(1 << 20))
+    disk = {
+        "id": "disk-0",
+        "source_format": "raw",
+        "bytes": 1 << 20,
+        "local_path": str(image),
+        "checksum": f"sha256:{hashlib.sha256(bytes(1 << 20)).hexdigest()}",
+        "boot_order_hint": 0,
+    }
+    manifest = tmp_path / "artifact-manifest.json"
+    manifest.write_text(json.dumps({"manifest_version": "1.0", "disks": [disk]}))
+    reference = {"path": str(manifest), "sha256": hashlib.sha256(manifest.read_bytes()).hexdigest()}
+    options = {"manifest": reference, "disk_id": "disk-0"}
+    result = tmp_path / "result.json"
+    done = subprocess.run(
+        [python39(), "-m", "hyperflow.kvmhost", "checksum", "--result", str(result)],
+        input=json.dumps(options),
+        env={"PYTHONPATH": str(PLUGINS), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(result.read_text())["observed"]["sha256"] == disk["checksum"].removeprefix("sha256:")
