@@ -1,4 +1,4 @@
-"""What a run has left, looked for where it would lie: vCenter, the host's disks and processes, its ledger."""
+"""What a run has left, looked for where it would lie: vCenter, the host's disks and processes, its ledger, Airflow."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperflow.kvmhost.ledger import Ledger
+from hyperflow.operators.claim import PREFIX, is_claim
+from hyperflow.plans.load import load_plan
+from hyperflow.plans.pools import pools_of
 
 from lab import processes
 
@@ -20,7 +23,9 @@ NOTED_BY_FAILED = ("staged-disk", "fix-overlay")  # kinds of the ledger that sta
 
 
 def of_run(running_lab: RunningLab, plan: str, vm: str, *, failed: bool, second_host: bool = False) -> list[str]:
-    """List what the runs of a VM of a quick plan have left; empty when all is clean.
+    """List what the runs of a VM of a plan have left; empty when all is clean.
+
+    None of the plan's runs works any more: their slots in its pools are looked for too.
 
     :param vm: ``small01`` and so on; its slug is its name
     :param failed: a failed run may keep the fix's overlays
@@ -40,6 +45,7 @@ def of_run(running_lab: RunningLab, plan: str, vm: str, *, failed: bool, second_
     left += [f"work {path}" for path in work.glob("*") if f"work/{path.name}" not in kept]
     left += [f"process {line}" for line in processes_of(dag_id)]
     left += _noted(staging / ".hyperflow", dag_id, NOTED_BY_FAILED if failed else ())
+    left += _in_airflow(running_lab, plan, dag_id)
     if failed:
         left += [f"domain {uuid}" for uuid in domains_below(images / vm)]
     return left
@@ -52,6 +58,15 @@ def processes_of(dag_id: str) -> list[str]:
         with contextlib.suppress(OSError):  # it has ended
             found.append(f"{pid} {Path(f'/proc/{pid}/cmdline').read_bytes().replace(bytes(1), b' ').decode()}")
     return found
+
+
+def _in_airflow(running_lab: RunningLab, plan: str, dag_id: str) -> list[str]:
+    """List the claims that a DAG's runs still have, and slots of the plan's pools that somebody has."""
+    held = running_lab.api.variables(PREFIX)
+    left = [f"claim {key}" for key, holder in held.items() if is_claim(holder) and holder["dag"] == dag_id]
+    own = pools_of([load_plan(running_lab.folders.plans / f"{plan}.yaml")])
+    pools = running_lab.api.pools() if own else {}
+    return left + [f"a slot of {name}" for name in own.keys() & pools.keys() if pools[name]["occupied_slots"]]
 
 
 def _noted(root: Path, dag_id: str, kept: tuple[str, ...]) -> list[str]:

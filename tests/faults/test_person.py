@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hyperflow.hooks.records import safe
 
 from lab import leftovers
 from lab.running import RunningLab
+from tests.faults import watching
 from tests.faults.scenario import Scenario, play
 
 pytestmark = [pytest.mark.lab, pytest.mark.night]
@@ -34,7 +41,11 @@ def marked(scene: Scenario) -> None:
 
 
 def inspected(scene: Scenario) -> None:
-    """The plan is deleted while the download works; the inspection is marked failed, and cleared."""
+    """The plan is deleted while the download works; the inspection is marked failed, and cleared.
+
+    Its stage is stopped before the mark, so that it cannot end by itself, and the DAG is paused until the job was
+    killed, so that the cleanup cannot do it.
+    """
     scene.disturb("stall", seconds=LONG)
     scene.begin()
     scene.until_stalled()
@@ -47,9 +58,13 @@ def inspected(scene: Scenario) -> None:
     scene.until(lambda: parsed_at(scene) != parsed)  # the first one may have begun before
     scene.until_task("inspect", "deferred")
     scene.until(lambda: any("qemu" in line for line in leftovers.processes_of(scene.dag)))
-    scene.mark("inspect", "failed")
-    scene.until_left_alone()
+    stop_stage(scene, "inspect")
+    with paused(scene):
+        scene.mark("inspect", "failed")
+        scene.until(lambda: any(is_kill_of("inspect", entry) for entry in audited(scene)))
+        scene.until_left_alone()
     state = scene.end()
+    scene.facts["audit"] = audited(scene)
     plan.write_text(text)
     scene.facts["marked"] = (state, scene.report(), scene.left(failed=True))
     scene.lab.clear(scene.dag, scene.run, "inspect")
@@ -77,6 +92,39 @@ def given_up_late(scene: Scenario) -> None:
     scene.mark_run("success")
     scene.until_left_alone()
     scene.facts["marked"] = (scene.end(), scene.report(), scene.left(failed=True))
+
+
+def stop_stage(scene: Scenario, task: str) -> None:
+    """Stop a task's stage as SIGSTOP does, also what it has forked; only SIGKILL ends it then."""
+    jobs = scene.lab.folders.staging / scene.name / ".hyperflow" / "jobs" / scene.dag
+    stages = [pid for pid, job in watching.stages_below(jobs).items() if job.parent.name == task]
+    assert stages, f"{task} has ended before it could be stopped"
+    for pid in stages:
+        with contextlib.suppress(ProcessLookupError):  # what was forked has ended
+            os.kill(pid, signal.SIGSTOP)
+
+
+@contextlib.contextmanager
+def paused(scene: Scenario) -> Iterator[None]:
+    """Let no task of the DAG begin, as a person does in the UI; those that have begun go on."""
+    path = f"/api/v2/dags/{scene.dag}"
+    scene.lab.patch(path, {"is_paused": True})
+    try:
+        yield
+    finally:
+        scene.lab.patch(path, {"is_paused": False})
+
+
+def audited(scene: Scenario) -> list[dict[str, Any]]:
+    """The entries of the run's audit file."""
+    file = scene.lab.folders.state / "airflow" / "hyperflow" / safe(scene.dag) / safe(scene.run) / "audit.jsonl"
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]]  # the last one may be half-written
+
+
+def is_kill_of(task: str, entry: dict[str, Any]) -> bool:
+    """Whether an entry tells that a task's trigger has had its job killed."""
+    command = entry["what"].startswith("hyperflow-kvmhost job kill --directory ") and entry["what"].endswith(f"/{task}")
+    return command and (entry["task"], entry["state"]) == (task, "done")
 
 
 def parsed_at(scene: Scenario) -> Any:
@@ -118,6 +166,14 @@ def test_a_task_that_is_marked_failed_ends_its_work_and_the_run_and_leaves_nothi
         (task, f"{disk}the task was ended from outside; see its log")
     ]
     assert left == []
+
+
+def test_a_job_whose_task_is_marked_failed_is_killed_by_its_trigger_and_not_by_the_cleanup(
+    scenes: dict[str, Scenario],
+) -> None:
+    entries = scenes["inspected"].facts["audit"]
+    (killed,) = (at for at, entry in enumerate(entries) if is_kill_of("inspect", entry))
+    assert killed < min(at for at, entry in enumerate(entries) if entry["task"] == "cleanup")
 
 
 def test_a_run_that_is_set_to_failed_ends_its_work_cleans_up_and_fails(scenes: dict[str, Scenario]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hyperflow.vsphere.inventory import find_vm
 from pyVmomi import vim
 
 from lab import lab
@@ -19,6 +22,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.night]
 OUTAGE = 25  # seconds
 HASTY = "vc_hasty"  # a connection whose tasks may last 5 s
 THEIRS = "before the week-end"  # a snapshot that somebody else takes
+RENAMED = "small16 (moving)"  # what somebody calls small16 while it is exported
 
 
 def gone(scene: Scenario) -> None:
@@ -30,22 +34,53 @@ def gone(scene: Scenario) -> None:
     scene.stall()
     scene.until(lambda: not scene.leases())
     scene.until_stalled()
-    disturb_vm(scene)
-    scene.lab.vcenter.admin("DELETE", f"/sessions?vm={scene.vm}")
-    scene.end()
+    with disturbed(scene):
+        scene.lab.vcenter.admin("DELETE", f"/sessions?vm={scene.vm}")  # a lease knows its VM by the name it had
+        scene.end()
 
 
-def disturb_vm(scene: Scenario) -> None:
-    """Take a snapshot, add a disk, move, power on and rename the VM."""
+@contextlib.contextmanager
+def disturbed(scene: Scenario) -> Iterator[None]:
+    """Take a snapshot, add a disk, move, power on and rename the VM; it gets its name back."""
     scene.at_source(lambda vm: vm.CreateSnapshot_Task(THEIRS, "by hand", False, False))
     scene.at_source(lambda vm: vm.ReconfigVM_Task(one_more_disk(vm)))
+    move(scene)
+    scene.at_source(lambda vm: vm.PowerOnVM_Task())
+    rename(scene, scene.vm, RENAMED)
+    try:
+        yield
+    finally:
+        rename(scene, RENAMED, scene.vm)
+
+
+def move(scene: Scenario) -> None:
+    """Move the VM into another folder."""
     with scene.session() as session:
         (target,) = [
             each for each in session.content.rootFolder.childEntity[0].vmFolder.childEntity if each.name == "Production"
         ]
-        scene.facts["moved to"] = target.name
         scene.at_source(lambda vm: target.MoveIntoFolder_Task([vm]))
+
+
+def rename(scene: Scenario, name: str, other: str) -> None:
+    """Rename a VM."""
+    with scene.session() as session:
+        machine = session.object(vim.VirtualMachine, find_vm(session, name, kind="name"))
+        task = machine.Rename_Task(other)  # type: ignore[attr-defined]
+        scene.until(lambda: task.info.state in ("success", "error"))
+        assert task.info.state == "success", task.info.error
+
+
+def switched_off(scene: Scenario) -> None:
+    """A VM that runs is moved and switched off while it is exported."""
     scene.at_source(lambda vm: vm.PowerOnVM_Task())
+    scene.stall()
+    scene.begin()
+    scene.until_stalled()
+    move(scene)
+    scene.at_source(lambda vm: vm.PowerOffVM_Task())
+    scene.lab.vcenter.admin("DELETE", f"/sessions?vm={scene.vm}")
+    scene.end()
 
 
 def one_more_disk(machine: Any) -> Any:
@@ -103,7 +138,7 @@ def add_hasty_connection(running_lab: RunningLab) -> None:
 
 @pytest.fixture(scope="module")
 def scenes(running_lab: RunningLab) -> dict[str, Scenario]:
-    """All runs of this module, played at once."""
+    """All runs of this module but one, played at once."""
     add_hasty_connection(running_lab)
     return play(
         running_lab,
@@ -114,6 +149,12 @@ def scenes(running_lab: RunningLab) -> dict[str, Scenario]:
     )
 
 
+@pytest.fixture(scope="module")
+def switched(running_lab: RunningLab) -> Scenario:
+    """That one: what is done to its VM must not meet the time when vCenter is away."""
+    return play(running_lab, ("switched-off", "small14", switched_off))["switched-off"]
+
+
 def test_a_vcenter_that_was_away_costs_a_download_and_not_the_run(scenes: dict[str, Scenario]) -> None:
     scene = scenes["gone"]
     report = scene.report()
@@ -122,14 +163,29 @@ def test_a_vcenter_that_was_away_costs_a_download_and_not_the_run(scenes: dict[s
     task = scene.task("export")
     assert task is not None
     assert task.try_number >= 3
-    assert scene.ended_leases()[-1] == "completed"
+    ended = [(each["vm"], each["reason"]) for each in scene.lab.vcenter.admin("GET", "/leases")["ended"]]
+    assert [reason for vm, reason in ended if vm == RENAMED][-1:] == ["completed"]
+    assert "completed" not in scene.ended_leases(), "under its old name"
 
 
 def test_what_somebody_did_to_the_vm_meanwhile_is_in_the_report(scenes: dict[str, Scenario]) -> None:
-    scene = scenes["gone"]
-    told = " ".join(warning["message"] for warning in scene.report()["warnings"])
-    for words in ("was moved from /DC0/vm/Small/small16", "was poweredOff and is poweredOn now", "was added after"):
+    """Of a VM that has another name and another folder, the name is told."""
+    told = warnings_of(scenes["gone"])
+    for words in (
+        f"was renamed from 'small16' to '{RENAMED}': it is migrated under its old name",
+        "was poweredOff and is poweredOn now",
+        "was added after",
+    ):
         assert words in told
+
+
+def test_a_vm_that_is_switched_off_and_moved_meanwhile_is_migrated_as_its_snapshot_has_it(switched: Scenario) -> None:
+    assert (switched.end(), switched.report()["errors"]) == ("success", [])
+    assert switched.staged_sha256() == small_sha256()
+    told = warnings_of(switched)
+    for words in ("was moved from /DC0/vm/Small/small14 to", "was poweredOn and is poweredOff now"):
+        assert words in told
+    assert (switched.snapshots(), switched.left(failed=False)) == ([], [])
 
 
 def test_a_snapshot_of_somebody_else_stays_and_ours_goes(scenes: dict[str, Scenario]) -> None:
@@ -171,6 +227,10 @@ def test_a_vm_that_is_deleted_fails_the_run_and_says_so(scenes: dict[str, Scenar
     assert [error["stage"] for error in report["errors"]] == ["export"]
     assert "if it was deleted, its snapshots went with it" in json.dumps(report["warnings"])
     assert scene.left(failed=True) == []
+
+
+def warnings_of(scene: Scenario) -> str:
+    return " ".join(warning["message"] for warning in scene.report()["warnings"])
 
 
 def small_sha256() -> str:

@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
-from hyperflow.vsphere.inventory import find_vm
+from hyperflow.operators.claim import PREFIX
+from hyperflow.vsphere.inventory import find_vm, read_vm
 from hyperflow.vsphere.session import Session, connect
 from hyperflow.vsphere.snapshot import Ownership, create_snapshot, find_snapshots, snapshot_name
 
@@ -49,6 +50,7 @@ class Leftovers:
     job: Path
     domain: str
     image: Path
+    claim: str  # the variable of the dead run's
 
 
 def janitor(bench: RunningLab, *more: str) -> Told:
@@ -146,6 +148,11 @@ def domains() -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
+def claims(bench: RunningLab) -> dict[str, str]:
+    """The variables of claims, and the DAG that has each."""
+    return {key: holder["dag"] for key, holder in bench.api.variables(PREFIX).items()}
+
+
 def is_held(bench: RunningLab, dag_id: str, run_id: str) -> bool:
     assert bench.api.run_state(dag_id, run_id) not in ("success", "failed"), "the run was to be held in its export"
     return bool(list((bench.folders.staging / "small31").glob(".*.partial")))
@@ -175,8 +182,11 @@ def leftovers(running_lab: RunningLab, session: Session) -> Leftovers:
     create_snapshot(session, find_vm(session, "small33"), name="hyperflow-before-upgrade", description="by Anna")
     create_snapshot(session, find_vm(session, "small34"), name=NAME, description=elsewhere.description())
     create_snapshot(session, find_vm(session, "small35"), name="hyperflow-renamed", description=ours.description())
+    claim = f"{PREFIX}{read_vm(session, moref).instance_uuid}"
+    held = {"key": claim, "value": json.dumps({"dag": DEAD_DAG, "run": DEAD_RUN})}
+    running_lab.api.request("POST", "/api/v2/variables", json=held)
     overlay, job = kill_in_mid_work(running_lab, image)
-    return Leftovers(dag_id, run_id, overlay, job, define_domain(running_lab, image), image)
+    return Leftovers(dag_id, run_id, overlay, job, define_domain(running_lab, image), image, claim)
 
 
 def snapshots(session: Session, vm: str) -> list[str]:
@@ -203,7 +213,7 @@ def test_a_dry_run_names_the_leftovers_of_the_dead_and_removes_nothing(
 ) -> None:
     told = janitor(running_lab, "--dry-run")
     assert told.status == 0
-    for thing in (str(leftovers.overlay), str(leftovers.job), leftovers.domain):
+    for thing in (str(leftovers.overlay), str(leftovers.job), leftovers.domain, leftovers.claim):
         assert told.actions[thing] == "would remove"
     acts = {thing.partition(":")[0]: action for thing, action in told.actions.items() if ": hyperflow-" in thing}
     assert acts == {"small32": "would remove", "small33": "kept", "small34": "kept", "small35": "kept"}
@@ -211,6 +221,8 @@ def test_a_dry_run_names_the_leftovers_of_the_dead_and_removes_nothing(
     assert leftovers.overlay.is_dir()
     assert leftovers.job.is_dir()
     assert leftovers.domain in domains()
+    assert claims(running_lab)[leftovers.claim] == DEAD_DAG
+    assert leftovers.dag_id in claims(running_lab).values()
     assert snapshots(session, "small32") == [NAME]
     assert len(snapshots(session, "small31")) == 1
 
@@ -226,13 +238,14 @@ def test_the_leftovers_of_dead_runs_are_removed_and_those_of_others_are_not(
     told = janitor(running_lab)
 
     assert told.status == 0
-    for thing in (str(leftovers.overlay), str(leftovers.job), leftovers.domain):
+    for thing in (str(leftovers.overlay), str(leftovers.job), leftovers.domain, leftovers.claim):
         assert told.actions[thing] == "removed"
     assert not leftovers.overlay.exists()
     assert not (jobs / DEAD).exists()
     assert list((jobs / leftovers.dag_id).glob("*/*")) == []
     assert list((running_lab.folders.staging / "small31").rglob("*.partial")) == []
     assert leftovers.domain not in domains()
+    assert not {DEAD_DAG, leftovers.dag_id} & set(claims(running_lab).values())
     assert leftovers.image.exists()
     assert (snapshots(session, "small31"), snapshots(session, "small32")) == ([], [])
     assert theirs(session) == before == [["hyperflow-before-upgrade"], [NAME], ["hyperflow-renamed"]]
@@ -247,7 +260,7 @@ def test_a_second_look_finds_only_what_is_others(
     told = " ".join(done.stdout.split())
     for word in ("hyperflow-before-upgrade", "somebody else made it", "another-airflow", "renamed"):
         assert word in told
-    for word in (str(leftovers.overlay), leftovers.domain, leftovers.dag_id):
+    for word in (str(leftovers.overlay), leftovers.domain, leftovers.dag_id, leftovers.claim):
         assert word not in told
     listed = program(running_lab, "ledger", "list", "--directory", str(root(running_lab)))
     assert [book["run"] for book in listed["runs"] if book["run"].startswith((DEAD_DAG, leftovers.dag_id))] == []

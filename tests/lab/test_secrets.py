@@ -1,4 +1,4 @@
-"""No secret of the lab stands anywhere that a run writes to: logs, database, reports, job folders, command lines.
+"""No secret of the lab stands anywhere that a run writes to: logs, database, records, job folders, command lines.
 
 What may hold one, and nothing else: Airflow's table ``connection``, where it is encrypted; the key file that the
 connection names; the memory of the processes that work with it. Options of a stage go through a pipe, never a file.
@@ -31,7 +31,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.night]
 GOOD, BAD = "small38", "small39"
 HELD = 8  # seconds that a download stands still, so that it can be looked at
 PERIOD = 0.2  # seconds between two looks
-LARGE = 8 << 20  # bytes: larger files are disks, as the source has them
+LARGE = 8 << 20  # bytes: a disk's file of this size holds what the source has, and is not searched
+DISK = re.compile(r"\.(vmdk|qcow2|raw|vdi)\b")  # in the name of a disk's file, or of the folder of a decoded one
 URL = re.compile(rb"/nfc/([0-9a-f]{16,})/")
 COOKIE = re.compile(rb"vmware_soap_session\W+[0-9A-Za-z-]{8,}")
 
@@ -43,6 +44,7 @@ class Watch:
     lab: RunningLab
     seen: dict[bytes, str] = field(default_factory=dict)  # text -> where
     tickets: set[bytes] = field(default_factory=set)  # out of the memory of the downloads
+    sessions: set[bytes] = field(default_factory=set)  # keys of the runs' sessions, as vCenter tells its administrator
     ended: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
@@ -86,15 +88,16 @@ class Looked:
             "the SSH key": max(key, key=len),
             "Airflow's key for passwords": settings["core"]["fernet_key"].encode(),
             **{f"ticket {number}": ticket for number, ticket in enumerate(sorted(self.watch.tickets))},
+            **{f"session key {number}": key for number, key in enumerate(sorted(self.watch.sessions))},
         }
 
     def written(self) -> Iterator[tuple[str, bytes]]:
         """Everything that the runs wrote and that lies there now, by place."""
-        folders = self.lab.folders
-        logs = [*(folders.state / "airflow" / "logs").rglob("*"), *(folders.state / "airflow").glob("*.log")]
+        folders, airflow = self.lab.folders, self.lab.folders.state / "airflow"
+        told = [*(airflow / "logs").rglob("*"), *airflow.glob("*.log"), *(airflow / "hyperflow").rglob("*")]
         kept = [*folders.staging.rglob("*"), *folders.images.rglob("*"), *folders.plans.rglob("*")]
-        for path in (*logs, *kept):
-            if path.is_file() and path.stat().st_size < LARGE:
+        for path in (*told, *kept):
+            if path.is_file() and not (DISK.search(str(path)) and path.stat().st_size >= LARGE):
                 yield str(path), path.read_bytes()
         yield from database(self.lab)
 
@@ -106,16 +109,31 @@ def looked(running_lab: RunningLab) -> Iterator[Looked]:
     looking = threading.Thread(target=watch.run)
     looking.start()
     try:
-        hold = {"kind": "stall", "offset": 1 << 20, "seconds": HELD}
-        running_lab.vcenter.admin("POST", "/faults", {**hold, "vm": GOOD})
-        running_lab.vcenter.admin("POST", "/faults", {"kind": "redirect", "vm": BAD})
-        good, bad = running_lab.quick_run("secrets-good", GOOD), running_lab.quick_run("secrets-bad", BAD)
-        watch.learn_ticket(good[0])
+        with login(running_lab) as own:
+            others = session_keys(own)
+            hold = {"kind": "stall", "offset": 1 << 20, "seconds": HELD}
+            running_lab.vcenter.admin("POST", "/faults", {**hold, "vm": GOOD})
+            running_lab.vcenter.admin("POST", "/faults", {"kind": "redirect", "vm": BAD})
+            good, bad = running_lab.quick_run("secrets-good", GOOD), running_lab.quick_run("secrets-bad", BAD)
+            watch.learn_ticket(good[0])
+            watch.sessions = session_keys(own) - others
         states = running_lab.wait(*good), running_lab.wait(*bad)
     finally:
         watch.ended.set()
         looking.join()
     yield Looked(running_lab, watch, states)
+
+
+def login(lab: RunningLab) -> Session:
+    """A session of one's own with the lab's vCenter."""
+    source = lab.vcenter
+    password = (lab.folders.vcenter / "password").read_text()
+    return connect(source.host, source.port, user=inventory.USER, password=password, thumbprint=source.thumbprint)
+
+
+def session_keys(own: Session) -> set[bytes]:
+    """The keys of all sessions that are logged in; each is what its client's cookie holds."""
+    return {each.key.encode() for each in own.content.sessionManager.sessionList}
 
 
 def memory(pid: int) -> bytes:
@@ -202,17 +220,17 @@ def looked_run(looked: Looked, plan: str) -> tuple[str, str]:
 
 
 def test_what_is_looked_for_is_what_the_lab_really_hands_out(looked: Looked) -> None:
-    """A lease and a session of one's own look as the search expects, and a ticket of the run was seen in memory."""
-    source = looked.lab.vcenter
-    password = (looked.lab.folders.vcenter / "password").read_text()
-    with connect(source.host, source.port, user=inventory.USER, password=password, thumbprint=source.thumbprint) as own:
+    """A lease and a session of one's own look as the search expects, and those of the run were seen."""
+    with login(looked.lab) as own:
         cookie = cookie_of(own)
+        assert [key for key in session_keys(own) if key in cookie]
         lease = open_lease(own, find_vm(own, f"{inventory.SMALL_FOLDER}/{GOOD}"))
         url = lease.disks[0].url.encode()
         lease.abort("looked at")
     assert COOKIE.search(cookie)
     assert URL.search(url)
     assert looked.watch.tickets
+    assert looked.watch.sessions
     assert all(len(secret) >= 16 for secret in looked.secrets().values())
 
 
@@ -227,6 +245,8 @@ def test_every_kind_of_place_was_looked_at(looked: Looked) -> None:
     for part in ("/logs/", "triggerer.log", "report.json", "artifact-manifest.json", "table xcom", "table connection"):
         assert any(part in where for where in written), part
     assert any(where.startswith("table rendered_task_instance_fields") for where in written)
+    for plan in ("secrets-good", "secrets-bad"):
+        assert any(f".{plan}." in where and where.endswith("/audit.jsonl") for where in written), plan
 
 
 def test_nothing_that_the_runs_wrote_holds_a_secret(looked: Looked) -> None:

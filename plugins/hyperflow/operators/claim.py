@@ -2,25 +2,34 @@
 
 The claim is a variable of Airflow's: it is there where all plans and hosts meet, and a person can look at it. It is
 taken by preflight, looked at again by every task, and given back by the last one. A claim of a run that works no more
-counts for nothing, so one that was never given back keeps nobody waiting. Of two runs that take it in the same moment
-one finds the other's; should both find their own, the later look, before anything is created, tells one of them.
+counts for nothing, so one that was never given back keeps nobody waiting; the janitor removes it.
+
+Airflow writes a variable whatever it holds. So whoever reads a claim and then writes it has a lock meanwhile, a file in
+the records' folder, which all workers share: of runs that begin in the same moment, the first has the VM, and the
+others find its claim. Were the folder not shared, a later look would tell all but one of them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import Variable
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException
 
-from hyperflow.hooks.records import safe
+from hyperflow.hooks.records import records_folder, safe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from airflow.sdk import Context
 
     from hyperflow.vsphere.facts import VmFacts
 
 ACTIVE = ["queued", "running"]  # states of a run that works
+PREFIX = "hyperflow_vm_"  # of the variables
+LOCKS = ".claims"  # folder of the locks, below the records; an empty file for each VM stays there
 
 
 def claim(context: Context, vm: str, name: str) -> None:
@@ -30,26 +39,19 @@ def claim(context: Context, vm: str, name: str) -> None:
     :param name: the VM as a person knows it
     :raises AirflowFailException: naming the run that has it
     """
-    mine = {"dag": context["dag"].dag_id, "run": str(context["run_id"])}
-    holder = Variable.get(_key(vm), default=None, deserialize_json=True)
-    if holder == mine:
+    key, mine = PREFIX + safe(vm), _of(context)
+    if _holder(key) == mine:
         return
-    if _works(context, holder):
-        raise AirflowFailException(
-            f"{name} is being migrated already, by run {holder['run']} of DAG {holder['dag']}, and one VM is migrated "
-            "once at a time. Wait for the end of that run, or mark it as failed, then start this one again"
-        )
-    Variable.set(_key(vm), mine, description=f"Hyperflow: the run that migrates {name}", serialize_json=True)
-    holder = Variable.get(_key(vm), default=None, deserialize_json=True)
-    if holder != mine:
-        raise AirflowException(f"{name} was taken by {holder} in the same moment; trying again tells whether it works")
-
-
-def release(context: Context, vm: str) -> None:
-    """Give the VM back, when it is this run that has it."""
-    mine = {"dag": context["dag"].dag_id, "run": str(context["run_id"])}
-    if Variable.get(_key(vm), default=None, deserialize_json=True) == mine:
-        Variable.delete(_key(vm))
+    with _alone(key):
+        holder = _holder(key)
+        if holder == mine:  # another disk's task of this run was faster
+            return
+        if _works(context, holder):
+            raise AirflowFailException(
+                f"{name} is being migrated already, by run {holder['run']} of DAG {holder['dag']}, and one VM is "
+                "migrated once at a time. Wait for the end of that run, or mark it as failed, then start this one again"
+            )
+        Variable.set(key, mine, description=f"Hyperflow: the run that migrates {name}", serialize_json=True)
 
 
 def refuse_snapshots_of_others(context: Context, facts: VmFacts) -> None:
@@ -69,12 +71,56 @@ def refuse_snapshots_of_others(context: Context, facts: VmFacts) -> None:
             )
 
 
-def _key(vm: str) -> str:
-    return f"hyperflow_vm_{safe(vm)}"
+def release(context: Context, vm: str) -> None:
+    """Give the VM back, when it is this run that has it; nobody takes it from a run that works, so without the lock."""
+    key = PREFIX + safe(vm)
+    if _holder(key) == _of(context):
+        Variable.delete(key)
+
+
+def release_of(key: str, holder: Any) -> None:
+    """Remove a claim of a run that works no more, unless another run has taken the VM by now.
+
+    :param key: the variable
+    :param holder: what it was seen to hold
+    """
+    with _alone(key):
+        if _holder(key) == holder:
+            Variable.delete(key)
+
+
+def claims() -> dict[str, Any]:
+    """List what the claims of this Airflow hold, by the names of their variables; see :func:`is_claim`."""
+    held = {key: _holder(key) for key in Variable.keys(PREFIX)}
+    return {key: holder for key, holder in held.items() if holder is not None}  # else it was given back just now
+
+
+def is_claim(holder: Any) -> bool:
+    """Whether a variable holds what a run writes there, ``{"dag", "run"}``."""
+    return isinstance(holder, dict) and all(isinstance(holder.get(key), str) for key in ("dag", "run"))
+
+
+@contextlib.contextmanager
+def _alone(key: str) -> Iterator[None]:
+    """Have a claim for oneself from its reading to its writing."""
+    folder = records_folder() / LOCKS
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / safe(key)).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _holder(key: str) -> Any:
+    """What a claim holds; None where there is none, or no JSON."""
+    return Variable.get(key, default=None, deserialize_json=True)
+
+
+def _of(context: Context) -> dict[str, str]:
+    return {"dag": context["dag"].dag_id, "run": str(context["run_id"])}
 
 
 def _works(context: Context, holder: Any) -> bool:
-    if not isinstance(holder, dict) or not all(isinstance(holder.get(key), str) for key in ("dag", "run")):
+    if not is_claim(holder):
         return False
     ti = cast("Any", context["ti"])
     return bool(ti.get_dr_count(dag_id=holder["dag"], run_ids=[holder["run"]], states=ACTIVE))

@@ -1,7 +1,8 @@
 """Finds what dead runs have left on hosts and at vCenters, and removes it; nothing of anybody else.
 
 On a host the ledger says what there is. At a vCenter the snapshots themselves say whose they are, so that one is found
-also when the host with its ledger is gone. Whether a run is dead, only its Airflow can tell.
+also when the host with its ledger is gone. In Airflow itself lie claims on VMs. Whether a run is dead, only its Airflow
+can tell.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from hyperflow.hooks.kvmhost import KvmHostHook
 from hyperflow.hooks.records import safe
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.operators.base import FAILURE_KEY, JOB_FOLDER, RESULT_KEY, finished_tasks
+from hyperflow.operators.claim import claims, is_claim, release_of
 from hyperflow.operators.ownership import instance
 
 if TYPE_CHECKING:
@@ -30,10 +32,11 @@ if TYPE_CHECKING:
 
 HOSTS, SOURCES, RESULT = "hosts", "sources", "result"  # the tasks
 AT_SOURCE = ("snapshot", "lease")  # kinds of the ledger that are looked for at a vCenter
+AIRFLOW = "Airflow"  # where claims are
 LOOKED = ("success", "skipped")  # states of a task that has looked, or had nothing to look at
 OPEN_STATES = ("queued", "running")
 LEASE_END = "a lease ends with the session of its trigger, at the latest 300 s after its last report of progress"
-
+ALIVE = "processes of the run are alive on a host"
 UNPLANNED = "no plan names this vCenter's connection any more, so nobody has looked"
 
 
@@ -59,8 +62,8 @@ class Verdict:
 class Thing:
     """Something that may be a leftover.
 
-    :param where: the connection of its host or vCenter
-    :param kind: as in the ledger
+    :param where: the connection of its host or vCenter, or :data:`AIRFLOW`
+    :param kind: as in the ledger, or ``claim``
     :param name: what a person finds it by
     :param run: ``DAG/RUN``; empty where nobody knows
     """
@@ -118,14 +121,15 @@ class Judge:
         if self._ti.get_dr_count(dag_id=dag_id, run_ids=[run_id]) == 0:
             return Verdict(True, True, False, True, "Airflow has no such run any more")
         run = _dag_run(dag_id, run_id)
-        if run.state in OPEN_STATES:
-            return Verdict(False, False, False, True, f"its run is {run.state}")
+        state = run.state.value  # as text the enumeration gives its own name too
+        if state in OPEN_STATES:
+            return Verdict(False, False, False, True, f"its run is {state}")
         ended = run.end_date or datetime.now(UTC)
         age = datetime.now(UTC) - ended
-        told = f"its run ended as {run.state} at {ended.strftime('%Y-%m-%dT%H:%M:%SZ')}"
+        told = f"its run ended as {state} at {ended.strftime('%Y-%m-%dT%H:%M:%SZ')}"
         dead = age >= self._keep
         until = "" if dead else f", kept for {self._keep.total_seconds() / 86400:g} days"
-        return Verdict(True, dead, run.state == "success", True, told + until)
+        return Verdict(True, dead, state == "success", True, told + until)
 
 
 def _dag_run(dag_id: str, run_id: str) -> Any:
@@ -163,9 +167,13 @@ class JanitorOperator(BaseOperator):
             context["ti"].xcom_push(key=FAILURE_KEY, value=str(fault) or type(fault).__name__)
             self.log.error("%s", explain(str(fault), self.task_id).advice())
             raise
-        for finding in found["findings"]:
-            self.log.info("%s: %s %s (%s): %s", *(finding[key] for key in ("action", "kind", "thing", "run", "why")))
+        self.tell(found["findings"])
         return found
+
+    def tell(self, findings: Sequence[dict[str, Any]]) -> None:
+        """Write findings into the log."""
+        for finding in findings:
+            self.log.info("%s: %s %s (%s): %s", *(finding[key] for key in ("action", "kind", "thing", "run", "why")))
 
     def perform(self, context: Context, judge: Judge) -> dict[str, Any]:
         """Look and remove at one place."""
@@ -280,7 +288,7 @@ class CleanSourceOperator(JanitorOperator):
         if not verdict.ended:
             return None
         if thing.run in busy:
-            return thing.found("kept", "processes of the run are alive on a host")
+            return thing.found("kept", ALIVE)
         if self.only_look:
             return thing.found("would remove", verdict.why)
         return self._remove(session, thing, found, ownership, verdict)
@@ -325,9 +333,10 @@ class CleanSourceOperator(JanitorOperator):
 
 
 class ReportLeftoversOperator(JanitorOperator):
-    """Brings the findings together; fails when something could not be looked at, or not be removed.
+    """Removes the claims of ended runs and brings the findings together.
 
-    Pushes ``{"dry_run", "keep_days", "findings", "faults"}`` first.
+    Fails when something could not be looked at, or not be removed; pushes ``{"dry_run", "keep_days", "findings",
+    "faults"}`` first.
 
     :param vcenters: the connections that were looked at
     """
@@ -343,12 +352,35 @@ class ReportLeftoversOperator(JanitorOperator):
         faults = self._failures(context)
         findings = [finding for answer in answers for finding in answer["findings"]]
         findings += self._without_a_place([entry for answer in answers for entry in answer.get("at_source", [])])
+        busy = {run for answer in answers for run in answer.get("busy", [])}
+        findings += self._clean_claims(Judge(context, float(self.keep_days)), busy)
         faults += [f"{one['kind']} {one['thing']}: {one['why']}" for one in findings if one["action"] == "failed"]
         found = {"dry_run": self.only_look, "keep_days": self.keep_days, "findings": findings, "faults": faults}
         ti.xcom_push(key=RESULT_KEY, value=found)
         if faults:
             raise AirflowFailException("; ".join(faults))
         return {"findings": len(findings)}
+
+    def _clean_claims(self, judge: Judge, busy: set[str]) -> list[dict[str, Any]]:
+        """Remove the claims of ended runs: a run gives its own back in its last task, unless it was deleted before."""
+        here, findings = instance(), []
+        for key, holder in claims().items():
+            if not is_claim(holder):
+                findings.append(Thing(AIRFLOW, "claim", key, "").found("kept", "no run has written it"))
+                continue
+            thing = Thing(AIRFLOW, "claim", key, f"{safe(holder['dag'])}/{safe(holder['run'])}")
+            verdict = judge.of({**holder, "airflow": here})
+            if not verdict.ended:
+                continue
+            if thing.run in busy:
+                findings.append(thing.found("kept", ALIVE))
+            elif self.only_look:
+                findings.append(thing.found("would remove", verdict.why))
+            else:
+                release_of(key, holder)
+                findings.append(thing.found("removed", verdict.why))
+        self.tell(findings)
+        return findings
 
     def _failures(self, context: Context) -> list[str]:
         """Tell why places could not be looked at; also of tasks that ended before they could say anything."""

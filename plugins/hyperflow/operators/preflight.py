@@ -12,6 +12,7 @@ from hyperflow.hooks.audit import audit_start
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import MigrationOperator, accept_result, domain_uuid, run_key, vm_key
+from hyperflow.operators.window import time_left
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from hyperflow.plans.migration import Migration
     from hyperflow.vsphere.concerns import Concern
     from hyperflow.vsphere.facts import VmFacts
+    from hyperflow.vsphere.session import Session
 
 STATE_KEY = "state"  # XCom: what drift is judged by (vsphere.drift.state)
 WORKING_SPACE = 2 * 2**30  # bytes: overlays of the fix and the boot proof; the lab's guest needs 0.1 GiB
@@ -57,14 +59,12 @@ class PreflightOperator(MigrationOperator):
         ti = context["ti"]
         ti.xcom_push(key="migration", value=migration.model_dump(mode="json", by_alias=True))
         self.migration = migration.model_dump(mode="json", by_alias=True)
+        time_left(migration.not_after, f"{migration.slug} is not begun")
         facts, found = self.read_source(context, migration)
-        vm = facts.to_json()
-        self.take_vm(context, facts, begins=not migration.dry_run)
-        ti.xcom_push(key="vm", value=vm)
         self.refuse_critical(facts, found)
         warnings = [shown(f"{each.message}. {each.what_to_do}") for each in found if each.level == "warning"]
         self.check_host(context, migration, facts, warnings)
-        return list(vm["disks"])
+        return list(facts.to_json()["disks"])
 
     def resolve(self, context: Context) -> Migration:
         """Lay the run's conf over the plan.
@@ -93,26 +93,24 @@ class PreflightOperator(MigrationOperator):
         return migration
 
     def read_source(self, context: Context, migration: Migration) -> tuple[VmFacts, list[Concern]]:
-        """Find the VM at its vCenter and judge it."""
+        """Find the VM at its vCenter, have it for this run, and judge it."""
         from hyperflow.vsphere.concerns import concerns
-        from hyperflow.vsphere.drift import state
         from hyperflow.vsphere.errors import VsphereError
         from hyperflow.vsphere.inventory import find_vm, read_vm
         from hyperflow.vsphere.privileges import missing_privileges
 
+        cold = migration.cutover.strategy == "cold"
         try:
             with VsphereHook(migration.vcenter_connection).session() as session:
                 selector = migration.selector
                 moref = find_vm(session, selector.value, kind=selector.kind, datacenter=migration.datacenter)
                 facts = read_vm(session, moref)
-                context["ti"].xcom_push(key=STATE_KEY, value=state(session, moref))
-                cold = migration.cutover.strategy == "cold"
-                lacking = missing_privileges(session, moref, for_cutover=True) if cold else []
+                if cold and (lacking := missing_privileges(session, moref, for_cutover=True)):
+                    raise AirflowFailException("; ".join(one.sentence() for one in lacking))
+                facts = self.take_vm(context, session, facts, begins=not migration.dry_run)
         except (VsphereError, ValueError) as fault:
             temporary = isinstance(fault, VsphereError) and fault.temporary
             raise (AirflowException if temporary else AirflowFailException)(shown(str(fault))) from fault
-        if lacking:
-            raise AirflowFailException("; ".join(one.sentence() for one in lacking))
         self.log.info(
             "%s (%s): %d CPU(s), %d MB, %d disk(s), %s, %s",
             *(shown(facts.inventory_path), facts.moref, facts.cpus, facts.memory_mb, len(facts.disks)),
@@ -122,29 +120,43 @@ class PreflightOperator(MigrationOperator):
         # That it runs is no concern of a cutover that shuts it down.
         return facts, [each for each in found if not (cold and each.id == "power.on")]
 
-    def take_vm(self, context: Context, facts: VmFacts, *, begins: bool) -> None:
-        """Have the VM for this run alone, and keep the plan for as long as the run works.
+    def take_vm(self, context: Context, session: Session, facts: VmFacts, *, begins: bool) -> VmFacts:
+        """Have the VM for this run alone, as it is then, and keep the plan for as long as the run works.
 
+        :param facts: the VM, read before it was this run's
         :param begins: false for a dry run, which takes nothing
+        :return: the VM; read again where a run that had it until now has changed it or left a snapshot
         :raises AirflowFailException: naming the run that has it, or that has moved it
         """
-        from hyperflow.operators.claim import claim, refuse_snapshots_of_others
+        from hyperflow.operators.claim import claim, refuse_snapshots_of_others, release
         from hyperflow.operators.cutover_record import refuse_moved
         from hyperflow.operators.kept_plan import keep_plan
         from hyperflow.operators.proven import forget_proven
+        from hyperflow.vsphere.drift import differences, state, state_of
+        from hyperflow.vsphere.inventory import read_vm
 
+        ti, key = context["ti"], vm_key(facts)
         try:
             if begins:
-                claim(context, vm_key(facts), facts.name)
+                claim(context, key, facts.name)
+            seen = state(session, facts.moref)
+            if differences(state_of(facts), seen):
+                facts = read_vm(session, facts.moref)
+            if begins:
+                claim(context, key, facts.name)  # again, for workers that do not share the lock
                 refuse_snapshots_of_others(context, facts)
             refuse_moved(context, facts, begins=begins)
-        except AirflowFailException:
-            context["ti"].xcom_push(key="migration", value=None)  # the folders are the other run's, its report too
+        except Exception as fault:
+            if isinstance(fault, AirflowFailException):
+                ti.xcom_push(key="migration", value=None)  # the folders are the other run's, its report too
+            release(context, key)
             raise
-        if not begins:
-            return
-        keep_plan(plan_location(self.plan_file), run_key(context))
-        forget_proven(context["dag"].dag_id)  # its images are about to be made again
+        ti.xcom_push(key=STATE_KEY, value=seen)
+        ti.xcom_push(key="vm", value=facts.to_json())  # from here on it is the report that gives the VM back
+        if begins:
+            keep_plan(plan_location(self.plan_file), run_key(context))
+            forget_proven(context["dag"].dag_id)  # its images are about to be made again
+        return facts
 
     def refuse_critical(self, facts: VmFacts, found: list[Concern]) -> None:
         """Log every concern; stop at critical ones, all of them in one message."""
