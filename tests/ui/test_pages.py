@@ -220,13 +220,58 @@ waves: [{name: saturday, members: ["*"], approval: {by: [viewer, alice]}}]
 """
 
 
-def test_a_plans_check_finds_approvers_and_pools_that_airflow_has_not(
-    server: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def endpoint(server: tuple[str, Path], tmp_path: Path) -> Path:
     url, home = server
     passwords = json.loads((home / "simple_auth_manager_passwords.json.generated").read_text())
-    endpoint, plan = tmp_path / "airflow.json", tmp_path / "p.yaml"
-    endpoint.write_text(json.dumps({"url": url, "user": "admin", "password": passwords["admin"]}))
+    file = tmp_path / "airflow.json"
+    file.write_text(json.dumps({"url": url, "user": "admin", "password": passwords["admin"]}))
+    return file
+
+
+def test_what_airflow_lacks_of_a_plan_is_told_at_once_with_all_its_other_faults(
+    endpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.yaml").write_text(
+        PLAN.replace("plan: p", "plan: other").replace("/srv", "/other").replace("approval: {by: [viewer, alice]}", "")
+    )
+    bad = PLAN.replace('members: ["*"], ', 'members: ["*"], after: {a: [b], b: [a]}, schedule: {cron: "0 0 30 2 *"}, ')
+    (tmp_path / "p.yaml").write_text(bad.replace("vms:", "time_zone: Europe/Berlin\nvms:"))
+    assert main(["plan", "check", str(tmp_path / "p.yaml"), "--airflow", str(endpoint)]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    found = [line.removeprefix(f"{tmp_path / 'p.yaml'}: ").partition(": found")[0] for line in lines]
+    assert found == [
+        "waves[0].after",
+        "waves[0].schedule.cron",
+        "waves[0].members",
+        "waves[0].members",
+        "pool hyperflow_wave_p_saturday",
+        "waves[0].approval.by",
+        "vms[1].cutover.approval.by",
+    ]
+
+
+def test_of_two_plans_that_share_a_pool_the_smaller_number_is_right_for_both(
+    endpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans = []
+    for name, jobs in (("large", 8), ("small", 4)):
+        plans.append(tmp_path / f"{name}.yaml")
+        text = PLAN.replace("plan: p", f"plan: {name}\npools: {{jobs_per_host: {jobs}}}").replace("/srv", f"/{name}")
+        plans[-1].write_text(text.replace("{name: a}", f"{{name: {name}}}").replace("{name: b,", f"{{name: b-{name},"))
+    for plan in plans:
+        assert main(["limits", "apply", str(plan), "--airflow", str(endpoint)]) == 0
+    assert "ok hyperflow_jobs_kvm01: 4 at once" in capsys.readouterr().out
+    for plan in plans:
+        assert main(["limits", "check", str(plan), "--airflow", str(endpoint)]) == 0
+        main(["wave", "check", str(plan), "saturday", "--airflow", str(endpoint)])
+        assert "pool hyperflow_jobs_kvm01" not in capsys.readouterr().out
+
+
+def test_a_plans_check_finds_approvers_and_pools_that_airflow_has_not(
+    endpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "p.yaml"
     plan.write_text(PLAN)
     check = ["plan", "check", str(plan), "--airflow", str(endpoint)]
     assert main(check) == 2

@@ -20,3 +20,8 @@ def page_of(dag_id: str, run_id: str, page: str = "") -> str:
     :param page: "" for the report, or ``console.log``, ``screenshot.png``, ``wave``
     """
     return f"{base_path()}{PREFIX}/runs/{quote(dag_id, safe='')}/{quote(run_id, safe='')}/{page}"
+
+
+def airflow_page_of(dag_id: str, run_id: str) -> str:
+    """Give the path of Airflow's own page of a run."""
+    return f"{base_path()}/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from hyperflow.links.run import ReportLink
+from airflow.sdk.exceptions import AirflowException
+
+from hyperflow.hooks.records import keep, run_folder
 from hyperflow.operators.approval import DECISION_KEY
 from hyperflow.operators.arrival import tell_arrival
 from hyperflow.operators.base import (
@@ -23,7 +25,10 @@ from hyperflow.operators.proven import PROVEN, SUMMARY_KEY, remember_proven
 from hyperflow.operators.run_report import RunReportOperator
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from airflow.sdk import Context
+    from paramiko import SSHClient
 
     from hyperflow.manifest.models import Manifest
     from hyperflow.manifest.report import BootProof, Report, ReportedVm, SourceCleanup
@@ -34,6 +39,9 @@ ORDER = (
     "cleanup",
 )
 ASKING = ("approve_shutdown", "shutdown", "approve_start")  # tasks that leave a person's decision
+EVIDENCE = {"console.log": "console_log", "screenshot.png": "screenshot"}  # what a boot leaves for people: file, field
+EVIDENCE_LIMIT = 8 << 20  # bytes of each; they have some 100 KiB
+BEGINS = {"screenshot.png": b"\x89PNG\r\n\x1a\n"}  # what else would be shown as something that it is not
 
 
 class WriteReportOperator(RunReportOperator, ClosingOperator):
@@ -51,7 +59,6 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
     """
 
     order = ORDER
-    operator_extra_links = (ReportLink(),)
 
     def __init__(
         self, *, plan: str, plan_file: str, slug: str, selector: str, vcenter: str, host_connection: str, **kwargs: Any
@@ -69,7 +76,9 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         if self.vm:
             release(context, vm_key(self.facts))
         let_go_of_plan(plan_location(self.plan_file), run_key(context))
-        return self.finish(context, self.build(context), f"migration of {self.selector}")
+        folder = run_folder(context["dag"].dag_id, str(context["run_id"]))
+        report = self.with_evidence(self.build(context), folder)
+        return self.finish(context, report, f"migration of {self.selector}")
 
     def tell(self, context: Context, report: Report, place: dict[str, Any]) -> None:
         """Leave what a wave tells of this run, remember the VM as done when it was proven, and tell other DAGs."""
@@ -164,6 +173,47 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         observed = {key: value for key, value in result["observed"].items() if key in BootProof.model_fields}
         known = {key: value for key, value in observed.items() if value is not None}
         return BootProof.model_validate({"proven": False, **known})
+
+    def with_evidence(self, report: Report, folder: Path) -> Report:
+        """Fetch what the boot left for people, its console log and screenshot, into the run's records.
+
+        A guest that does not come up is the one whose console is needed, and its stage names neither: both are looked
+        for where the boot puts them, and the report names those that were there. What cannot be fetched is told of and
+        left out.
+
+        :param folder: the run's records; what an earlier try of the run has left there of its boot goes
+        """
+        proof, kept = report.boot_proof, dict[str, str]()
+        try:
+            if proof is not None:
+                with self.host.connected() as client:
+                    for name, field in EVIDENCE.items():
+                        path = getattr(proof, field) or f"{self.settings.boot_directory}/{name}"
+                        if self.keep_one(client, path, folder / name):
+                            kept[field] = path
+        except (AirflowException, OSError, ValueError) as fault:
+            self.log.warning("what the boot left could not be fetched: %s", fault)
+        for name, field in EVIDENCE.items():
+            if field not in kept:
+                (folder / name).unlink(missing_ok=True)
+        return report.model_copy(update={"boot_proof": proof and proof.model_copy(update=kept)})
+
+    def keep_one(self, client: SSHClient, path: str, kept: Path) -> bool:
+        """Fetch one of them; false when it is not there, or is something else than its name says."""
+        from hyperflow.hooks.kvmhost import KvmHostAway  # paramiko takes half a second, also in whoever parses DAGs
+
+        try:
+            content = self.host.fetch(client, path, EVIDENCE_LIMIT)
+        except KvmHostAway:
+            raise
+        except AirflowException as fault:
+            self.log.warning("the boot's %s could not be fetched: %s", kept.name, fault)
+            return False
+        if not content.startswith(BEGINS.get(kept.name, b"")):
+            self.log.warning("the boot's %s, %s, is none and was left out", kept.name, path)
+            return False
+        keep(kept, content)
+        return True
 
     def source_cleanup(self, context: Context) -> SourceCleanup | None:
         """What was read back at the vCenter at the end."""

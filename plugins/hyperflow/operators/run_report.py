@@ -16,16 +16,12 @@ from hyperflow.operators.results import require_as_asked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from airflow.sdk import Context
-    from paramiko import SSHClient
 
     from hyperflow.manifest.report import AuditHead, Message, Report, Stage, StagePart
 
 REPORT_NAME = "report.json"
-EVIDENCE_LIMIT = 8 << 20  # bytes of a console log or screenshot; they have some 100 KiB
-BEGINS = {"screenshot.png": b"\x89PNG\r\n\x1a\n"}  # what else would be shown as something that it is not
 REPORT_KEY = "report"  # XCom: {"host": connection or None, "path", "failures": [{"stage", "code"}], "outcome"}
 FAILED, SKIPPED, NOT_REACHED = "failed", "skipped", "upstream_failed"  # task states of Airflow
 NOTHING_TO_DO = {  # why a closing task skips itself
@@ -150,44 +146,12 @@ class RunReportOperator(HostRunOperator):
             if result.get("succeeded"):
                 require_as_asked("report", options, result["observed"])
                 place |= {"host": self.settings.host_connection, "path": result["observed"]["path"]}
-                self.keep_evidence(report, path.parent)
                 return place
             reason: Any = result.get("error")
         except (AirflowException, OSError, ValueError) as fault:
             reason = fault
         self.log.warning("the report could not be written on the host, so it is kept here only: %s", reason)
         return place
-
-    def keep_evidence(self, report: Report, folder: Path) -> None:
-        """Fetch what the boot left for people, its console log and screenshot, into the run's records.
-
-        One that is not there, or is something else, is told of and left out: the report has the proof itself.
-        """
-        proof = report.boot_proof
-        left = {"console.log": proof.console_log, "screenshot.png": proof.screenshot} if proof else {}
-        wanted = {name: path for name, path in left.items() if path is not None}
-        if not wanted:
-            return
-        try:
-            with self.host.connected() as client:
-                for name, path in wanted.items():
-                    self.keep_one(client, path, folder / name)
-        except AirflowException as fault:
-            self.log.warning("what the boot left could not be fetched: %s", fault)
-
-    def keep_one(self, client: SSHClient, path: str, kept: Path) -> None:
-        """Fetch one of them."""
-        from hyperflow.hooks.kvmhost import KvmHostAway  # paramiko takes half a second, also in whoever parses DAGs
-
-        try:
-            content = self.host.fetch(client, path, EVIDENCE_LIMIT)
-        except KvmHostAway:
-            raise
-        except AirflowException as fault:
-            self.log.warning("the boot's %s could not be fetched: %s", kept.name, fault)
-            return
-        if content.startswith(BEGINS.get(kept.name, b"")):
-            keep(kept, content)
 
 
 def audited(context: Context) -> AuditHead | None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from hyperflow.links.run import ConsoleLogLink, ScreenshotLink
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import HostStageOperator, VmOperator, domain_uuid, run_key, take_result, vm_key
 
@@ -56,7 +55,6 @@ class ProveBootOperator(TargetOperator):
 
     stage = "boot"
     template_fields: Sequence[str] = (*TargetOperator.template_fields, "guest")
-    operator_extra_links = (ConsoleLogLink(), ScreenshotLink())
 
     def __init__(self, *, guest: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -10,7 +10,6 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from hyperflow.hooks.audit import audit
-from hyperflow.links.run import WaveReportLink
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.approval import DECISION_KEY
 from hyperflow.operators.base import FAILURE_KEY
@@ -45,7 +44,6 @@ class WriteWaveReportOperator(BaseOperator):
     """
 
     ui_color = "#e8f1fa"
-    operator_extra_links = (WaveReportLink(),)
 
     def __init__(self, *, plan_file: str, wave: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)

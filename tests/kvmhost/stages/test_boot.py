@@ -164,3 +164,15 @@ def test_hardware_that_cannot_be_is_a_bad_request_with_every_fault(tmp_path: Pat
     assert result["exit_status"] == 64
     for fault in ("firmware", "cpus", "MAC '00:50'", "no-such-disk: found no regular file"):
         assert fault in result["error"]["message"]
+
+
+def test_what_an_earlier_boot_left_is_not_shown_as_this_ones(tmp_path: Path) -> None:
+    left = [tmp_path / "boot" / name for name in ("console.log", "screenshot.png", "screenshot.ppm")]
+    left[0].parent.mkdir()
+    for path in left:
+        path.write_bytes(b"an earlier boot's")
+
+    result = running.run("boot", options(tmp_path / "no-such-disk"))
+
+    assert result["exit_status"] == 64
+    assert not [path for path in left if path.exists()]

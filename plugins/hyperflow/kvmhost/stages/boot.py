@@ -27,6 +27,8 @@ from hyperflow.kvmhost.probe.plant import Root, plant
 from hyperflow.kvmhost.qmp import QmpError
 from hyperflow.kvmhost.stage import BadRequest, Job, StageError
 
+EVIDENCE = ("console.log", "screenshot.png", "screenshot.ppm")  # what a boot leaves for people; ppm by an older QEMU
+
 
 @dataclass(frozen=True)
 class Options:
@@ -56,6 +58,8 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     :raises BadRequest: when the hardware cannot be, or the root file system is not named
     :raises StageError: when the guest did not come up, or is not as expected
     """
+    for name in EVIDENCE:  # an earlier try's, also when this one does not come as far as to leave its own
+        (options.artifacts_directory / name).unlink(missing_ok=True)
     require_sound(options.hardware, options.images)
     root = _root(options.expect)
     signal.signal(signal.SIGTERM, _end)
