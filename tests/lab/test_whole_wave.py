@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import re
 import threading
@@ -35,6 +36,7 @@ DAG = f"wave.{PLAN}.{WAVE}"
 IN_FLIGHT, JOBS, GUESTS, STREAMS = 3, 2, 1, 1  # limits: of the wave, of each KVM host, of each ESXi host
 LIMIT = 900.0  # seconds the whole wave may take before the test gives up
 INTERVAL = 0.3  # seconds between two samples
+UNSEEN = 60.0  # seconds for which SQLite may be locked, so that there is no sample
 JOB_STAGES, GUEST_STAGES = ("checksum", "convert", "validate"), ("inspect", "fix", "boot")
 BACKUP = "nightly-backup"  # the snapshot that somebody else takes while the wave works
 SILENT = "192.0.2.99"  # an address that nobody has
@@ -67,11 +69,13 @@ class Sample:
     :ivar vms: VMs whose runs worked
     :ivar jobs: stages that lived, by host and pool
     :ivar streams: leases that lived, by ESXi host
+    :ivar at: seconds, by a clock that runs on
     """
 
     vms: frozenset[str]
     jobs: Counter[str]
     streams: Counter[str]
+    at: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -135,13 +139,15 @@ class Night:
 def sampled(night: Night) -> Iterator[None]:
     """Take samples while the body runs; a moment at which Airflow's database is locked is no sample."""
     over = threading.Event()
+    faults: list[BaseException] = []
 
     def look() -> None:
-        while not over.wait(INTERVAL):
-            try:
-                night.samples.append(night.sample())
-            except AirflowUnavailable:
-                continue
+        try:
+            while not over.wait(INTERVAL):
+                with suppress(AirflowUnavailable):
+                    night.samples.append(night.sample())
+        except BaseException as fault:  # noqa: BLE001 - raised below: nobody sees what ends a thread
+            faults.append(fault)
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -150,6 +156,9 @@ def sampled(night: Night) -> Iterator[None]:
     finally:
         over.set()
         watcher.join()
+    assert not faults, faults
+    longest = max(b.at - a.at for a, b in itertools.pairwise(night.samples))
+    assert longest < UNSEEN, f"nobody looked for {longest:.0f} s"
 
 
 def write_plan(bench: RunningLab) -> Path:

@@ -161,6 +161,10 @@ def shut_down_and_die(context: Any) -> None:
         power_off(session, vm.moref)
 
 
+def take_the_name(session: Any, moref: str) -> None:
+    finalize(session, moref, "taken-migrated", "somebody else's VM")
+
+
 def finalize_and_die(context: Any) -> None:
     """What a finalize does whose worker is killed when the source has its new name."""
     record = cutover_of("migrate.cutovers.dying")
@@ -220,6 +224,11 @@ SCENARIOS: dict[str, list[DAG]] = {
         tasks("dying", *CUTOVER),
         later("dying", RollBackLaterOperator, "back", finalize_and_die),
         later("dying", FinalizeOperator, "finalize"),
+    ],
+    "taken": [
+        tasks("taken", *CUTOVER),
+        later("taken", FinalizeOperator, "finalize", at_vcenter(take_the_name)("well")),
+        later("taken", RollBackLaterOperator, "back"),
     ],
     "moved": [
         tasks("moved", *CUTOVER),

@@ -142,6 +142,13 @@ def test_a_finalize_that_died_is_gone_on_with_and_not_taken_back(runs: Runs) -> 
     assert (final["phase"], final["name"]) == ("finalized", "dying-migrated")
 
 
+def test_a_finalize_that_changed_nothing_takes_no_way_back(runs: Runs) -> None:
+    _, final, back = runs["taken"]
+    assert "the name is taken" in final["failures"]["finalize"]
+    assert (final["phase"], final["name"], final["target"]) == ("finalizing", "taken", "running")
+    assert (back["phase"], back["source"], back["nics"]) == ("rolled back", "poweredOn", AS_BUILT)
+
+
 def test_a_source_stays_off_while_its_target_may_run_on_another_host(runs: Runs) -> None:
     _, back, off = runs["moved"]
     assert "See that it is off everywhere" in back["failures"]["back"]

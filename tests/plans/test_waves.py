@@ -11,11 +11,13 @@ from hyperflow.plans.check import check_plans, plans_beside
 from hyperflow.plans.estimate import Rates, estimate_wave, minutes_text, rates_of
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.plan import PlanError
+from hyperflow.plans.schema import plan_schema
 from hyperflow.plans.survey import Survey, SurveyedVm, survey_path, write_survey
 from hyperflow.plans.wave import fires
 from hyperflow.plans.wave_settings import Window
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft7Validator
 
 PROFILES = Path(__file__).parents[2] / "include" / "profiles"
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -265,6 +267,29 @@ def test_an_unknown_approver_of_a_cutover_is_named_as_one_of_a_wave_is(tmp_path,
     assert len(said) == 1 + len(settings)
 
 
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        ([], "vms[0].cutover.approval.at: found a list of 0, expected at least 1"),
+        (["start", "start"], "vms[0].cutover.approval.at: found a list of 2, expected each step once"),
+        (["export"], "vms[0].cutover.approval.at[0]: found \"export\", expected 'shutdown' or 'start'"),
+        ("start", 'vms[0].cutover.approval.at: found "start", expected a list'),
+        (None, "vms[0].cutover.approval.at: found null, expected a list"),
+    ],
+)
+def test_a_cutover_is_approved_before_steps_that_there_are_each_named_once(tmp_path, at, said):
+    vms = [{"name": "db01", "cutover": {"strategy": "cold", "approval": {"at": at}}}]
+    (found,) = faults(tmp_path, vms=vms)
+    assert found.startswith(said)
+    approval = {"$ref": "#/definitions/CutoverApproval", "definitions": plan_schema()["definitions"]}
+    assert not Draft7Validator(approval).is_valid({"at": at})
+
+
+def test_a_wave_is_approved_before_it_begins_and_at_no_step(tmp_path):
+    (said,) = faults(tmp_path, {"name": "one", "members": ["db01"], "approval": {"at": ["start"]}})
+    assert said.startswith("waves[0].approval.at: found an unknown key, expected one of by, timeout_minutes")
+
+
 def test_two_people_are_not_one_user_of_airflow(tmp_path):
     people = {"alice": {"id": "7"}, "bob": {"id": "7"}, "7": {}}
     said = faults(tmp_path, {"name": "one", "members": ["*"]}, people=people)
@@ -407,3 +432,10 @@ def test_sizes_and_measured_rates_tell_what_the_plan_does_not(tmp_path):
 
 def test_minutes_are_written_as_people_read_them():
     assert [minutes_text(minutes) for minutes in (-3, 0.2, 59.2, 125)] == ["0 min", "1 min", "1 h 00 min", "2 h 05 min"]
+
+
+def test_ports_that_no_address_is_asked_on_are_found_before_anything_is_shut_down(tmp_path):
+    vms = ["db01", {"name": "db02", "cutover": {"strategy": "cold", "health": {"addresses": []}}}]
+    said = faults(tmp_path, vms=vms, cutover={"strategy": "cold", "health": {"ports": [443]}})
+    assert said[0].startswith("vms[1].cutover.health: found ports a list of 1 and no address to ask them on")
+    assert len(said) == 1

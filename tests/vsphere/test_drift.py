@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from hyperflow.vsphere import drift, properties
-from hyperflow.vsphere.drift import Difference, differences, state
+from hyperflow.vsphere.drift import Difference, differences, other_host, state
 from hyperflow.vsphere.errors import NotFound
 from hyperflow.vsphere.inventory import read_vm
 from hyperflow.vsphere.nics import disconnect
@@ -139,9 +139,12 @@ def test_a_disk_replaced_added_or_taken_away_is_told(session: Session, watched: 
     assert kinds(differences(before, moved)) == ["disk-file"]
 
 
-def test_another_host_is_no_drift(session: Session, watched: str) -> None:
+def test_another_host_is_told_and_no_drift(session: Session, watched: str) -> None:
     before = state(session, watched)
-    assert differences(before, {**before, "host": {"moref": "host-999", "name": "elsewhere"}}) == []
+    moved = {**before, "host": {"moref": "host-999", "name": "elsewhere"}}
+    assert differences(before, moved) == []
+    assert "on ESXi host elsewhere now" in str(other_host(before, moved))
+    assert other_host(before, before) is other_host({**before, "host": None}, moved) is None
 
 
 def test_a_change_of_anything_else_is_seen_by_its_version_alone(session: Session, watched: str) -> None:

@@ -12,7 +12,7 @@ from hyperflow.cli.__main__ import EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused
 from hyperflow.cli.in_airflow import faults_in_airflow, needs_airflow
 from hyperflow.cli.notifiers import Judging
-from hyperflow.plans.check import Checked, check_plans, plans_beside
+from hyperflow.plans.check import Checked, check_plans, plans_beside, plans_of
 
 
 def check(files: list[Path], endpoint: Path | None = None) -> int:
@@ -25,7 +25,7 @@ def check(files: list[Path], endpoint: Path | None = None) -> int:
     console = Console(highlight=False)
     beside = plans_beside(files)
     results = check_plans(files, notifiers=Judging(), beside=beside)
-    if any(each.plan is not None and needs_airflow(each.plan) for each in results):
+    if any(each.draft is not None and needs_airflow(each.draft) for each in results):
         results = against_airflow(results, beside, endpoint)
     for each in results:
         for fault in each.faults:
@@ -38,16 +38,17 @@ def check(files: list[Path], endpoint: Path | None = None) -> int:
 
 def against_airflow(results: list[Checked], beside: list[Path], endpoint: Path | None) -> list[Checked]:
     """Add what the plans need and Airflow has not; that it could not be asked is told, and no fault of the plans."""
-    plans = [each.plan for each in (*results, *check_plans(beside)) if each.plan is not None]
+    plans = [*(each.draft for each in results if each.draft is not None), *plans_of(beside)]
     found, notes = [], []
     try:
         api = AirflowApi(endpoint)
         for each in results:
-            faults, unseen = faults_in_airflow(api, each.plan, plans) if each.plan is not None else ([], [])
+            faults, unseen = faults_in_airflow(api, each.draft, plans) if each.draft is not None else ([], [])
             found.append(replace(each, faults=(*each.faults, *faults)))
             notes += unseen
     except (AirflowUnavailable, Refused) as fault:
-        found, notes = results, [f"pools and approvers were not looked at: {fault}"]
+        found = [*found, *results[len(found) :]]
+        notes = [*notes, f"pools and approvers were not looked at: {fault}"]
     for note in dict.fromkeys(notes):
         Console(stderr=True, highlight=False).print(note, style="yellow", markup=False, soft_wrap=True)
     return found

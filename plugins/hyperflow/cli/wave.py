@@ -18,7 +18,7 @@ from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused, T
 from hyperflow.cli.in_airflow import faults_in_airflow
 from hyperflow.cli.janitor import shown
 from hyperflow.cli.migrate import OVER, POLL, STATE_STYLES, is_working, last_progress, name_of, seconds_of, wait_for_dag
-from hyperflow.plans.check import check_plans, plans_beside
+from hyperflow.plans.check import check_plans, plans_beside, plans_of
 from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes_text, rates_of
 from hyperflow.plans.plan import Plan
 from hyperflow.plans.pools import pools_of_vm, wave_pool
@@ -152,7 +152,7 @@ def show_time(wave: Wave, estimate: WaveEstimate, rates: Rates | None, console: 
 def missing_in_airflow(api: AirflowApi, plan: Plan, wave: Wave) -> tuple[list[str], list[str]]:
     """Say which pools of a wave's tasks, and which people who are asked, Airflow has not; and what it does not tell."""
     others = {wave_pool(plan.name, one.name) for one in plan.waves if one.name != wave.name}
-    faults, unseen = faults_in_airflow(api, plan, without=others)
+    faults, unseen = faults_in_airflow(api, plan, plans_of(plans_beside([plan.path])), without=others)
     return [str(fault) for fault in faults], unseen
 
 

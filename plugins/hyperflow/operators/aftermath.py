@@ -12,6 +12,7 @@ from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import keep_failure
 from hyperflow.operators.claim import claim, release
+from hyperflow.operators.cutover import at_vcenter
 from hyperflow.operators.cutover_record import CUT_OVER, FINALIZED, FINALIZING, cutover_of, put
 from hyperflow.operators.rollback import roll_back
 
@@ -82,10 +83,10 @@ class RollBackLaterOperator(AftermathOperator):
 
     def work(self, context: Context, record: dict[str, Any]) -> dict[str, Any]:
         """Roll back."""
-        if record["phase"] == FINALIZING:
+        if record["phase"] == FINALIZING and name_now(record) != record["name"]:
             raise AirflowFailException(
-                f"{record['name']}: a finalize was begun at {record['at']} and not ended, so the source may have its "
-                "new name already: that is not taken back. Run ./hyperflow finalize again"
+                f"{record['name']}: a finalize was begun at {record['at']} and not ended, and the source is renamed "
+                "already: that is not taken back. Run ./hyperflow finalize again"
             )
         return roll_back(self, context, self.vm_dag, record, target_is_off=self.target_is_off is True)
 
@@ -95,7 +96,7 @@ class FinalizeOperator(AftermathOperator):
 
     def work(self, context: Context, record: dict[str, Any]) -> dict[str, Any]:
         """Rename and mark; what becomes of the source is a person's affair from here on."""
-        from hyperflow.vsphere.errors import NameTaken, VsphereError
+        from hyperflow.vsphere.errors import VsphereError
         from hyperflow.vsphere.finalize import finalize, name_after
         from hyperflow.vsphere.power import OFF, power_state
 
@@ -111,11 +112,16 @@ class FinalizeOperator(AftermathOperator):
                 name = name_after(record["name"], "-migrated")
                 put(self.vm_dag, {**record, "phase": FINALIZING})
                 done = finalize(session, record["moref"], name, f"migrated by {self.vm_dag}, run {record['run']}")
-        except NameTaken as fault:  # nothing was changed
-            put(self.vm_dag, record)
-            raise AirflowFailException(shown(str(fault))) from fault
         except VsphereError as fault:
             raise (AirflowException if fault.temporary else AirflowFailException)(shown(str(fault))) from fault
         put(self.vm_dag, {**record, "phase": FINALIZED})
         self.log.info("%s is %s now, and marked; it is not deleted", shown(record["name"]), shown(name))
         return {"name": name, "changed": list(done.changed)}
+
+
+def name_now(record: dict[str, Any]) -> str:
+    """What the source of a cutover is called at this moment; the rename is the first thing that a finalize changes."""
+    from hyperflow.vsphere.inventory import read_vm
+
+    with at_vcenter(record) as session:
+        return read_vm(session, record["moref"]).name

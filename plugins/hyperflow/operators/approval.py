@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
@@ -37,8 +37,6 @@ class AskOperator(ApprovalOperator):
 
     def execute(self, context: Context) -> Any:
         """Ask, with what a person must know to answer; a dry run asks nobody."""
-        from hyperflow.plans.estimate import minutes_text
-
         migration = context["ti"].xcom_pull(task_ids=PREFLIGHT, key="migration", map_indexes=-1) or {}
         if migration.get("dry_run"):
             raise AirflowSkipException("dry run: nothing is created, copied or changed")
@@ -49,11 +47,10 @@ class AskOperator(ApprovalOperator):
         except AirflowFailException as fault:
             keep_failure(context, self.task_id, fault)
             raise
-        if left is not None:
-            minutes = minutes_text(left.total_seconds() / 60)
-            self.body += f"\n* the window closes in {minutes}; without an answer until then it is a no"
-            if self.response_timeout is None or left < self.response_timeout:
-                self.response_timeout, self.defaults = left, [self.REJECT]
+        if left is not None and (self.response_timeout is None or left < self.response_timeout):
+            self.response_timeout, self.defaults = left, [self.REJECT]
+        if self.response_timeout is not None:
+            self.body += deadline(self.response_timeout, left, is_yes=self.defaults == [self.APPROVE])
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
@@ -75,6 +72,17 @@ class AskOperator(ApprovalOperator):
         except AirflowException as fault:
             keep_failure(context, self.task_id, fault)
             raise
+
+
+def deadline(wait: timedelta, left: timedelta | None, *, is_yes: bool) -> str:
+    """Write until when an answer is waited for, and what silence means then, as lines of a question.
+
+    :param left: how long the window is open yet; None without one
+    """
+    from hyperflow.plans.estimate import minutes_text
+
+    window = f"\n* the window closes in {minutes_text(left.total_seconds() / 60)}" if left is not None else ""
+    return f"{window}\n* no answer within {minutes_text(wait.total_seconds() / 60)} is a {'yes' if is_yes else 'no'}"
 
 
 class ApproveWaveOperator(ApprovalOperator):

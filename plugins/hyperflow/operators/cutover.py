@@ -99,6 +99,7 @@ class ShutDownSourceOperator(SourceOperator):
         except (ShutdownTimedOut, ToolsNotRunning) as fault:
             if cutover.on_shutdown_timeout == "abort":
                 raise
+            time_left(self.settings.not_after, f"{self.facts.name} did not shut down, and is not powered off hard")
             if cutover.on_shutdown_timeout == "ask":
                 self.ask(context, str(fault))
             return self.force(session, context, [*warnings, shown(str(fault))])
@@ -204,6 +205,7 @@ class ShutDownSourceOperator(SourceOperator):
         if chosen == ABORT:
             who = decision["by"] or "nobody's answer in time"
             raise AirflowFailException(f"{self.facts.name} does not shut down: aborted by {who}; nothing was forced")
+        time_left(self.settings.not_after, f"{self.facts.name} does not shut down: {chosen!r} was answered too late")
         started = datetime.now(UTC)
         with at_vcenter({"vcenter": self.settings.vcenter_connection}) as session:
             work = self.force if chosen == FORCE else self.shut_down
@@ -275,6 +277,8 @@ class StartTargetOperator(HostStageOperator, VmOperator):
             "addresses": addresses,
             "ports": health.ports,
             "guest_agent": health.guest_agent,
+            "target_state": health.target_state,
+            "command": health.command or [],
         }
 
     def perform(self, context: Context) -> Any:

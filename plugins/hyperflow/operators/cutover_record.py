@@ -33,6 +33,7 @@ ROLLING_BACK = "rolling back"
 ROLLED_BACK = "rolled back"
 FINALIZING = "finalizing"  # the source may have its new name already: only finalize goes on from here
 FINALIZED = "finalized"
+MOVED = (CUT_OVER, FINALIZING, FINALIZED)  # its target is the machine now
 
 RECORD_KEY = "cutover"  # XCom of the shutdown: the record as it was first
 START = "start"  # id of the task that starts the target

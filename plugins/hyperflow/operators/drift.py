@@ -27,10 +27,10 @@ def heed_drift(
 
     :param since: the task that looked
     :param but: kinds of differences that are this run's own doing
-    :return: what is other, a sentence each, where the plan says ``warn``
+    :return: what is other, a sentence each: another ESXi host, and with ``warn`` in the plan all
     :raises AirflowFailException: naming each difference
     """
-    from hyperflow.vsphere.drift import differences, state
+    from hyperflow.vsphere.drift import differences, other_host, state
 
     before = context["ti"].xcom_pull(task_ids=since, key=STATE_KEY, map_indexes=-1)
     if not isinstance(before, dict):
@@ -41,13 +41,17 @@ def heed_drift(
     # A task that is tried again, as after a person has cleared it, may have taken a snapshot before, which is gone now.
     may_have_snapped = since != PREFLIGHT or context["ti"].try_number > 1
     ours = (snapshot_record(context)[0],) if may_have_snapped else ()
-    found = differences(before, state(session, operator.facts.moref), ours)
+    now = state(session, operator.facts.moref)
+    found = differences(before, now, ours)
     told = [shown(one["sentence"]) for one in found if one["kind"] not in but]
     if told and operator.settings.drift != "warn":
         raise AirflowFailException(
             f"{DRIFTED}: {'; '.join(told)}. Look at it, then start a new run; with drift: warn in the plan it would "
             "have gone on"
         )
+    moved = other_host(before, now)
+    if moved is not None:
+        told.append(shown(moved))
     for sentence in told:
         operator.log.warning("%s", sentence)
     return told

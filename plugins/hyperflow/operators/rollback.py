@@ -19,9 +19,7 @@ from hyperflow.operators.base import (
     undone_tasks,
 )
 from hyperflow.operators.cutover_record import (
-    CUT_OVER,
-    FINALIZED,
-    FINALIZING,
+    MOVED,
     ROLLED_BACK,
     ROLLING_BACK,
     key_of,
@@ -60,7 +58,7 @@ class RollBackOperator(ClosingOperator):
             )
         if not undone:
             raise AirflowSkipException("there is nothing to roll back")
-        if record["phase"] in (CUT_OVER, FINALIZING, FINALIZED):
+        if record["phase"] in MOVED:
             told = f"{record['name']} was cut over at {record['at']}: it is taken back by ./hyperflow rollback only"
             self.log.warning("%s", shown(told))
             raise AirflowSkipException(told)

@@ -17,10 +17,11 @@ from airflow.sdk.exceptions import (
 from airflow.sdk.execution_time.hitl import upsert_hitl_detail
 
 from hyperflow.hooks.audit import audit_decision
+from hyperflow.links.run import VmReportLink, VmRunLink
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.approval import DECISION_KEY, moment, tell_who_is_asked, user_name
 from hyperflow.operators.base import keep_failure
-from hyperflow.operators.cutover_record import ROLLED_BACK, cutover_of
+from hyperflow.operators.cutover_record import MOVED, ROLLED_BACK, cutover_of
 from hyperflow.operators.preflight import plan_location
 from hyperflow.operators.proven import SUMMARY_KEY, proven_run
 
@@ -89,6 +90,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
 
     template_fields = ()
     ui_color = "#e8f1fa"
+    operator_extra_links = (VmReportLink(), VmRunLink())  # type: ignore[assignment] # a list at its base, for no reason
 
     def __init__(
         self,
@@ -180,14 +182,29 @@ class MigrateVmOperator(TriggerDagRunOperator):
                 )
 
     def proven_already(self, context: Context) -> dict[str, Any] | None:
-        """What an earlier run tells, when it proved the VM and nobody asks for it again."""
-        found = None if asked_again(context) else proven_run(self.trigger_dag_id)
+        """What an earlier run tells, when it proved the VM and nobody asks for it again, or when it cut the VM over:
+        its target is the machine now, and a run of it would be refused.
+        """
+        found = self.cut_over(context)
+        if found is None and not asked_again(context):
+            found = proven_run(self.trigger_dag_id)
         if found is None:
             return None
-        self.log.info("%s was migrated and proven by run %s already: it is left as it is", self.slug, found["run_id"])
+        self.log.info("%s was migrated by run %s already: it is left as it is", self.slug, found["run_id"])
         summary = {**found["summary"], "outcome": "already done"}
         context["ti"].xcom_push(key=SUMMARY_KEY, value=summary)
         return summary
+
+    def cut_over(self, context: Context) -> dict[str, Any] | None:
+        """The run that cut the VM over, ``{"run_id", "summary"}``; None where there is none, or it was taken back."""
+        record = cutover_of(self.trigger_dag_id)
+        if record is None or record["phase"] not in MOVED:
+            return None
+        told = context["ti"].xcom_pull(
+            dag_id=self.trigger_dag_id, run_id=record["run"], task_ids=REPORT, key=SUMMARY_KEY, map_indexes=-1
+        )
+        known = {"dag_id": self.trigger_dag_id, "run_id": record["run"], "slug": self.slug, "name": record["name"]}
+        return {"run_id": record["run"], "summary": told if isinstance(told, dict) else known}
 
     def refuse_outside_window(self, context: Context) -> None:
         """Skip when it is too late to start, or the VM would not be done before the window closes."""

@@ -21,11 +21,13 @@ class Checked:
     :param path: the file
     :param plan: the plan, None when it cannot be read
     :param faults: everything wrong with it
+    :param draft: the plan, or as much of it as its faults let be read; None when that is too little
     """
 
     path: Path
     plan: Plan | None
     faults: tuple[Fault, ...]
+    draft: Plan | None
 
 
 def check_plans(
@@ -56,6 +58,11 @@ def plans_beside(paths: Iterable[Path]) -> list[Path]:
     return [one for folder in sorted({path.parent for path in known}) for one in _plans_in(folder) if one not in known]
 
 
+def plans_of(paths: Iterable[Path]) -> list[Plan]:
+    """Read plans whose faults somebody else is told of; those that cannot be read are left out."""
+    return [each.plan for each in check_plans(paths) if each.plan is not None]
+
+
 def _plans_in(folder: Path) -> list[Path]:
     try:
         return discover(folder)
@@ -67,18 +74,18 @@ def _check(path: Path, profiles: Path | None, notifiers: Judge | None) -> Checke
     try:
         plan = load_plan(path, profiles, notifiers=notifiers)
     except PlanError as error:
-        return Checked(path, None, tuple(error.faults))
+        return Checked(path, None, tuple(error.faults), error.draft)
     faults: list[Fault] = []
     for index, vm in enumerate(plan.vms):
         try:
             effective(plan, vm)
         except PlanError as error:
             faults.extend(replace(fault, path=f"vms[{index}].{fault.path}") for fault in error.faults)
-    return Checked(path, plan, tuple(faults))
+    return Checked(path, plan, tuple(faults), plan)
 
 
 def _against(result: Checked, names: dict[str, Path], folders: dict[tuple[str, str], Path]) -> Checked:
-    plan = result.plan
+    plan = result.draft
     if plan is None:
         return result
     faults = list(result.faults)
@@ -99,7 +106,7 @@ def _against(result: Checked, names: dict[str, Path], folders: dict[tuple[str, s
 
 def _waves_against(result: Checked, waves: dict[tuple[str, str, str], str]) -> Checked:
     """Find VMs that waves of two plans would move; two waves of one plan are the plan's own affair."""
-    plan = result.plan
+    plan = result.draft
     if plan is None:
         return result
     faults = []

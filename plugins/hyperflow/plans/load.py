@@ -58,15 +58,28 @@ def load_plan(
         resolved, wrong = resolve_waves(document.value, _candidates(document.value, original or path))
         faults += wrong
     if faults or written is None:
-        raise PlanError(str(path), place(faults, document.positions))
+        refused = PlanError(str(path), place(faults, document.positions))
+        refused.draft = _draft(written, library, original or path, resolved)
+        raise refused
+    return _plan(written, library, original or path, resolved)
+
+
+def _draft(written: PlanFile | None, library: Library, path: Path, waves: tuple[Wave, ...]) -> Plan | None:
+    try:
+        return None if written is None else _plan(written, library, path, waves)
+    except (KeyError, ValueError):  # a profile or person that is not there, a VM with two names: the faults say so
+        return None
+
+
+def _plan(written: PlanFile, library: Library, path: Path, waves: tuple[Wave, ...]) -> Plan:
     pools = written.pools or PoolSizes()
-    survey = read_survey(original or path, written.plan) if pools.nfc_streams_per_esxi else NOTHING
+    survey = read_survey(path, written.plan) if pools.nfc_streams_per_esxi else NOTHING
     return Plan(
         name=written.plan,
-        path=original or path,
+        path=path,
         vcenter=written.vcenter,
         vms=_plan_vms(written, library),
-        waves=resolved,
+        waves=waves,
         pools=pools,
         notify=tuple(written.notify or ()),
         esxi_hosts={slug: vm.host for slug, vm in survey.vms.items() if vm.host},

@@ -133,7 +133,8 @@ def effective(plan: Plan, vm: PlannedVm, overrides: Overrides | None = None) -> 
 
 def overridden(planned: Migration, used: Migration) -> dict[str, dict[str, Any]]:
     """List what a run has set otherwise than its plan: ``{"output.format": {"plan": "qcow2", "run": "raw"}}``."""
-    before, after = (dict(_leaves(one.model_dump(mode="json", by_alias=True))) for one in (planned, used))
+    dumped = [one.model_dump(mode="json", by_alias=True, exclude={"not_after"}) for one in (planned, used)]
+    before, after = (dict(_leaves(one)) for one in dumped)  # a window's end is the wave's, and nobody's override
     return {
         key: {"plan": before.get(key), "run": after.get(key)}
         for key in sorted(before | after)

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 
 class PlanError(DocumentError):
-    """A plan, a profile or a run's settings were refused; ``faults`` holds every reason."""
+    """A plan, a profile or a run's settings were refused; ``faults`` holds every reason.
+
+    :ivar draft: the plan as far as it can be read, so that what else is wrong with it is told in the same run; None
+        where too little of it is good
+    """
+
+    draft: Plan | None = None
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def faults(plan: Any, library: Library, notifiers: notices.Judge | None = None) 
         *_bandwidth(plan, ()),
         *(each for index, vm in enumerate(entries) for each in _bandwidth(vm, ("vms", index))),
         *_cutovers(plan, entries),
+        *_health(plan, entries),
         *_people(plan),
         *(fault(*wrong) for wrong in notices.broken_rules(plan, notifiers)),
     ]
@@ -143,6 +144,18 @@ def _bandwidth(settings: dict[str, Any], here: Location) -> Iterator[PlacedFault
 def _inner(mapping: dict[str, Any], key: str) -> dict[str, Any]:
     value = mapping.get(key)
     return value if isinstance(value, dict) else {}
+
+
+def _health(plan: dict[str, Any], entries: list[dict[str, Any]]) -> Iterator[PlacedFault]:
+    """Find ports that would be asked nowhere, because the plan says that no address is asked."""
+    common = _inner(_inner(plan, "cutover"), "health")
+    for index, vm in enumerate(entries):
+        own = _inner(_inner(vm, "cutover"), "health")
+        asked = {**common, **own}
+        if asked.get("ports") and asked.get("addresses") == []:
+            at: Location = ("vms", index) if "ports" in own or "addresses" in own else ()
+            found = f"ports {show(asked['ports'])} and no address to ask them on"
+            yield fault((*at, "cutover", "health"), found, "addresses as well")
 
 
 def _cutovers(plan: dict[str, Any], entries: list[dict[str, Any]]) -> Iterator[PlacedFault]:

@@ -2,7 +2,7 @@
 
 Drift is what makes a copy other than its source, or what makes the source another machine than the one that was
 planned: its name and place in the inventory, its power, its disks (which, where, how large), and snapshots that are not
-ours. The host is recorded for the report and is no drift: DRS moves machines by itself, and no byte changes.
+ours. Another ESXi host is told and is no drift: DRS moves machines by itself, and no byte changes.
 
 ``config.changeVersion`` alone is a poor witness: it changes with anything in the configuration, our own snapshots and
 the disconnecting of adapters included, and it does not change with what the guest writes. So it counts only where
@@ -34,6 +34,14 @@ _PATHS = [
     "runtime.powerState",
     "snapshot",
 ]
+
+
+def other_host(before: State, now: State) -> str | None:
+    """Say that the VM runs on another ESXi host than before; None where it does not, or where that is not known."""
+    was, host = before.get("host"), now.get("host")
+    if not was or not host or was["moref"] == host["moref"]:
+        return None
+    return f"it runs on ESXi host {host['name']} now, and ran on {was['name']}, whose limit counts its export"
 
 
 class Difference(TypedDict):

@@ -35,7 +35,7 @@ from hyperflow.operators.retries import WaitForHost
 from hyperflow.operators.rollback import RollBackOperator
 from hyperflow.operators.snapshot import CreateSnapshotOperator, RemoveSnapshotOperator
 from hyperflow.operators.target import DefineDomainOperator, ProveBootOperator
-from hyperflow.plans.cutover import Cutover
+from hyperflow.plans.cutover import Cutover, Step
 from hyperflow.plans.overrides import Overrides
 from hyperflow.plans.pools import pools_of_vm
 from hyperflow.plans.settings import Limits
@@ -169,13 +169,13 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
     after: list[Any] = []
     if cutover.strategy == "cold":
         before = [
-            *ask(vm, cutover, asked, "approve_shutdown", f"Shut down {shown(vm.selector.value)}?"),
+            *ask(vm, cutover, asked, "shutdown", f"Shut down {shown(vm.selector.value)}?"),
             ShutDownSourceOperator(task_id=SHUTDOWN, **source, approvers=list(vm.approvers), notifiers=asked),
         ]
         rollback = RollBackOperator(task_id="rollback", **PATIENCE).as_teardown(on_failure_fail_dagrun=True)
         remove_snapshot >> rollback  # which switches the source on: not while vCenter is at work on its disks
         after = [
-            *ask(vm, cutover, asked, "approve_start", f"Start {shown(vm.selector.value)} on KVM for good?"),
+            *ask(vm, cutover, asked, "start", f"Start {shown(vm.selector.value)} on KVM for good?"),
             DisconnectSourceOperator(task_id="disconnect", **source, **onward),
             StartTargetOperator(task_id="start", **source, guest=left_by("inspect"), **onward),
             rollback,
@@ -186,15 +186,15 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
 
 
 def ask(
-    vm: PlannedVm, cutover: Cutover, notifiers: Sequence[BaseNotifier], task_id: str, subject: str
+    vm: PlannedVm, cutover: Cutover, notifiers: Sequence[BaseNotifier], step: Step, subject: str
 ) -> list[AskOperator]:
-    """Make the task that asks before a step of the cutover; none where the plan has nobody asked."""
+    """Make the task that asks before a step of the cutover; none where the plan has nobody asked there."""
     approval = cutover.approval
-    if approval is None:
+    if approval is None or step not in approval.at:
         return []
     return [
         AskOperator(
-            task_id=task_id,
+            task_id=f"approve_{step}",
             about=subject,
             subject=subject,
             defaults=AskOperator.APPROVE if approval.on_timeout == "approve" else AskOperator.REJECT,

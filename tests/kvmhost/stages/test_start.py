@@ -1,14 +1,25 @@
-"""What a started target must answer, asked on a bridge with a machine behind it."""
+"""What a started target must answer: asked on a bridge with a machine behind it, at a port, and of a guest agent."""
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from hyperflow.kvmhost.stage import Job, StageError
+from hyperflow.errors.catalogue import find
+from hyperflow.kvmhost import domains
+from hyperflow.kvmhost.stage import BadRequest, Job, StageError, parse_options
 from hyperflow.kvmhost.stages import start
-from hyperflow.kvmhost.stages.start import Address, Options
+from hyperflow.kvmhost.stages.start import Address, Answer, Options
+from hyperflow.operators.cutover import StartTargetOperator
+from hyperflow.plans.cutover import Cutover, Health
+from pydantic import ValidationError
 
 BRIDGE, ADDRESS, MAC = "hftest0", "192.0.2.77", "02:00:5e:00:53:01"
 OTHER = "02:00:5e:00:53:99"
@@ -39,17 +50,14 @@ def bridge() -> Iterator[str]:
             subprocess.run(["ip", *one], check=False, capture_output=True)
 
 
-def answer(bridge: str, domain_macs: list[str], mac: str | None) -> str | None:
+def answer(bridge: str, domain_macs: list[str], mac: str | None) -> Answer:
     options = Options(uuid="", vm="vm", timeout_seconds=1, addresses=[Address(ADDRESS, mac)])
-    asked = start._asked(options, dict.fromkeys(domain_macs, bridge), Job("start"))
-    said = asked[f"address {ADDRESS}"]()
-    assert said is None or isinstance(said, str)
-    return said
+    return start._asked(options, dict.fromkeys(domain_macs, bridge), Job("start"))[f"address {ADDRESS}"]()
 
 
 @pytest.mark.parametrize("mac", [MAC.upper(), None])
 def test_an_address_answers_from_the_targets_own_mac(bridge: str, mac: str | None) -> None:
-    assert answer(bridge, [OTHER, MAC], mac) == f"{ADDRESS} at {MAC}"
+    assert answer(bridge, [OTHER, MAC], mac) == Answer(f"{ADDRESS} at {MAC}")
 
 
 @pytest.mark.parametrize("mac", [OTHER, None])
@@ -58,6 +66,305 @@ def test_an_address_that_another_machine_has_is_no_answer_of_the_target(bridge: 
         answer(bridge, [OTHER], mac)
 
 
-def test_nobodys_answer_is_none(bridge: str) -> None:
+def test_nobodys_answer_is_not_well(bridge: str) -> None:
     ip("-n", BRIDGE, "address", "flush", "dev", "eth0")
-    assert answer(bridge, [MAC], None) is None
+    assert answer(bridge, [MAC], None) == Answer("nobody has it", well=False)
+
+
+UUID = "2b0c6f3e-6b0e-4c9f-8a53-0d6d3f0f7a11"
+LOCAL = "127.0.0.1"
+XML = (
+    f"<domain><name>web01</name><uuid>{UUID}</uuid><metadata><h:migration xmlns:h='{domains.NAMESPACE}' vm='vm-1' "
+    f"run='r'/></metadata><devices><interface type='direct'><mac address='{MAC}'/></interface></devices></domain>"
+)
+# In place of virsh: one domain on no bridge, off until it is started. Its guest agent runs what it is told to on this
+# machine, and finds programs in this folder first; the file "agent" has what it says in place of that.
+VIRSH = """#!/usr/bin/python3 -IS
+import base64, json, os, subprocess, sys
+
+os.chdir(os.path.dirname(os.path.realpath(sys.argv[0])))
+words = sys.argv[4:]  # after --quiet --connect URI
+with open("log", "a") as log:
+    log.write(json.dumps(words) + "\\n")
+
+
+def read(name):
+    return open(name, "rb").read() if os.path.exists(name) else b""
+
+
+def agent(execute, arguments):
+    if execute == "guest-exec":
+        open("status", "w").close()
+        program = ["sh", "-c", '"$@" >out 2>err; echo $? >status', "sh", arguments["path"], *arguments["arg"]]
+        path = os.getcwd() + ":" + os.environ["PATH"]
+        nowhere = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return {"pid": subprocess.Popen(program, env={**os.environ, "PATH": path}, **nowhere).pid}
+    if execute == "guest-exec-status" and not read("status"):
+        return {"exited": False}
+    if execute == "guest-exec-status":
+        status = int(read("status"))
+        end = {"signal": status - 128} if status > 128 else {"exitcode": status}
+        written = {f"{name}-data": base64.b64encode(read(name)).decode() for name in ("out", "err") if read(name)}
+        return {"exited": True, **end, **written}
+    return {}
+
+
+if words[0] == "list":
+    print("UUID")
+elif words[0] == "dumpxml":
+    print("XML")
+elif words[0] == "domstate":
+    print(read("state").decode() or "shut off")
+elif words[0] == "start":
+    open("state", "w").write("running")
+elif words[0] == "dominfo":
+    print("Autostart:      enable")
+elif words[0] == "qemu-agent-command":
+    said, request = read("agent").decode(), json.loads(words[-1])
+    if os.path.exists("once"):
+        os.remove("agent")
+        os.remove("once")
+    if said.startswith("error: "):
+        sys.exit(said)
+    print(said or json.dumps({"return": agent(request["execute"], request["arguments"])}))
+"""
+NO_AGENT = "error: Guest agent is not responding: QEMU guest agent is not connected"
+
+
+class Target:
+    """The domain that the stand-in for virsh has."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.program("virsh", VIRSH.replace('"UUID"', repr(UUID)).replace('"XML"', repr(XML)))
+
+    def program(self, name: str, text: str) -> str:
+        file = self.folder / name
+        file.write_text(text)
+        file.chmod(0o755)
+        return str(file)
+
+    def agent_says(self, text: str, once: bool = False) -> None:
+        (self.folder / "agent").write_text(text)
+        if once:
+            (self.folder / "once").touch()
+
+    def start(self, job: Job | None = None, **asked: Any) -> dict[str, Any]:
+        options = {"uuid": UUID, "vm": "vm-1", "timeout_seconds": 0.5, **asked}
+        return start.run(parse_options(Options, json.dumps(options)), job or Job("start"))
+
+    def why_not(self, **asked: Any) -> str:
+        with pytest.raises(StageError, match=r"runs and is not well after .* s: no answer from ") as unwell:
+            self.start(**asked)
+        found = find(f"start on kvm01: {unwell.value}")
+        assert found is not None
+        assert found.code == "HF-CUTOVER-017"
+        return str(unwell.value).partition("no answer from ")[2]
+
+    def calls(self) -> list[str]:
+        """What virsh was asked for, the agent's commands by their own names."""
+        calls = [json.loads(line) for line in (self.folder / "log").read_text().splitlines()]
+        return [json.loads(call[-1])["execute"] if call[0] == "qemu-agent-command" else call[0] for call in calls]
+
+
+@pytest.fixture
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(start, "POLL", 0.05)
+    return Target(tmp_path)
+
+
+@pytest.fixture
+def listener() -> Iterator[int]:
+    with socket.create_server((LOCAL, 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def closed() -> Iterator[int]:
+    """A port that refuses: taken, so that nobody else listens on it."""
+    with socket.socket() as taken:
+        taken.bind((LOCAL, 0))
+        yield taken.getsockname()[1]
+
+
+@pytest.mark.parametrize("more", [{}, {"guest_agent": True}, {"command": ["/bin/true"]}])
+def test_ports_without_an_address_to_ask_them_on_are_refused_and_nothing_is_started(
+    target: Target, more: dict[str, Any]
+) -> None:
+    with pytest.raises(BadRequest, match=r"found 443, 22 and no address.*cutover\.health\.addresses") as refused:
+        target.start(ports=[443, 22], **more)
+    assert not (target.folder / "log").exists()
+    found = find(f"start on kvm01: {refused.value}")
+    assert found is not None
+    assert "cutover.health.addresses" in found.what_to_do
+
+
+def test_a_port_is_asked_also_where_the_domain_is_on_no_bridge(target: Target, listener: int) -> None:
+    job = Job("start")
+    done = target.start(job, addresses=[{"address": LOCAL}], ports=[listener])
+    assert done["asked"] == [f"port {LOCAL}:{listener}"]
+    assert done["answers"] == {f"port {LOCAL}:{listener}": f"{LOCAL}:{listener} accepts"}
+    (warning,) = job.warnings
+    assert warning.endswith("so it cannot be asked; what accepts at its ports may be another machine")
+
+
+def test_a_port_that_refuses_is_not_well(target: Target, listener: int, closed: int) -> None:
+    said = target.why_not(addresses=[{"address": LOCAL}], ports=[closed, listener])
+    assert said == f"port {LOCAL}:{closed} (Connection refused); answered: {LOCAL}:{listener} accepts"
+
+
+def test_a_command_that_ends_with_0_is_well_and_what_it_said_is_told(target: Target) -> None:
+    command = [target.program("ready", "#!/bin/sh\necho \"$#: $1\"; printf 'a\\033[2J\\nb' >&2\n"), "two words"]
+    done = target.start(guest_agent=True, command=command)
+    what = f"command {command[0]} 'two words'"
+    assert done["asked"] == [what, "guest agent"]
+    words = f"{command[0]}: exit status 0: 1: two words a\\x1b[2J b"
+    assert done["answers"] == {"guest agent": "its guest agent", what: words}
+
+
+def test_a_command_that_ends_otherwise_is_run_again_until_the_time_is_over_and_its_last_words_are_told(
+    target: Target,
+) -> None:
+    command = [
+        target.program("ready", "#!/bin/sh\nhead -c 5000 /dev/zero | tr '\\0' x\necho 'no database' >&2; exit 1")
+    ]
+    said = target.why_not(timeout_seconds=3, command=command)
+    assert said.startswith(f"command {command[0]} (exit status 1: ...xxx")
+    assert "no database" in said
+    assert len(said) < 2 * start.SHOWN + len(command[0]) + 100
+    assert target.calls().count("guest-exec") > 1
+
+
+def test_a_command_that_is_well_at_last_is_well(target: Target) -> None:
+    command = [target.program("ready", '#!/bin/sh\n[ -e "$0.seen" ] && exit 0\n: > "$0.seen"\nexit 1\n')]
+    (answer,) = target.start(timeout_seconds=10, command=command)["answers"].values()
+    assert answer == f"{command[0]}: exit status 0"
+    assert target.calls().count("guest-exec") == 2
+
+
+def test_a_command_that_takes_longer_than_a_round_is_waited_for_and_not_started_beside_itself(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "ANSWER", 0.1)
+    target.start(timeout_seconds=20, command=["/bin/sleep", "2"])
+    assert target.calls().count("guest-exec") == 1
+    assert target.calls().count("domstate") > 2
+
+
+def test_a_command_that_does_not_end_is_not_well(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "ANSWER", 0.1)
+    assert target.why_not(command=["/bin/sleep", "10"]) == "command /bin/sleep 10 (still runs)"
+
+
+def test_a_command_that_is_killed_is_not_well(target: Target) -> None:
+    killed = target.program("killed", "#!/bin/sh\nkill -9 $$\n")
+    assert target.why_not(command=[killed]).startswith(f"command {killed} (signal 9")
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        (NO_AGENT, "virsh qemu-agent-command: Guest agent is not responding: QEMU guest agent is not connected"),
+        ("error: disabled\x1b[2J\u202e", "virsh qemu-agent-command: disabled\\x1b[2J\\u202e"),
+        ("no JSON", "Expecting value: line 1 column 1 (char 0)"),
+    ],
+)
+def test_without_an_agent_or_with_one_that_refuses_nothing_asked_of_it_is_well(
+    target: Target, says: str, told: str
+) -> None:
+    target.agent_says(says)
+    said = target.why_not(guest_agent=True, target_state=True, command=["/bin/true"])
+    assert said == f"command /bin/true ({told}), guest agent ({told}), target state ({told})"
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        {},
+        {"exited": True},
+        {"exited": True, "exitcode": "0", "out-data": ["x"]},
+        {"exited": True, "exitcode": None, "err-data": "!"},
+        {"exited": True, "signal": "\x1b[2J" * 1000},
+    ],
+)
+def test_an_agent_that_makes_things_up_is_not_well_and_nothing_it_says_is_obeyed(
+    target: Target, monkeypatch: pytest.MonkeyPatch, says: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(start, "ANSWER", 0.1)
+    target.agent_says(json.dumps({"return": says}))
+    said = target.why_not(target_state=True, command=["/bin/true"])
+    assert said.isprintable()
+    assert len(said) < 3 * start.SHOWN
+
+
+def test_an_agent_that_comes_late_is_waited_for(target: Target) -> None:
+    target.agent_says(NO_AGENT, once=True)
+    assert target.start(timeout_seconds=10, guest_agent=True)["answers"] == {"guest agent": "its guest agent"}
+    assert target.calls().count("guest-ping") == 2
+
+
+def systemd(target: Target, state: str) -> None:
+    target.program("systemctl", f'#!/bin/sh\n[ "$*" = is-system-running ] && echo {state}\n[ {state} = running ]\n')
+
+
+@pytest.mark.parametrize(("state", "warned"), [("running", 0), ("degraded", 1)])
+def test_a_guest_that_has_reached_its_target_state_is_well_and_a_degraded_one_is_a_warning(
+    target: Target, state: str, warned: int
+) -> None:
+    systemd(target, state)
+    job = Job("start")
+    assert target.start(job, target_state=True)["answers"] == {"target state": f"systemd is {state}"}
+    assert [warning for warning in job.warnings if "systemd in the guest is degraded" in warning] == job.warnings
+    assert len(job.warnings) == warned
+
+
+@pytest.mark.parametrize("state", ["starting", "maintenance", "offline"])
+def test_another_state_is_waited_for(target: Target, state: str) -> None:
+    systemd(target, state)
+    assert target.why_not(target_state=True) == f"target state (systemd is {state})"
+
+
+def options_of(health: dict[str, Any]) -> Options:
+    """The stage's options, of a VM in which a static address and one of IPv6 were found."""
+    operator: Any = SimpleNamespace(
+        settings=SimpleNamespace(cutover=Cutover.model_validate({"health": health})),
+        facts=SimpleNamespace(bios_uuid=UUID, instance_uuid="vm-1"),
+        guest={"network": [{"mac": MAC, "addresses": [f"{ADDRESS}/24", "2001:db8::7/64"]}]},
+    )
+    return parse_options(Options, json.dumps(StartTargetOperator.options(operator, {})))
+
+
+def test_what_the_plan_asks_is_what_the_stage_is_given() -> None:
+    command = ["/bin/test", "-e", "/run/a b"]
+    options = options_of({"ports": [443], "guest_agent": True, "target_state": True, "command": command})
+    assert (options.ports, options.guest_agent, options.target_state, options.command) == ([443], True, True, command)
+    assert options.addresses == [Address(ADDRESS, MAC)]
+    options = options_of({})
+    assert (options.ports, options.guest_agent, options.target_state, options.command) == ([], False, False, [])
+
+
+@pytest.mark.parametrize(
+    ("written", "place"),
+    [
+        ({"command": []}, ("command",)),
+        ({"command": None}, ("command",)),
+        ({"command": "/bin/true"}, ("command",)),
+        ({"command": ["true"]}, ("command",)),
+        ({"command": ["", "/bin/true"]}, ("command",)),
+        ({"command": ["./true"]}, ("command",)),
+        ({"command": ["/bin/sleep", 1]}, ("command", 1)),
+        ({"command": ["/bin/echo", "a\nb"]}, ("command", 1)),
+        ({"command": ["/bin/echo", "a\0b"]}, ("command", 1)),
+        ({"command": ["/bin/echo", "x" * 501]}, ("command", 1)),
+        ({"command": ["/bin/echo", *["x"] * 20]}, ("command",)),
+        ({"target_state": 1}, ("target_state",)),
+        ({"target_state": "running"}, ("target_state",)),
+    ],
+)
+def test_a_plan_that_asks_for_what_cannot_be_asked_is_refused_with_its_place(
+    written: dict[str, Any], place: tuple[str | int, ...]
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Health.model_validate(written)
+    assert [error["loc"] for error in refused.value.errors()] == [place]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import shlex
 import socket
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from hyperflow.kvmhost import arp, domains
+from hyperflow.kvmhost.probe.evidence import UP
 from hyperflow.kvmhost.stage import BadRequest, Job, StageError
 
 POLL = 2.0  # seconds between two rounds of questions
 ANSWER = 1.0  # seconds one answer is waited for
+SOON = 0.1  # seconds between two looks at a program that was just started in the guest
 TOLD_EVERY = 20.0  # seconds between two lines about what is still missing
+SHOWN = 200  # characters of what a guest says: its end, where the reason of a failure stands
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,10 @@ class Options:
 
     :param vm: whose domain it must be
     :param addresses: asked by ARP on the bridge of the domain's networks
-    :param ports: TCP, asked from this host on each address
+    :param ports: TCP, asked from this host on each address, on a bridge or not
     :param guest_agent: the QEMU guest agent must answer
+    :param target_state: systemd in the guest must have come to its target, as the guest agent tells
+    :param command: a program and its arguments; run by the guest agent, it must end with 0. None when empty
     """
 
     uuid: str
@@ -44,7 +52,26 @@ class Options:
     addresses: list[Address] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
     guest_agent: bool = False
+    target_state: bool = False
+    command: list[str] = field(default_factory=list)
     uri: str = field(default="qemu:///system")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a question.
+
+    :param words: the answer, or why there is none
+    :param well: whether it is what the target must answer
+    :param warning: what a person must know although it is well; nothing when empty
+    """
+
+    words: str
+    well: bool = True
+    warning: str = ""
+
+
+Question = Callable[[], Answer]
 
 
 def run(options: Options, job: Job) -> dict[str, Any]:
@@ -53,9 +80,10 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     A domain that runs already, from an earlier try, is only asked.
 
     :return: ``{"name", "uuid", "seconds", "was_running", "answers": {what: answer}, "asked": [what], "autostart"}``
-    :raises BadRequest: the domain is not there, or another's
+    :raises BadRequest: the domain is not there, or another's, or its ports cannot be asked; nothing was started
     :raises StageError: it does not start, stops again, or does not answer in time
     """
+    _require_askable(options)
     domain = _own_domain(options)
     was_running = _state(options) == "running"
     if not was_running:
@@ -69,11 +97,14 @@ def run(options: Options, job: Job) -> dict[str, Any]:
         state = _state(options)
         if state != "running":
             raise StageError(f"{domain.name}: it was started, and is {state} after {time.monotonic() - begun:.0f} s")
-        answers = {what: answer for what, ask in asked.items() if (answer := ask()) is not None}
+        said = {what: ask() for what, ask in asked.items()}
         seconds = time.monotonic() - begun
-        missing = sorted(asked.keys() - answers.keys())
+        answers = {what: answer.words for what, answer in said.items() if answer.well}
+        missing = [f"{what} ({answer.words})" for what, answer in sorted(said.items()) if not answer.well]
         if not missing:
             job.log(f"start: {domain.name} is well after {seconds:.0f} s: {'; '.join(answers.values()) or 'it runs'}")
+            for warning in filter(None, (answer.warning for answer in said.values())):
+                job.warn(warning)
             return {
                 "name": domain.name,
                 "uuid": domain.uuid,
@@ -107,6 +138,15 @@ def _start_with_host(options: Options, job: Job) -> bool:
     )
 
 
+def _require_askable(options: Options) -> None:
+    """Refuse ports that would be asked nowhere: the target would count as well without them."""
+    if options.ports and not options.addresses:
+        raise BadRequest(
+            f"options.ports: found {', '.join(map(str, options.ports))} and no address to ask them on. Name those of "
+            "the guest in the plan, cutover.health.addresses: none was found in it, as with DHCP, or none is wanted"
+        )
+
+
 def _own_domain(options: Options) -> domains.Domain:
     uuid = options.uuid.lower()
     if not domains.UUID.fullmatch(uuid):
@@ -136,28 +176,35 @@ def _bridges(xml: str) -> dict[str, str]:
     return found
 
 
-def _asked(options: Options, bridges: dict[str, str], job: Job) -> dict[str, Any]:
-    """Make the questions: what is asked -> a function that gives the answer in words, or None."""
-    asked: dict[str, Any] = {}
+def _asked(options: Options, bridges: dict[str, str], job: Job) -> dict[str, Question]:
+    """Make the questions: what is asked -> who asks it."""
+    asked: dict[str, Question] = {}
     for one in options.addresses:
         where = [bridges[one.mac.lower()]] if one.mac and one.mac.lower() in bridges else sorted(set(bridges.values()))
-        if not where:
-            job.warn(f"address {one.address}: the domain is on no bridge of this host, so it cannot be asked")
-            continue
-        asked[f"address {one.address}"] = _address_question(one, where, sorted(bridges))
+        if where:
+            asked[f"address {one.address}"] = _address_question(one, where, sorted(bridges))
+        else:
+            doubt = "; what accepts at its ports may be another machine" if options.ports else ""
+            job.warn(f"address {one.address}: the domain is on no bridge of this host, so it cannot be asked{doubt}")
         for port in options.ports:
             asked[f"port {one.address}:{port}"] = _port_question(one.address, port)
     if options.guest_agent:
-        asked["guest agent"] = lambda: _agent(options)
+        asked["guest agent"] = _agent_question(lambda: _ping(options))
+    if options.target_state:
+        systemd = InGuest(options, ["systemctl", "is-system-running"])
+        asked["target state"] = _agent_question(lambda: _target_state(systemd))
+    if options.command:
+        program = InGuest(options, options.command)
+        asked[f"command {shlex.join(options.command)[:SHOWN]}"] = _agent_question(lambda: _command(program))
     if not asked:
         job.warn("nothing could be asked of the started guest: it is only known that its domain runs")
     return asked
 
 
-def _address_question(one: Address, bridges: list[str], own: list[str]) -> Any:
+def _address_question(one: Address, bridges: list[str], own: list[str]) -> Question:
     expected = [one.mac.lower()] if one.mac else own
 
-    def ask() -> Optional[str]:  # noqa: UP045 - as above
+    def ask() -> Answer:
         for bridge in bridges:
             mac = arp.who_has(bridge, one.address, ANSWER)
             if mac is not None and mac not in expected:
@@ -166,27 +213,119 @@ def _address_question(one: Address, bridges: list[str], own: list[str]) -> Any:
                     "machine has the address; see that the source is off the network"
                 )
             if mac is not None:
-                return f"{one.address} at {mac}"
-        return None
+                return Answer(f"{one.address} at {mac}")
+        return Answer("nobody has it", well=False)
 
     return ask
 
 
-def _port_question(address: str, port: int) -> Any:
-    def ask() -> Optional[str]:  # noqa: UP045 - as above
+def _port_question(address: str, port: int) -> Question:
+    def ask() -> Answer:
         try:
             with socket.create_connection((address, port), ANSWER):
-                return f"{address}:{port} accepts"
-        except OSError:
-            return None
+                return Answer(f"{address}:{port} accepts")
+        except OSError as fault:
+            return Answer(fault.strerror or str(fault), well=False)
 
     return ask
 
 
-def _agent(options: Options) -> Optional[str]:  # noqa: UP045 - as above
-    request = json.dumps({"execute": "guest-ping"})
-    try:
-        domains.virsh(options.uri, "qemu-agent-command", "--timeout", "5", options.uuid.lower(), request)
-    except StageError:
-        return None
-    return "its guest agent"
+def _agent_question(ask: Question) -> Question:
+    """Take what the guest agent cannot or will not do for an answer that may be another one in the next round."""
+
+    def asked() -> Answer:
+        try:
+            return ask()
+        except (StageError, ValueError) as fault:  # ValueError: what the agent says is the guest's, and may be anything
+            return Answer(_shown(str(fault)), well=False)
+
+    return asked
+
+
+def _ping(options: Options) -> Answer:
+    _agent(options, "guest-ping", {})
+    return Answer("its guest agent")
+
+
+class InGuest:
+    """A program that the guest agent runs as its own user, root: one at a time, and anew when it has ended.
+
+    :param words: the program and its arguments; the agent looks in its PATH for one without a path
+    """
+
+    def __init__(self, options: Options, words: list[str]) -> None:
+        self._options = options
+        self.words = words
+        self._pid: Any = None  # of one that was still running when it was last asked for
+
+    def ended(self) -> Optional[dict[str, Any]]:  # noqa: UP045 - Python 3.9
+        """Start it, or ask for the one that runs.
+
+        :return: ``{"exitcode" or "signal", "out-data", "err-data"}``, as far as the agent says so; None while it runs
+        :raises StageError: no agent, or it refuses; the next one is started anew, as an agent that was restarted in
+            between knows of none
+        """
+        pid, self._pid = self._pid, None
+        if pid is None:
+            path, *arguments = self.words
+            request = {"path": path, "arg": arguments, "capture-output": True}
+            pid = _agent(self._options, "guest-exec", request).get("pid")
+        end = time.monotonic() + ANSWER
+        while True:
+            status = _agent(self._options, "guest-exec-status", {"pid": pid})
+            if status.get("exited"):
+                return status
+            if time.monotonic() > end:
+                self._pid = pid
+                return None
+            time.sleep(SOON)
+
+
+def _target_state(systemd: InGuest) -> Answer:
+    """Ask systemd in the guest; a state that it passes through is waited for."""
+    status = systemd.ended()
+    if status is None:
+        return Answer("systemd has not answered", well=False)
+    state = _said(status, "out-data")
+    if state not in UP:
+        return Answer(f"systemd is {state or _said(status, 'err-data') or 'not there'}", well=False)
+    failed = "systemd in the guest is degraded: it is up, and units of it failed; see 'systemctl --failed' there"
+    return Answer(f"systemd is {state}", warning=failed if state == "degraded" else "")
+
+
+def _command(program: InGuest) -> Answer:
+    """Run the plan's command in the guest."""
+    status = program.ended()
+    if status is None:
+        return Answer("still runs", well=False)
+    how = f"signal {status['signal']}" if "signal" in status else f"exit status {status.get('exitcode')}"
+    said = " ".join(filter(None, (_said(status, "out-data"), _said(status, "err-data"))))
+    words = _shown(how) + (f": {said}" if said else "")
+    well = status.get("exitcode") == 0
+    return Answer(f"{program.words[0]}: {words}" if well else words, well)
+
+
+def _agent(options: Options, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Have the guest agent do something.
+
+    :return: its answer, of which nothing is sure: it is the guest's
+    :raises StageError: no agent, or it refuses
+    :raises ValueError: its answer is no JSON
+    """
+    request = json.dumps({"execute": command, "arguments": arguments})
+    said = domains.virsh(options.uri, "qemu-agent-command", "--timeout", "5", options.uuid.lower(), request)
+    answer = json.loads(said)
+    returned = answer.get("return") if isinstance(answer, dict) else None
+    return returned if isinstance(returned, dict) else {}
+
+
+def _said(status: dict[str, Any], stream: str) -> str:
+    """Show what a program in the guest has written."""
+    output = base64.b64decode(str(status.get(stream, "")))
+    return _shown(output[-4 * SHOWN :].decode("utf-8", "backslashreplace"))
+
+
+def _shown(text: str) -> str:
+    """Keep what a guest says to the end of one line, its control characters shown and not obeyed."""
+    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(text.split()))
+    return line if len(line) <= SHOWN else f"...{line[-SHOWN:]}"
