@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk import DAG
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.serialization.serialized_objects import DagSerialization
+from hyperflow.operators.approval import AskOperator
 from hyperflow.operators.base import CLOSING
 from hyperflow.operators.preflight import plan_location
 from hyperflow.operators.retries import WaitForHost
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.migration import effective
 from hyperflow.plans.overrides import parse_overrides
+from hyperflow.workflows.migration import build_dag
 
 ROOT = Path(__file__).resolve().parents[2]
 DAGS = ROOT / "dags"
@@ -123,6 +126,61 @@ def test_what_closes_a_run_runs_also_when_a_person_sets_the_state_of_the_whole_r
     assert ("rollback" in tasks) == dag_id.endswith("cold")
     assert all(task.is_teardown and task.on_failure_fail_dagrun for task in closing)
     assert [name for name, task in tasks.items() if not task.downstream_task_ids] == ["report"]
+
+
+COLD = """
+cutover: {strategy: cold, approval: {timeout_minutes: 30}}
+vms:
+  - name: both
+  - {name: shutdown, cutover: {approval: {at: [shutdown], on_timeout: approve}}}
+  - {name: start, cutover: {approval: {at: [start], on_timeout: reject}, on_shutdown_timeout: ask}}
+  - {name: either, cutover: {approval: {at: [start, shutdown]}}}
+"""
+
+
+def cold(folder: Path) -> dict[str, DAG]:
+    """The DAGs of cold cutovers, by the slug of the VM."""
+    (folder / "autumn.yaml").write_text(GOOD.partition("\nvms:")[0] + COLD)
+    plan = load_plan(folder / "autumn.yaml")
+    return {vm.slug: build_dag(plan, vm) for vm in plan.vms}
+
+
+def test_a_cutover_asks_before_those_of_its_steps_that_the_plan_names_and_before_both_when_it_names_none(
+    tmp_path: Path,
+) -> None:
+    asking = {
+        slug: {task.task_id: task.downstream_task_ids for task in dag.tasks if isinstance(task, AskOperator)}
+        for slug, dag in cold(tmp_path).items()
+    }
+    both = {"approve_shutdown": {"shutdown"}, "approve_start": {"disconnect"}}
+    assert asking == {
+        "both": both,
+        "shutdown": {"approve_shutdown": {"shutdown"}},
+        "start": {"approve_start": {"disconnect"}},
+        "either": both,
+    }
+
+
+def test_steps_that_nobody_is_asked_before_follow_each_other_as_ever(tmp_path: Path) -> None:
+    dags = cold(tmp_path)
+    assert dags["start"].get_task("shutdown").upstream_task_ids == {"preflight"}
+    assert dags["shutdown"].get_task("disconnect").upstream_task_ids == {"define"}
+
+
+@pytest.mark.parametrize(
+    ("slug", "task_id", "answer"),
+    [
+        ("both", "approve_shutdown", "Reject"),
+        ("both", "approve_start", "Reject"),
+        ("shutdown", "approve_shutdown", "Approve"),
+        ("start", "approve_start", "Reject"),
+    ],
+)
+def test_nobodys_answer_in_a_cutover_is_what_its_plan_says(
+    tmp_path: Path, slug: str, task_id: str, answer: str
+) -> None:
+    task = cold(tmp_path)[slug].get_task(task_id)
+    assert (task.defaults, task.response_timeout) == ([answer], timedelta(minutes=30))
 
 
 @pytest.mark.parametrize("dag_id", ["migrate.autumn.web01", "convert_manifest"])
