@@ -345,6 +345,8 @@ def report_is_right(night: Night) -> None:
             assert vm["stages"]["export"]["success"]
             assert "skipped" in vm["stages"]["boot"]
     assert vms["unbootable"]["boot_proof"]["proven"] is False
+    kept = Path(place["path"]).parents[2] / vms["unbootable"]["dag_id"]
+    assert {path.name for path in kept.glob("*/*")} >= {"console.log", "screenshot.png", "report.json", "audit.jsonl"}
     counts = Counter(outcome for outcome, _, _ in EXPECTED.values())
     summary = report["summary"]
     assert summary["outcome"] == "partial"
