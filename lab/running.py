@@ -170,7 +170,7 @@ def running_lab(state: Path) -> Iterator[RunningLab]:
 
 
 def _let_through(state: Path) -> None:
-    """Let libvirt's own user, as which guests run, reach their images in a folder of pytest's, which is root's."""
+    """Let libvirt's own user, as which guests run, reach their images in a temporary folder, which is root's."""
     state.mkdir(parents=True, exist_ok=True)
     for folder in (state, *state.parents):
         mode = folder.stat().st_mode

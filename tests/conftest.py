@@ -74,7 +74,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def running_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[running.RunningLab]:
-    """The whole lab, up, once for all tests that need it; it fails, and does not skip, when it cannot start."""
-    with running.running_lab(tmp_path_factory.mktemp("lab")) as bench:
+def running_lab(request: pytest.FixtureRequest) -> Iterator[running.RunningLab]:
+    """The whole lab, up, once for all tests that need it; it fails, and does not skip, when it cannot start.
+
+    In a folder of its own, which is kept when a test failed: those of pytest are closed to libvirt's user again when
+    another session of pytest begins.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="hyperflow-lab-"))
+    with running.running_lab(folder / "lab") as bench:
         yield bench
+    if request.session.testsfailed:
+        print(f"what the lab has left is kept in {folder}")
+    else:
+        shutil.rmtree(folder)

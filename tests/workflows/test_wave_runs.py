@@ -105,7 +105,7 @@ def test_who_approves_the_wave_is_asked_after_a_failure_and_sees_what_failed_and
     told: dict[str, Told],
 ) -> None:
     question = told["goes-on"].questions["vms.c2"]
-    assert question["subject"] == "Wave goes-on: c1 failed. Start c2 and those after it?"
+    assert question["subject"] == "Wave goes-on: VMs have failed. Start c2 and those after it?"
     assert (question["options"], question["defaults"], question["of"]) == ([GO_ON, STOP], [STOP], ["alice"])
     assert "No answer within 9 minutes is a stop" in question["body"]
     assert told["stopped"].questions["vms.d2"]["of"] == []  # a wave without approval: whoever may run it

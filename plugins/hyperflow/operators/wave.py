@@ -255,11 +255,12 @@ class MigrateVmOperator(TriggerDagRunOperator):
     def ask(self, context: Context, failed: list[str]) -> None:
         """Ask whether the wave goes on; nobody's answer is a stop."""
         names = ", ".join(failed)
-        subject = f"Wave {self.wave}: {names} failed. Start {self.slug} and those after it?"
+        # Airflow shows the first text also when the task asks again, because another VM has failed meanwhile.
+        subject = f"Wave {self.wave}: VMs have failed. Start {self.slug} and those after it?"
         body = (
-            f"{names} failed; see the run's report. **{GO_ON}** starts {self.slug} and asks no more about "
-            f"{names}; **{STOP}** starts no further VM of this wave. No answer within {self.answer_minutes} minutes "
-            "is a stop."
+            f"{names} failed, and others may have since: the grid of this run shows them, their runs' reports say why. "
+            f"**{GO_ON}** starts {self.slug} and asks no more about those that had failed when it asked; "
+            f"**{STOP}** starts no further VM of this wave. No answer within {self.answer_minutes} minutes is a stop."
         )
         upsert_hitl_detail(
             ti_id=context["ti"].id,
