@@ -9,7 +9,7 @@ from hyperflow.cli.airflow_api import AirflowApi
 from hyperflow.manifest.faults import Fault
 from hyperflow.manifest.shown import shown
 from hyperflow.plans.plan import Plan
-from hyperflow.plans.pools import Pool, pools_of
+from hyperflow.plans.pools import Pool, pools_beside, pools_of
 
 
 def needs_airflow(plan: Plan) -> bool:
@@ -26,7 +26,7 @@ def faults_in_airflow(
     :param without: names of pools that are not looked at
     :return: the faults, and what could not be looked at
     """
-    faults = pool_faults([plan], others, api.pools(), without)
+    faults = pool_faults(plan, others, api.pools(), without)
     asked = _asked(plan)
     unknown = api.unknown_people(asked) if asked else []
     if unknown is None:
@@ -35,22 +35,19 @@ def faults_in_airflow(
 
 
 def pool_faults(
-    plans: Iterable[Plan], others: Iterable[Plan], there: Mapping[str, dict[str, Any]], without: Iterable[str] = ()
+    plan: Plan, others: Iterable[Plan], there: Mapping[str, dict[str, Any]], without: Iterable[str] = ()
 ) -> list[Fault]:
-    """Say which pools that plans need are missing, or other than they want.
+    """Say which pools that a plan needs are missing, or other than it wants.
 
-    :param others: plans that share pools with them
+    :param others: plans that share pools with it
     :param there: Airflow's pools
     :param without: names of pools that are not looked at
     """
-    plans = list(plans)
-    shared = pools_of([*plans, *others])
-    files = " ".join(str(one.path) for one in plans)
     faults = []
-    for name in pools_of(plans):
-        if name not in without and (found := pool_fault(shared[name], there.get(name))):
-            wanted = f"{shared[name].slots} slots that count deferred tasks"
-            faults.append(Fault(f"pool {name}", found, f"{wanted}: run ./hyperflow limits apply {files}"))
+    for name, pool in pools_beside([plan], others).items():
+        if name not in without and (found := pool_fault(pool, there.get(name))):
+            wanted = f"{pool.slots} slots that count deferred tasks"
+            faults.append(Fault(f"pool {name}", found, f"{wanted}: run ./hyperflow limits apply {plan.path}"))
     return faults
 
 

@@ -11,7 +11,7 @@ from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused
 from hyperflow.cli.in_airflow import pool_fault
 from hyperflow.plans.check import check_plans, plans_beside, plans_of
-from hyperflow.plans.pools import PREFIX, pools_of
+from hyperflow.plans.pools import PREFIX, pools_beside
 
 
 def limits(files: list[Path], *, apply: bool, endpoint: Path | None) -> int:
@@ -28,8 +28,7 @@ def limits(files: list[Path], *, apply: bool, endpoint: Path | None) -> int:
             errors.print(line, style="red", markup=False, soft_wrap=True)
         return EXIT_USAGE
     plans = [each.plan for each in checked if each.plan is not None]
-    shared = pools_of([*plans, *plans_of(plans_beside(files))])  # of several plans' sizes the smallest counts
-    wanted = {name: shared[name] for name in pools_of(plans)}
+    wanted = pools_beside(plans, plans_of(plans_beside(files)))
     try:
         api = AirflowApi(endpoint)
         there = api.pools()

@@ -111,7 +111,7 @@ class Job:
 
     def log(self, message: str) -> None:
         """Say something to the person who reads the task log: one line, at once."""
-        print(_one_line(message), flush=True)
+        print(one_line(message), flush=True)
 
     def warn(self, message: str) -> None:
         """Log a warning and keep it for the report."""
@@ -300,6 +300,6 @@ def _carried(value: Any) -> Any:
     return [_carried(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def _one_line(message: str) -> str:
+def one_line(message: str) -> str:
     """Keep text from outside to one line of the log, its control characters shown and not obeyed."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)

@@ -12,7 +12,6 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from hyperflow.hooks.audit import audit_start
 from hyperflow.hooks.kvmhost import KvmHostHook
-from hyperflow.links.run import ReportLink
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import (
     JOB_FOLDER,
@@ -178,7 +177,6 @@ class ReportConversionOperator(RunReportOperator):
 
     template_fields = ()
     order = ORDER
-    operator_extra_links = (ReportLink(),)
 
     def execute(self, context: Context) -> Any:
         """Write the report, whatever became of the run."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.providers.standard.triggers.external_task import DagStateTrigger
+from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import (
     AirflowException,
     AirflowFailException,
@@ -62,6 +63,21 @@ def load_wave(plan_file: str, name: str) -> tuple[Plan, Wave]:
         return plan, plan.wave(name)
     except (PlanError, KeyError) as fault:
         raise AirflowFailException(str(fault)) from fault
+
+
+class WaveOperator(BaseOperator):
+    """A task that is about a whole wave.
+
+    :param plan_file: path of the plan
+    :param wave: the wave's name
+    """
+
+    ui_color = "#e8f1fa"
+
+    def __init__(self, *, plan_file: str, wave: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.plan_file = plan_file
+        self.wave = wave
 
 
 class MigrateVmOperator(TriggerDagRunOperator):

@@ -5,13 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
-from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from hyperflow.hooks.audit import audit_start
 from hyperflow.manifest.shown import shown_in_markdown
 from hyperflow.operators.proven import proven_run
-from hyperflow.operators.wave import OPENING_KEY, QUESTION_KEY, asked_again, load_wave, telling
+from hyperflow.operators.wave import OPENING_KEY, QUESTION_KEY, WaveOperator, asked_again, load_wave, telling
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -24,22 +23,12 @@ MISSED_AFTER = timedelta(minutes=15)  # a scheduled start this late was missed: 
 RATES_OF_OTHERS = 20  # VMs outside of the wave whose measured rates are looked up
 
 
-class CheckWaveOperator(BaseOperator):
+class CheckWaveOperator(WaveOperator):
     """The first task of a wave: whether now is the time, and what a person must know to approve.
 
     A scheduled start that was missed skips the wave; a start by a person outside of the window fails it, and says when
     the window opens. Pushes the XComs ``opening`` and ``question``; returns the members.
-
-    :param plan_file: path of the plan
-    :param wave: the wave's name
     """
-
-    ui_color = "#e8f1fa"
-
-    def __init__(self, *, plan_file: str, wave: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.plan_file = plan_file
-        self.wave = wave
 
     def execute(self, context: Context) -> list[str]:
         """Check the time; nothing is started here."""

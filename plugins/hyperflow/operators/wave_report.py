@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from hyperflow.hooks.audit import audit
@@ -19,6 +18,7 @@ from hyperflow.operators.wave import (
     CHECK,
     OPENING_KEY,
     SKIPPED_KEY,
+    WaveOperator,
     load_wave,
     task_of,
 )
@@ -33,22 +33,12 @@ if TYPE_CHECKING:
     from hyperflow.plans.wave import Wave
 
 
-class WriteWaveReportOperator(BaseOperator):
+class WriteWaveReportOperator(WaveOperator):
     """Writes ``wave-report.json`` and the page that a person reads, and fails when a VM of the wave failed.
 
     Pushes the XCom ``report``: ``{"path", "outcome"}``, the folder being on the machine that ran the task
     (``[hyperflow] records_folder``, which the components of an Airflow share).
-
-    :param plan_file: path of the plan
-    :param wave: the wave's name
     """
-
-    ui_color = "#e8f1fa"
-
-    def __init__(self, *, plan_file: str, wave: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.plan_file = plan_file
-        self.wave = wave
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Write the report of what the tasks left."""

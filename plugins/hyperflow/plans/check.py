@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,7 +61,11 @@ def plans_beside(paths: Iterable[Path]) -> list[Path]:
 
 def plans_of(paths: Iterable[Path]) -> list[Plan]:
     """Read plans whose faults somebody else is told of; those that cannot be read are left out."""
-    return [each.plan for each in check_plans(paths) if each.plan is not None]
+    plans = []
+    for path in paths:
+        with suppress(PlanError):
+            plans.append(load_plan(path))
+    return plans
 
 
 def _plans_in(folder: Path) -> list[Path]:

@@ -75,6 +75,13 @@ def pools_of(plans: Iterable[Plan]) -> Mapping[str, Pool]:
     return pools
 
 
+def pools_beside(plans: Iterable[Plan], others: Iterable[Plan]) -> Mapping[str, Pool]:
+    """List the pools that plans need, by name, as large as the others that share them let them be."""
+    plans = list(plans)
+    shared = pools_of([*plans, *others])
+    return {name: shared[name] for name in pools_of(plans)}
+
+
 def _pools(plan: Plan) -> Iterable[Pool]:
     for wave in plan.waves:
         yield Pool(

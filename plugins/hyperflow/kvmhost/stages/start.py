@@ -14,7 +14,7 @@ from typing import Any, Optional
 
 from hyperflow.kvmhost import arp, domains
 from hyperflow.kvmhost.probe.evidence import UP
-from hyperflow.kvmhost.stage import BadRequest, Job, StageError
+from hyperflow.kvmhost.stage import BadRequest, Job, StageError, one_line
 
 POLL = 2.0  # seconds between two rounds of questions
 ANSWER = 1.0  # seconds one answer is waited for
@@ -327,5 +327,5 @@ def _said(status: dict[str, Any], stream: str) -> str:
 
 def _shown(text: str) -> str:
     """Keep what a guest says to the end of one line, its control characters shown and not obeyed."""
-    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(text.split()))
+    line = one_line(" ".join(text.split()))
     return line if len(line) <= SHOWN else f"...{line[-SHOWN:]}"
