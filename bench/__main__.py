@@ -56,6 +56,7 @@ def _download(name: str) -> Callable[[Path, Console], Result]:
 MEASURES: dict[str, Callable[[Path, Console], Result]] = {
     **{name: _conversion(name) for name in conversions.KINDS},
     **{name: _download(name) for name in downloads.GOALS},
+    "bandwidth_off_percent": lambda folder, console: downloads.measure_limit(data.disk(console), folder),
     "fix": guests.measure_fix,
     "migration": lambda folder, console: guests.measure_migration(console),
     "peak_rss_mib": lambda folder, console: memory.measure(data.disk(console), folder, console),

@@ -7,16 +7,21 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from bench import data, stages
-from bench.results import Result, of_pair
+from bench.results import Result, of_pair, of_values
 
 ROUNDS = 3
 RATE = 200_000_000  # bytes a second
 GOALS = {"download": 1.05, "download_decoded": 1.10}
+LIMIT = 50_000_000  # bytes a second, of all downloads on a host
+TOGETHER = 4
+OFF = 5.0  # percent
 
 
 def measure(name: str, disk: data.Disk, folder: Path) -> Result:
@@ -44,12 +49,39 @@ def measure(name: str, disk: data.Disk, folder: Path) -> Result:
     return of_pair(name, ours, peer, GOALS[name], notes)
 
 
+def measure_limit(disk: data.Disk, folder: Path) -> Result:
+    """Let four downloads, each a process of its own, share a limit; how far off it their rate is, in percent."""
+    off = []
+    limit = {"folder": str(folder / ".hyperflow"), "rates": [{"start": 0.0, "rate": LIMIT}]}
+    with serve(disk.path, folder, 1 << 40) as server, ThreadPoolExecutor(TOGETHER) as pool:
+        for _ in range(ROUNDS):
+            targets = [folder / f"staging-{number}" / "disk-1.vmdk" for number in range(TOGETHER)]
+            for target in targets:
+                target.parent.mkdir()
+            begun = time.monotonic()
+            list(pool.map(lambda to: download("download", server, disk, to, to.parent, bandwidth=limit), targets))
+            rate = TOGETHER * disk.path.stat().st_size / (time.monotonic() - begun)
+            off.append(abs(rate / LIMIT - 1) * 100)
+            for target in targets:
+                shutil.rmtree(target.parent)
+    notes = {"limit_bytes_per_second": LIMIT, "downloads": TOGETHER, "bytes_of_each": disk.path.stat().st_size}
+    return of_values("bandwidth_off_percent", off, OFF, "%", notes)
+
+
 def download(
-    name: str, server: tuple[str, str], disk: data.Disk, target: Path, folder: Path, *, watch: bool = False
+    name: str,
+    server: tuple[str, str],
+    disk: data.Disk,
+    target: Path,
+    folder: Path,
+    *,
+    watch: bool = False,
+    bandwidth: dict[str, Any] | None = None,
 ) -> stages.Ran:
     """Run the stage.
 
     :param server: what :func:`serve` gave
+    :param bandwidth: its limit, as the stage's option
     """
     decode = {"image": str(target.with_name("disk-0.qcow2")), "format": "qcow2"}
     options: dict[str, Any] = {
@@ -60,6 +92,7 @@ def download(
         "capacity_bytes": disk.virtual_bytes,
         "source": "bench",
         "decode": decode if name == "download_decoded" else None,
+        "bandwidth": bandwidth,
     }
     return stages.run("download", options, folder, watch=watch)
 

@@ -30,6 +30,10 @@ MEANINGS = {
         "`curl -o`",
     ),
     "download_decoded": ("the same, and the image made while the disk arrives", "`curl -o`, which makes no image"),
+    "bandwidth_off_percent": (
+        "four downloads that share a limit of 50 MB/s: how far their rate is off it, processes' starts included",
+        "-",
+    ),
     "fix": (
         "the lab's guest made bootable on virtio: appliance, fstab, initramfs of every kernel, GRUB",
         "`virt-v2v-in-place`",
@@ -38,7 +42,11 @@ MEANINGS = {
         "the demo's whole DAG, first task queued to last one done, boot proof included",
         "the sum of its stages' own seconds",
     ),
-    "peak_rss_mib": ("largest memory of any stage that moves data, on 1 GiB and on 8 GiB; the larger one", "-"),
+    "peak_rss_mib": (
+        "largest memory of any stage, of those that move data on 1 GiB and on 8 GiB; the appliance's and the guest's "
+        "own QEMU apart",
+        "-",
+    ),
     "manifest_ms": ("manifest of a VM with 64 disks, built and written", "-"),
     "dag_parse_1000_s": ("plans of 1,000 VMs read by Airflow's DAG processor", "-"),
     "dag_start_s": ("what one task of these reads when it starts", "-"),

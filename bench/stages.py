@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = "/usr/bin/python3"  # the host's own: the virtual environment has no guestfs
 
-# Runs a command as a child of its own and asks the kernel what that child, and those it waited for, had at their peak.
-_WATCH = """
-import resource, subprocess, sys
-status = subprocess.run(sys.argv[1:]).returncode
-print("peak", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
-sys.exit(status)
-"""
+LOOK = 0.05  # seconds between two looks at the memory of a stage's processes
 
 
 class BenchError(Exception):
@@ -36,7 +32,8 @@ class Ran:
 
     :param seconds: wall, the start of Python included
     :param cpu_seconds: of the stage and of the programs that it waited for
-    :param peak_kib: largest resident memory of the stage's process, or of a program that it started; 0 when not watched
+    :param peak_kib: largest resident memory of the stage's process, or of a program that it started, QEMU's virtual
+        machines apart; 0 when not watched
     :param observed: what it reported
     """
 
@@ -50,23 +47,53 @@ def run(stage: str, options: dict[str, Any], folder: Path, *, watch: bool = Fals
     """Run a stage to its end.
 
     :param folder: where its result goes
-    :param watch: measure its memory, which takes a process more
+    :param watch: measure its memory
     :raises BenchError: when it fails, with its log
     """
     result = folder / f"{stage}.json"
     command = [PYTHON, "-m", "hyperflow.kvmhost", stage, "--result", str(result)]
-    if watch:
-        command = [PYTHON, "-c", _WATCH, *command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "plugins")}
     begun, cpu = time.monotonic(), _cpu_of_children()
-    done = subprocess.run(
-        command, input=json.dumps(options), env=environment, capture_output=True, text=True, check=False
-    )
-    seconds, cpu = time.monotonic() - begun, _cpu_of_children() - cpu
-    if done.returncode != 0:
-        raise BenchError(f"stage {stage} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    peak = int(done.stderr.rsplit("peak ", 1)[1]) if watch else 0
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+        assert process.stdin is not None  # noqa: S101 - a pipe was asked for
+        with process.stdin as asked:
+            asked.write(json.dumps(options))
+        peak = _watch(process) if watch else 0
+        status = process.wait()
+        seconds, cpu = time.monotonic() - begun, _cpu_of_children() - cpu
+        log.seek(0)
+        if status != 0:
+            raise BenchError(f"stage {stage} failed:\n{log.read()[-4000:]}")
     return Ran(seconds, cpu, peak, json.loads(result.read_text())["observed"])
+
+
+def _watch(process: subprocess.Popen[str]) -> int:
+    """Look at a stage until it ends; the largest resident memory of any of its processes so far, in KiB.
+
+    The kernel keeps each process's own peak, so nothing that happens between two looks is missed but the very end.
+    """
+    peak = 0
+    while process.poll() is None:
+        peak = max([peak, *_peaks(process.pid)])
+        time.sleep(LOOK)
+    return peak
+
+
+def _peaks(pid: int) -> Iterator[int]:
+    """Peak of a process and of those that it started; a virtual machine's memory is the guest's."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it ended
+        return
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    if peak and not status.startswith("Name:\tqemu-system"):
+        yield int(peak[1])
+    for child in children:
+        yield from _peaks(int(child))
 
 
 def _cpu_of_children() -> float:

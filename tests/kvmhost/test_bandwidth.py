@@ -301,17 +301,18 @@ def throttle(
     return Throttle(Limit(folder, [RateFrom(*rate) for rate in rates]), now, lines.append, notes.append), lines, notes
 
 
-def test_bytes_come_at_the_rate_and_the_wait_is_measured(tmp_path: Path) -> None:
+def test_bytes_come_at_the_rate_and_the_wait_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     held, _, _ = throttle(tmp_path, (0, 10_000_000))
     read = held.reader(Source())
     buffer = memoryview(bytearray(1 << 20))
-    started = time.monotonic()
+    started = clock.passed
     count = 0
     while count < 5_000_000:
         count += read(buffer)
-    elapsed = time.monotonic() - started
-    assert count / elapsed <= 10_000_000 * 1.05
-    assert 0 < held.seconds <= elapsed
+    piece = 10_000_000 // 100
+    assert clock.passed - started == pytest.approx((count - piece) / 10_000_000), "the last piece is not waited for"
+    assert held.seconds == pytest.approx(clock.passed - started)
 
 
 def test_pieces_are_small_so_that_a_slow_limit_is_no_long_silence(tmp_path: Path) -> None:

@@ -183,6 +183,7 @@ class PreflightOperator(MigrationOperator):
             "staging_bytes": capacity + WORKING_SPACE,
             "output_bytes": capacity,
             "images": [migration.image(disk.id) for disk in facts.disks],
+            "guests": migration.guests_at_once or 1,
             "endpoints": [VsphereHook(migration.vcenter_connection).endpoint()],
             "domain": {
                 "name": migration.domain_name,

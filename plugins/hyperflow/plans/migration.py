@@ -53,6 +53,7 @@ class Migration(HostRun):
     cutover: Cutover
     drift: Literal["stop", "warn", "start-over"]
     decode_while_downloading: bool
+    guests_at_once: int | None = None  # on the host, by the plan's limits
     bandwidth: Bandwidth | None = None
 
     @property
@@ -128,6 +129,7 @@ def effective(plan: Plan, vm: PlannedVm, overrides: Overrides | None = None) -> 
         parallel_disks=limits.parallel_disks,
         decode_while_downloading=limits.decode_while_downloading,
         bandwidth=limits.bandwidth,
+        guests_at_once=plan.pools.guests_per_host,
     )
 
 

@@ -1,12 +1,14 @@
 """A guest made by somebody who means harm: its disks are looked at in the appliance, and nothing else is touched.
 
-Two starts of the appliance for all of it: one with a disk for each kind of harm, one that fixes a guest full of it.
+Three starts of the appliance for all of it: one with a disk for each kind of harm, one that fixes a guest full of it,
+one that a guest's file system takes down.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 
 from tests.kvmhost.guest import phony
 from tests.kvmhost.stages import running
-from tests.kvmhost.stages.test_fix import options
+from tests.kvmhost.stages.test_fix import appliances, options
 
 ROOT = Path(__file__).resolve().parents[3]
 SHADOW = "root:$6$salt$hash:19000:0:99999:7:::\n"
@@ -44,6 +46,12 @@ overlays, asked, told = [Path(path) for path in json.loads(sys.argv[1])], json.l
 with Appliance(overlays, Job("inspect")) as handle:
     roots = handle.inspect_os()
     for overlay, device in zip(overlays, handle.list_devices()):
+        if overlay.stem.startswith("spoiled"):
+            state = tried(inspection._state, handle, device)
+            mounted = tried(handle.mount, device, "/")
+            told[overlay.stem] = {"state": state, "mounted": mounted, "root": device in roots}
+            handle.umount_all()
+            continue
         facts = tried(inspection._operating_system, handle, device) if device in roots else None
         handle.mount(device, "/")
         files = GuestFiles(handle)
@@ -82,6 +90,45 @@ def disk(path: Path, number: int, files: dict[str, Any], links: dict[str, str] |
     return phony.disk(path, {**usual, **plain}, links, uuid=phony.UUID.replace("6f1a", f"{0x7000 + number:04x}"))
 
 
+def debugfs(disk: Path, *requests: str) -> str:
+    """Have debugfs do this to the file system; what it says."""
+    told = ""
+    for request in requests:
+        done = subprocess.run(["debugfs", "-w", "-R", request, str(disk)], check=True, capture_output=True, text=True)
+        told += done.stdout
+    return told
+
+
+def scribble(disk: Path, block: int) -> None:
+    """Fill a block of 1 KiB, or the first of it where blocks are larger, with what no file system writes."""
+    (size,) = re.findall(r"^Block size:\s+(\d+)", debugfs(disk, "stats"), re.MULTILINE)
+    with disk.open("r+b") as file:
+        file.seek(block * int(size))
+        file.write(b"\xa5" * int(size))
+
+
+def spoiled_superblock(path: Path) -> Path:
+    """A file system that says it has 2^48 blocks, on a disk of 256 MiB."""
+    debugfs(disk(path, 10, {}), f"set_super_value blocks_count {1 << 48}")
+    return path
+
+
+def spoiled_journal(path: Path) -> Path:
+    """A file system whose journal has to be replayed and is noise."""
+    first = debugfs(disk(path, 11, {}), "bmap <8> 0")
+    debugfs(path, "feature needs_recovery")
+    scribble(path, int(first))
+    return path
+
+
+def spoiled_inodes(path: Path) -> Path:
+    """A file system whose root is noise, and that asks the kernel to panic when it sees an error."""
+    (block,) = re.findall(r"located at block (\d+)", debugfs(disk(path, 12, {}), "imap <2>"))
+    subprocess.run(["tune2fs", "-e", "panic", str(path)], check=True, capture_output=True)
+    scribble(path, int(block))
+    return path
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What was said of each hostile disk, all in one appliance."""
@@ -91,6 +138,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     shadows = {"etc/fstab": "/etc/shadow", "etc/hostname": "/etc/shadow", "etc/crypttab": "shadow"}
     odd = b'ID="$(reboot)"\nVERSION_ID="../../12"\nPRETTY_NAME="a\x1b[2Jb\xe2\x80\xae`id`\xfc"\n'
     disks = {
+        "spoiled-superblock": spoiled_superblock(folder / "spoiled-superblock.raw"),
+        "spoiled-journal": spoiled_journal(folder / "spoiled-journal.raw"),
         "fifo": disk(folder / "fifo.raw", 0, dict.fromkeys(every, os.mkfifo)),
         "absurd": disk(folder / "absurd.raw", 1, dict.fromkeys(every, absurd)),
         "shadow": disk(folder / "shadow.raw", 2, {}, {**shadows, "etc/climbing": climbing}),
@@ -122,7 +171,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path: phony.digest(path) for path in disks.values()} == before, "the staged files are never written to"
     answer: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    for overlay in overlays:
+    for overlay in overlays[2:]:
         answer[overlay.stem]["shadow"] = phony.read(overlay, "/etc/shadow").decode()
     return answer
 
@@ -161,6 +210,26 @@ def test_odd_words_of_a_guest_are_data(told: dict[str, dict[str, Any]]) -> None:
     for what in ("said", "written"):
         assert "/etc/crypttab: Too many levels of symbolic links" in told["odd"][what]["/etc/crypttab"]
     assert "no regular file, expected one or nothing" in told["odd"]["written"]["/etc/climbing"], "it leads nowhere"
+
+
+@pytest.mark.parametrize("spoiled", ["spoiled-superblock", "spoiled-journal"])
+def test_a_spoiled_file_system_is_not_mounted_and_the_disks_beside_it_are_read(
+    told: dict[str, dict[str, Any]], spoiled: str
+) -> None:
+    assert not told[spoiled]["root"]
+    assert told[spoiled]["mounted"].startswith("RuntimeError: mount"), told[spoiled]
+    assert told["odd"]["facts"]["type"] == "linux"
+
+
+def test_a_file_system_that_takes_the_kernel_down_takes_the_appliance_only(tmp_path: Path) -> None:
+    source = spoiled_inodes(tmp_path / "guest.raw")
+    before = phony.digest(source)
+    result = running.run("fix", options(tmp_path, [source]))
+    assert result["exit_status"] == 1
+    assert "/dev/sda" in result["error"]["message"]
+    assert phony.digest(source) == before
+    assert appliances(tmp_path / "work") == []
+    assert not (tmp_path / "work/fix").exists()
 
 
 @pytest.fixture(scope="module")

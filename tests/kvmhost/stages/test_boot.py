@@ -1,7 +1,7 @@
 """The boot proof, with QEMU and libguestfs for real.
 
 The guests here are a root file system whose first sector is a program: it writes a text to the serial port and
-halts. That is enough to see every way in which a guest does not come up; one that does is in tests/lab.
+halts. One that comes up is in tests/lab; more ways in which one does not are in kvmhost/test_watch.py.
 """
 
 from __future__ import annotations
@@ -22,8 +22,15 @@ UUID = "6f1a0b52-57c1-4e0e-9d0c-6f6a2f1b7c11"
 TEXT_AT = acceleration.boot_sector().index(acceleration.WORD)  # where the text of the boot sector starts
 
 
-def image(folder: Path, console: bytes | None, systemd: bool = True) -> Path:
-    """Make a root file system that writes ``console`` when it is booted; that cannot be booted when it is None."""
+def saying(console: bytes) -> bytes:
+    """Make a boot sector that writes ``console`` to the serial port."""
+    sector = acceleration.boot_sector()[:TEXT_AT] + console + b"\0"
+    assert len(sector) <= 510
+    return sector.ljust(510, b"\0") + b"\x55\xaa"
+
+
+def image(folder: Path, console: bytes, systemd: bool = True) -> Path:
+    """Make a root file system that writes ``console`` when it is booted."""
     tree = folder / "tree"
     (tree / "etc").mkdir(parents=True)
     (tree / "usr/lib/systemd").mkdir(parents=True)
@@ -31,11 +38,8 @@ def image(folder: Path, console: bytes | None, systemd: bool = True) -> Path:
         (tree / "usr/lib/systemd/systemd").write_text("")
     path = folder / "disk.raw"
     subprocess.run(["mke2fs", "-q", "-t", "ext4", "-U", UUID, "-d", str(tree), str(path), "64M"], check=True)
-    if console is not None:
-        sector = acceleration.boot_sector()[:TEXT_AT] + console + b"\0"
-        assert len(sector) <= 510
-        with path.open("r+b") as file:
-            file.write(sector.ljust(510, b"\0") + b"\x55\xaa")  # ext4 leaves its first 1024 bytes to boot loaders
+    with path.open("r+b") as file:
+        file.write(saying(console))  # ext4 leaves its first 1024 bytes to boot loaders
     return path
 
 
@@ -64,49 +68,20 @@ def emulators(work: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("console", "reason"),
-    [
-        (b"Begin: Mounting root\r\nALERT! /dev/sda1 does not exist.\r\n(initramfs) ", "stopped in its initramfs"),
-        (b"[ 1.0] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n", "kernel panicked"),
-        (b"error: no such device: 1234.\r\nEntering rescue mode...\r\ngrub rescue> ", "did not find its files"),
-        (b"You are in emergency mode. After logging in, type\r\n", "emergency mode"),
-        (None, "the firmware found nothing to boot"),
-    ],
-    ids=["initramfs", "panic", "grub", "emergency", "no-boot-loader"],
-)
-def test_a_guest_at_a_dead_end_fails_at_once_with_the_reason(
-    tmp_path: Path, console: bytes | None, reason: str
-) -> None:
+def test_a_guest_at_a_dead_end_fails_at_once_with_the_reason(tmp_path: Path) -> None:
+    console = b"Begin: Mounting root\r\nALERT! /dev/sda1 does not exist.\r\n(initramfs) "
     disk = image(tmp_path, console)
     before = hashlib.sha256(disk.read_bytes()).hexdigest()
 
     result = running.run("boot", options(disk))
 
     assert result["exit_status"] == 1
-    assert reason in result["error"]["message"]
+    assert "stopped in its initramfs" in result["error"]["message"]
+    assert result["error"]["message"].endswith("ALERT! /dev/sda1 does not exist. | (initramfs)")
     assert (tmp_path / "boot/screenshot.png").read_bytes().startswith(b"\x89PNG")
-    if console is not None:
-        last = console.decode().split("\r\n")[-1].strip() or console.decode().split("\r\n")[-2]
-        assert last in result["error"]["message"]
-        assert console in (tmp_path / "boot/console.log").read_bytes()
+    assert console in (tmp_path / "boot/console.log").read_bytes()
     assert hashlib.sha256(disk.read_bytes()).hexdigest() == before
     assert not (tmp_path / "work/boot").exists()
-
-
-def test_a_guest_that_says_nothing_is_given_up_after_the_silence_that_is_allowed(tmp_path: Path) -> None:
-    result = running.run("boot", options(image(tmp_path, b""), silence_seconds=5))
-
-    assert result["exit_status"] == 1
-    assert "gave no sign of life" in result["error"]["message"]
-
-
-def test_a_guest_with_systemd_that_shows_a_login_prompt_is_not_up_until_the_probe_says_so(tmp_path: Path) -> None:
-    result = running.run("boot", options(image(tmp_path, b"\r\nweb01 login: "), timeout_seconds=15))
-
-    assert result["exit_status"] == 1
-    assert "was not up after" in result["error"]["message"]
-    assert "web01 login:" in result["error"]["message"]
 
 
 def test_a_guest_without_systemd_is_believed_by_its_login_prompt_with_a_warning(tmp_path: Path) -> None:
@@ -116,15 +91,6 @@ def test_a_guest_without_systemd_is_believed_by_its_login_prompt_with_a_warning(
     assert result["observed"]["evidence"]["state"] == "login prompt"
     assert result["observed"]["accelerator"] in ("kvm", "tcg")
     assert any("no systemd" in warning for warning in result["warnings"])
-
-
-def test_an_answer_with_another_nonce_proves_nothing(tmp_path: Path) -> None:
-    said = b"hyperflow-probe 00ff begin \nhyperflow-probe 00ff state 72756e6e696e67\nhyperflow-probe 00ff end \n"
-
-    result = running.run("boot", options(image(tmp_path, said), timeout_seconds=10))
-
-    assert result["exit_status"] == 1
-    assert "was not up after" in result["error"]["message"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
@@ -144,6 +110,7 @@ def test_the_guest_ends_with_the_stage(tmp_path: Path, number: signal.Signals) -
         time.sleep(0.1)
     if number == signal.SIGTERM:
         assert not (tmp_path / "work/boot").exists()
+        return
     again = running.run("boot", options(disk, timeout_seconds=5))
     assert "was not up after" in again["error"]["message"], "a rerun starts over the leftovers"
 

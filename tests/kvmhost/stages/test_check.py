@@ -42,7 +42,12 @@ def test_a_host_that_is_ready_is_described(tmp_path: Path) -> None:
 
 
 def test_every_fault_is_told_at_once_with_what_to_do(tmp_path: Path) -> None:
-    wrong = options(tmp_path, staging_directory="/proc/nowhere", endpoints=["127.0.0.1:1", "no-such-host.invalid:443"])
+    wrong = options(
+        tmp_path,
+        staging_directory="/proc/nowhere",
+        endpoints=["127.0.0.1:1", "no-such-host.invalid:443"],
+        guests=100_000,
+    )
 
     result = running.run("check", wrong)
 
@@ -52,7 +57,9 @@ def test_every_fault_is_told_at_once_with_what_to_do(tmp_path: Path) -> None:
     assert "127.0.0.1:1: " in message
     assert "no-such-host.invalid:443: " in message
     assert "open the way from this host" in message
-    assert result["log"].count("not ready: ") == 4, "three, and no space on /proc"
+    assert "expected 128000000 or more, 1280 for each of the 100000 guest(s) at once" in message
+    assert "lower pools.guests_per_host" in message
+    assert result["log"].count("not ready: ") == 5, "four, and no space on /proc"
 
 
 def test_staging_and_output_on_one_file_system_are_added_up(tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, Optional
 
 from hyperflow.kvmhost import acceleration, commands, domains, firmware
+from hyperflow.kvmhost.guest.appliance import MEMORY_MB
 from hyperflow.kvmhost.hardware import MAC, Nic, mac
 from hyperflow.kvmhost.progress import size
 from hyperflow.kvmhost.stage import BadRequest, Job, StageError
 
 REACH = 10.0  # seconds for an endpoint to answer
-APPLIANCE_MB = 1024  # what libguestfs and a small guest need beside each other
 # Per program: what asks for its version, and the packages that bring it on Debian and Ubuntu, and on RHEL and Fedora.
 PROGRAMS = {
     "qemu-img": (["--version"], "qemu-utils", "qemu-img"),
@@ -62,6 +62,7 @@ class Options:
     :param endpoints: ``host:port`` of every ESXi and vCenter that disks come from
     :param images: the final images; none may be a disk of a domain already
     :param domain: None when none will be defined
+    :param guests: how many are inspected, fixed or booted here at once, by the plan's limits
     """
 
     staging_directory: Path
@@ -71,6 +72,7 @@ class Options:
     endpoints: list[str] = field(default_factory=list)
     images: list[Path] = field(default_factory=list)
     domain: Optional[DomainPlan] = None  # noqa: UP045 - read at run time, by Python 3.9 too
+    guests: int = 1
     uri: str = field(default="qemu:///system")
 
 
@@ -89,7 +91,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
         "acceleration": _acceleration(faults, job),
         "python": platform.python_version(),
         "cpus": os.cpu_count() or 1,
-        **_memory(job),
+        **_memory(options.guests, faults, job),
         "space": _space(options, faults),
         "endpoints": _endpoints(options.endpoints, faults),
         "domain": _domain(options, faults, job),
@@ -167,11 +169,18 @@ def _acceleration(faults: list[str], job: Job) -> dict[str, str]:
     return {"kind": found.kind, "reason": found.reason}
 
 
-def _memory(job: Job) -> dict[str, int]:
+def _memory(guests: int, faults: list[str], job: Job) -> dict[str, int]:
+    """Compare what there is with what the appliances of ``guests`` take, which is the least that they need."""
     text = Path("/proc/meminfo").read_text()
     total, available = (int(text.partition(f"{key}:")[2].split()[0]) // 1024 for key in ("MemTotal", "MemAvailable"))
-    if available < APPLIANCE_MB:
-        job.warn(f"memory: found {available} MiB available, expected {APPLIANCE_MB} or more for appliance and guest")
+    if total < guests * MEMORY_MB:
+        faults.append(
+            f"memory: found {total} MiB, expected {guests * MEMORY_MB} or more, {MEMORY_MB} for each of the "
+            f"{guests} guest(s) at once that the plan allows; lower pools.guests_per_host there, then run "
+            "'./hyperflow limits apply PLAN'"
+        )
+    elif available < MEMORY_MB:
+        job.warn(f"memory: found {available} MiB available, expected {MEMORY_MB} or more for the guest's appliance")
     return {"memory_mb": total, "memory_available_mb": available}
 
 

@@ -1,0 +1,74 @@
+"""A booting guest, watched: every way in which it does not come up is told, by a QEMU that runs for real.
+
+The guests are a boot sector that writes a text to the serial port and halts. The whole boot proof, with the probe that
+libguestfs puts into a guest, is in stages/test_boot.py; a guest that comes up is in tests/lab.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hyperflow.kvmhost import acceleration
+from hyperflow.kvmhost.hardware import Hardware, qemu_arguments
+from hyperflow.kvmhost.probe import watch
+from hyperflow.kvmhost.probe.machine import Machine
+from hyperflow.kvmhost.stage import Job, StageError
+
+from tests.kvmhost.stages.test_boot import saying
+
+NONCE = "00112233445566778899aabbccddeeff"
+
+
+def failure(folder: Path, console: bytes | None, **changes: Any) -> str:
+    """Boot a guest that says this, one without a boot loader when it is None; why it is given up."""
+    disk = folder / "disk.raw"
+    disk.write_bytes(saying(console) if console is not None else b"")
+    with disk.open("r+b") as file:
+        file.truncate(16 << 20)
+    drive = {"driver": "raw", "file": {"driver": "file", "filename": str(disk)}}
+    emulator = str(acceleration.find_emulator())
+    job = Job("boot")
+    arguments = qemu_arguments(Hardware("bios", 1, 256), [drive], acceleration.detect(job))
+    wanted = {"nonce": NONCE, "expect": {}, "macs": [], "timeout": 120, "silence": 60, **changes}
+    with (
+        Machine([emulator, "-display", "none", "-no-reboot", *arguments], folder, folder / "console.log") as machine,
+        pytest.raises(StageError) as raised,
+    ):
+        watch.Watch(machine, watch.Expectation(**wanted), job).until_up()
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("console", "reason"),
+    [
+        (b"[ 1.0] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n", "kernel panicked"),
+        (b"error: no such device: 1234.\r\nEntering rescue mode...\r\ngrub rescue> ", "did not find its files"),
+        (b"You are in emergency mode. After logging in, type\r\n", "emergency mode"),
+    ],
+    ids=["panic", "grub", "emergency"],
+)
+def test_a_dead_end_is_told_with_the_last_line_before_it(tmp_path: Path, console: bytes, reason: str) -> None:
+    told = failure(tmp_path, console)
+    assert reason in told
+    assert told.endswith(console.decode().rstrip().split("\r\n")[-1])
+
+
+def test_a_disk_without_a_boot_loader_is_told_from_the_screen(tmp_path: Path) -> None:
+    assert "the firmware found nothing to boot" in failure(tmp_path, None)
+
+
+def test_a_guest_that_says_nothing_is_given_up_after_the_silence_that_is_allowed(tmp_path: Path) -> None:
+    assert "gave no sign of life" in failure(tmp_path, b"", silence=5)
+
+
+def test_a_guest_that_shows_a_login_prompt_is_not_up_until_the_probe_says_so(tmp_path: Path) -> None:
+    told = failure(tmp_path, b"\r\nweb01 login: ", timeout=12)
+    assert "was not up after" in told
+    assert "web01 login:" in told
+
+
+def test_an_answer_with_another_nonce_proves_nothing(tmp_path: Path) -> None:
+    said = b"hyperflow-probe 00ff begin \nhyperflow-probe 00ff state 72756e6e696e67\nhyperflow-probe 00ff end \n"
+    assert "was not up after" in failure(tmp_path, said, timeout=12)
