@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import re
 import stat
 import xml.etree.ElementTree as ET
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,30 @@ def virsh(uri: str, *arguments: str) -> str:
         message = " ".join(done.stderr.split()) or f"status {done.returncode}"
         raise StageError(f"virsh {arguments[0]}: {message.replace('error: ', '')}")
     return str(done.stdout)
+
+
+ADDRESS_SOURCES = ("lease", "agent", "arp")  # libvirt's own DHCP, the guest's word, what this host has heard
+
+
+def addresses_of(uri: str, uuid: str, macs: Collection[str]) -> dict[str, str]:
+    """Ask libvirt which IPv4 addresses a running domain has, as a guest with DHCP got them on this side.
+
+    :param macs: the domain's own; what a guest agent says of others, such as of containers in the guest, is left out
+    :return: address -> MAC; nothing when nobody knows any
+    """
+    found: dict[str, str] = {}
+    for source in ADDRESS_SOURCES:
+        try:
+            rows = virsh(uri, "domifaddr", uuid, "--full", "--source", source).splitlines()
+        except StageError:  # no agent in it, or a libvirt that does not know the source
+            continue
+        for row in rows:
+            fields = row.split()
+            if len(fields) != 4 or fields[2] != "ipv4" or fields[1].lower() not in macs:
+                continue
+            with contextlib.suppress(ValueError):  # the agent's words are the guest's
+                found.setdefault(str(ipaddress.IPv4Address(fields[3].partition("/")[0])), fields[1].lower())
+    return found
 
 
 def every_domain(uri: str) -> list[Domain]:

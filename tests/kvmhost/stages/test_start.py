@@ -52,7 +52,7 @@ def bridge() -> Iterator[str]:
 
 def answer(bridge: str, domain_macs: list[str], mac: str | None) -> Answer:
     options = Options(uuid="", vm="vm", timeout_seconds=1, addresses=[Address(ADDRESS, mac)])
-    return start._asked(options, dict.fromkeys(domain_macs, bridge), Job("start"))[f"address {ADDRESS}"]()
+    return start._asked(options, dict.fromkeys(domain_macs, bridge), domain_macs, Job("start"))[f"address {ADDRESS}"]()
 
 
 @pytest.mark.parametrize("mac", [MAC.upper(), None])
@@ -117,6 +117,8 @@ elif words[0] == "domstate":
     print(read("state").decode() or "shut off")
 elif words[0] == "start":
     open("state", "w").write("running")
+elif words[0] == "domifaddr":
+    print(read(words[-1] + "-addresses").decode(), end="")
 elif words[0] == "dominfo":
     print("Autostart:      enable")
 elif words[0] == "qemu-agent-command":
@@ -188,16 +190,52 @@ def closed() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-@pytest.mark.parametrize("more", [{}, {"guest_agent": True}, {"command": ["/bin/true"]}])
-def test_ports_without_an_address_to_ask_them_on_are_refused_and_nothing_is_started(
-    target: Target, more: dict[str, Any]
+def test_ports_of_a_target_without_an_interface_are_refused_and_nothing_is_started(
+    target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(BadRequest, match=r"found 443, 22 and no address.*cutover\.health\.addresses") as refused:
-        target.start(ports=[443, 22], **more)
-    assert not (target.folder / "log").exists()
+    target.program("virsh", (target.folder / "virsh").read_text().replace(f"<mac address='{MAC}'/>", ""))
+    with pytest.raises(BadRequest, match=r"found 443, 22 and no address.*web01 has no network interface") as refused:
+        target.start(ports=[443, 22])
+    assert "start" not in target.calls()
     found = find(f"start on kvm01: {refused.value}")
     assert found is not None
-    assert "cutover.health.addresses" in found.what_to_do
+    assert "cutover.health.command" in found.what_to_do
+
+
+AGENT_SAYS = (
+    " lo         00:00:00:00:00:00    ipv4         127.0.0.9/8\n"
+    f" eth0       {MAC}    ipv4         {LOCAL}/24\n"
+    " -          -                    ipv6         fe80::1/64\n"
+)
+
+
+def test_ports_of_a_guest_with_dhcp_are_asked_on_the_address_that_libvirt_knows(target: Target, listener: int) -> None:
+    (target.folder / "agent-addresses").write_text(AGENT_SAYS)
+    assert target.start(ports=[listener])["answers"] == {f"ports {listener}": f"{LOCAL}:{listener} accepts"}
+
+
+@pytest.mark.parametrize("says", ["", AGENT_SAYS.replace(MAC, OTHER), f" eth0 {MAC} ipv4 ../../etc/24\n"])
+def test_without_an_address_of_its_own_a_target_with_ports_is_not_well(
+    target: Target, listener: int, says: str
+) -> None:
+    (target.folder / "agent-addresses").write_text(says)
+    assert "libvirt knows no address of it" in target.why_not(ports=[listener])
+
+
+def test_each_port_must_accept_on_the_address_that_is_found(target: Target, listener: int, closed: int) -> None:
+    (target.folder / "lease-addresses").write_text(AGENT_SAYS)
+    assert target.why_not(ports=[listener, closed]) == (f"ports {listener}, {closed} ({LOCAL}: Connection refused)")
+
+
+def test_a_found_address_that_another_machine_answers_for_is_no_answer_of_the_target(
+    target: Target, bridge: str, listener: int
+) -> None:
+    """The agent's word is the guest's: where there is a bridge, it is asked who has the address."""
+    (target.folder / "agent-addresses").write_text(f" eth0 {OTHER} ipv4 {ADDRESS}/24\n")
+    options = Options(uuid=UUID, vm="vm-1", timeout_seconds=1, ports=[listener])
+    (question,) = start._asked(options, {OTHER: bridge}, [OTHER], Job("start")).values()
+    with pytest.raises(StageError, match=f"{MAC} answers on {BRIDGE}, expected {OTHER}"):
+        question()
 
 
 def test_a_port_is_asked_also_where_the_domain_is_on_no_bridge(target: Target, listener: int) -> None:

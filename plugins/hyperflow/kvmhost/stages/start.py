@@ -8,7 +8,7 @@ import shlex
 import socket
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -40,7 +40,8 @@ class Options:
 
     :param vm: whose domain it must be
     :param addresses: asked by ARP on the bridge of the domain's networks
-    :param ports: TCP, asked from this host on each address, on a bridge or not
+    :param ports: TCP, asked from this host on each address, on a bridge or not; without addresses on one that libvirt
+        finds the domain to have, as with DHCP
     :param guest_agent: the QEMU guest agent must answer
     :param target_state: systemd in the guest must have come to its target, as the guest agent tells
     :param command: a program and its arguments; run by the guest agent, it must end with 0. None when empty
@@ -80,18 +81,19 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     A domain that runs already, from an earlier try, is only asked.
 
     :return: ``{"name", "uuid", "seconds", "was_running", "answers": {what: answer}, "asked": [what], "autostart"}``
-    :raises BadRequest: the domain is not there, or another's, or its ports cannot be asked; nothing was started
+    :raises BadRequest: the domain is not there, or another's, or it has no interface to ask ports on; nothing was
+        started
     :raises StageError: it does not start, stops again, or does not answer in time
     """
-    _require_askable(options)
     domain = _own_domain(options)
+    _require_askable(options, domain)
     was_running = _state(options) == "running"
     if not was_running:
         job.log(f"start: starting {domain.name}")
         domains.virsh(options.uri, "start", options.uuid.lower())
     begun = time.monotonic()
     bridges = _bridges(domains.virsh(options.uri, "dumpxml", options.uuid.lower()))
-    asked = _asked(options, bridges, job)
+    asked = _asked(options, bridges, domain.macs, job)
     told = begun
     while True:
         state = _state(options)
@@ -138,12 +140,13 @@ def _start_with_host(options: Options, job: Job) -> bool:
     )
 
 
-def _require_askable(options: Options) -> None:
+def _require_askable(options: Options, domain: domains.Domain) -> None:
     """Refuse ports that would be asked nowhere: the target would count as well without them."""
-    if options.ports and not options.addresses:
+    if options.ports and not options.addresses and not domain.macs:
         raise BadRequest(
-            f"options.ports: found {', '.join(map(str, options.ports))} and no address to ask them on. Name those of "
-            "the guest in the plan, cutover.health.addresses: none was found in it, as with DHCP, or none is wanted"
+            f"options.ports: found {', '.join(map(str, options.ports))} and no address to ask them on: domain "
+            f"{domain.name} has no network interface. Ask a command in the guest in their place, "
+            "cutover.health.command in the plan"
         )
 
 
@@ -176,7 +179,7 @@ def _bridges(xml: str) -> dict[str, str]:
     return found
 
 
-def _asked(options: Options, bridges: dict[str, str], job: Job) -> dict[str, Question]:
+def _asked(options: Options, bridges: dict[str, str], macs: Collection[str], job: Job) -> dict[str, Question]:
     """Make the questions: what is asked -> who asks it."""
     asked: dict[str, Question] = {}
     for one in options.addresses:
@@ -188,6 +191,8 @@ def _asked(options: Options, bridges: dict[str, str], job: Job) -> dict[str, Que
             job.warn(f"address {one.address}: the domain is on no bridge of this host, so it cannot be asked{doubt}")
         for port in options.ports:
             asked[f"port {one.address}:{port}"] = _port_question(one.address, port)
+    if options.ports and not options.addresses:
+        asked[f"ports {', '.join(map(str, options.ports))}"] = _found_question(options, bridges, macs)
     if options.guest_agent:
         asked["guest agent"] = _agent_question(lambda: _ping(options))
     if options.target_state:
@@ -215,6 +220,31 @@ def _address_question(one: Address, bridges: list[str], own: list[str]) -> Quest
             if mac is not None:
                 return Answer(f"{one.address} at {mac}")
         return Answer("nobody has it", well=False)
+
+    return ask
+
+
+def _found_question(options: Options, bridges: dict[str, str], macs: Collection[str]) -> Question:
+    """Ask the ports on whichever address libvirt finds the domain to have: all of them must accept on one."""
+
+    def ask() -> Answer:
+        found = domains.addresses_of(options.uri, options.uuid.lower(), macs)
+        if not found:
+            return Answer(
+                "libvirt knows no address of it, neither by a lease of its own DHCP nor by the guest agent; name them "
+                "in the plan, cutover.health.addresses",
+                well=False,
+            )
+        tried = []
+        for address, mac in found.items():
+            questions = [_port_question(address, port) for port in options.ports]
+            if mac in bridges:  # that it is this guest's: what an agent says is the guest's word
+                questions.insert(0, _address_question(Address(address, mac), [bridges[mac]], [mac]))
+            answers = [question() for question in questions]
+            if all(answer.well for answer in answers):
+                return Answer(", ".join(answer.words for answer in answers))
+            tried.append(f"{address}: {', '.join(answer.words for answer in answers if not answer.well)}")
+        return Answer("; ".join(tried), well=False)
 
     return ask
 
