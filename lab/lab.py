@@ -127,6 +127,14 @@ def up(say: Say, small_vms: int = 0) -> None:
 
 def down() -> None:
     """End every part and remove what migrations left in the lab."""
+    stop()
+    where = folders()
+    if where.state.exists():
+        shutil.rmtree(where.state)
+
+
+def stop() -> None:
+    """End every part; its files, Airflow's logs among them, stay."""
     where = folders()
     airflow.stop(where.state)
     processes.end_marked(f"HYPERFLOW_JOB={where.state}/".encode())
@@ -136,8 +144,6 @@ def down() -> None:
     kvmhost.stop(where.host)
     if (running_vcenter := vcenter.running(where.vcenter)) is not None:
         vcenter.stop(running_vcenter)
-    if where.state.exists():
-        shutil.rmtree(where.state)
 
 
 def reset() -> None:

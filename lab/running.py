@@ -151,7 +151,7 @@ class RunningLab:
 
 @contextmanager
 def running_lab(state: Path) -> Iterator[RunningLab]:
-    """Bring the lab up in a folder of its own, and end all of it."""
+    """Bring the lab up in a folder of its own, and end all of it; its files stay, for who looks for a reason."""
     before = os.environ.get("HYPERFLOW_LAB")
     os.environ["HYPERFLOW_LAB"] = str(state)
     _let_through(state)
@@ -163,7 +163,7 @@ def running_lab(state: Path) -> Iterator[RunningLab]:
         assert host is not None
         yield RunningLab(folders, AirflowApi(state / "airflow.json"), source, host)
     finally:
-        lab.down()
+        lab.stop()
         os.environ.pop("HYPERFLOW_LAB")
         if before is not None:
             os.environ["HYPERFLOW_LAB"] = before

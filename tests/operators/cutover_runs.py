@@ -252,6 +252,7 @@ def told(dag: DAG, name: str) -> dict[str, Any]:
     """Run a DAG, and say what it came to: its tasks, the record, the source, the target."""
     run = dag.test()
     states = {ti.task_id: str(ti.state) for ti in run.get_task_instances()}
+    taken_back = {ti.task_id: ti.xcom_pull(task_ids=ti.task_id) for ti in run.get_task_instances()}.get("rollback")
     failures = {ti.task_id: ti.xcom_pull(task_ids=ti.task_id, key="failure") for ti in run.get_task_instances()}
     text = StoredVariable.get(key_of(f"migrate.cutovers.{name}"), default_var=None)
     variable = json.loads(text)["phase"] if text and text.startswith("{") else text
@@ -262,6 +263,7 @@ def told(dag: DAG, name: str) -> dict[str, Any]:
             "states": states,
             "failures": {key: value["message"] for key, value in failures.items() if value},
             "phase": variable,
+            "taken_back": taken_back,
             "source": power_state(session, moref),
             "name": facts.name,
             "nics": [(nic["start_connected"], nic["connected"]) for nic in connections(session, moref)],

@@ -119,6 +119,7 @@ def test_what_fails_before_the_target_is_well_is_taken_back(runs: Runs) -> None:
     done, _ = runs["fails"]
     assert (done["states"]["rollback"], done["phase"]) == ("success", "rolled back")
     assert (done["source"], done["nics"]) == ("poweredOn", AS_BUILT)
+    assert (done["taken_back"]["guest"], done["taken_back"]["warnings"]) == (True, []), "its guest answers again"
 
 
 def test_what_fails_after_the_target_was_well_stops_it_no_more(runs: Runs) -> None:

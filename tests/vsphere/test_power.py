@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hyperflow.operators.rollback import guest_of
 from hyperflow.vsphere import power
 from hyperflow.vsphere.errors import (
     NotFound,
@@ -19,12 +22,21 @@ from hyperflow.vsphere.errors import (
     WrongPowerState,
 )
 from hyperflow.vsphere.inventory import find_vm
-from hyperflow.vsphere.power import power_off, power_on, power_state, require_reachable, shut_down_guest
+from hyperflow.vsphere.power import (
+    power_off,
+    power_on,
+    power_state,
+    require_reachable,
+    shut_down_guest,
+    wait_for_guest,
+)
 from hyperflow.vsphere.power_events import server_time, switched_on_since
 from hyperflow.vsphere.properties import retrieve
 from hyperflow.vsphere.session import Session
 from hyperflow.vsphere.snapshot import wait_for_task
 from pyVmomi import vim
+
+TOOLS = "guest.toolsRunningStatus"
 
 
 @pytest.fixture
@@ -111,6 +123,45 @@ def test_switching_off_and_on_is_read_back_and_can_be_repeated(session: Session,
     assert power_on(session, cutover).changed
     assert admin.machine(cutover)["power_state"] == "poweredOn"
     assert not power_on(session, cutover).changed
+
+
+def test_a_guest_that_was_switched_on_is_up_when_its_tools_run(session: Session, cutover: str) -> None:
+    left: list[int] = []
+    power_off(session, cutover)
+    power_on(session, cutover)
+    assert wait_for_guest(session, cutover, 60, left.append)
+    assert left[0] == 60
+    (vm,) = retrieve(session, [session.object(vim.VirtualMachine, cutover)], {vim.VirtualMachine: [TOOLS]})
+    assert vm.get(TOOLS) == "guestToolsRunning"
+
+
+def test_a_guest_whose_tools_do_not_run_is_given_up(session: Session, admin: Any, cutover: str) -> None:
+    power_off(session, cutover)
+    admin.post("/machines/faults", {"vm": "cutover", "kind": "no-tools"})
+    power_on(session, cutover)
+    assert not wait_for_guest(session, cutover, 1.5)
+
+
+def test_a_guest_that_goes_off_again_is_not_waited_for(session: Session, cutover: str) -> None:
+    power_off(session, cutover)
+    with pytest.raises(WrongPowerState, match=r"was switched on, and is poweredOff again"):
+        wait_for_guest(session, cutover, 60)
+
+
+@pytest.mark.parametrize("fault", [None, "no-tools"])
+def test_a_source_that_is_taken_back_runs_when_its_guest_answers_as_before(
+    session: Session, admin: Any, cutover: str, monkeypatch: pytest.MonkeyPatch, fault: str | None
+) -> None:
+    monkeypatch.setattr(power, "GUEST_LIMIT", 1.5 if fault else 60)
+    power_off(session, cutover)
+    if fault:
+        admin.post("/machines/faults", {"vm": "cutover", "kind": fault})
+    power_on(session, cutover)
+    record = {"name": "cutover", "moref": cutover, "power": "poweredOn", "tools": True}
+    task: Any = SimpleNamespace(log=logging.getLogger(__name__))
+    found, told = guest_of(task, session, record)
+    assert (found, len(told)) == ((False, 1) if fault else (True, 0))
+    assert guest_of(task, session, {**record, "tools": False}) == (None, []), "they did not run before"
 
 
 def test_a_machine_that_can_not_be_switched_on_says_why_and_what_it_waits_for(

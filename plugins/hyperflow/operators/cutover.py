@@ -156,6 +156,7 @@ class ShutDownSourceOperator(SourceOperator):
             "name": facts.name,
             "vm": vm_key(facts),
             "power": facts.power_state,
+            "tools": facts.tools_running,
             "host": settings.host_connection,
             "domain": settings.domain_name,
             "uuid": domain_uuid(facts),

@@ -31,6 +31,8 @@ from hyperflow.operators.proven import forget_proven
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from hyperflow.vsphere.session import Session
+
 BAD_REQUEST = "bad-request"  # the kind of a stage's error that stays
 STOP_LIMIT = 60.0  # seconds the target may take to go down
 
@@ -74,11 +76,12 @@ def roll_back(
 
     Before the target is touched the vCenter has said that the source can come back: better a target that is not well
     than none of the two. Then the target first: the two may never be on the network together. Bears being called
-    again.
+    again. A source whose VMware Tools ran before runs again when they do; that they do not in time is a warning.
 
     :param record: of :func:`hyperflow.operators.cutover_record.cutover_of`
     :param target_is_off: a person says that the target runs nowhere, though it is not where it was started
-    :return: ``{"target": name or None, "power": read back, "nics": as read back, "warnings": [...]}``
+    :return: ``{"target": name or None, "power": read back, "guest": whether its VMware Tools answer, None when not
+        asked, "nics": as read back, "warnings": [...]}``
     """
     from hyperflow.hooks.kvmhost import KvmHostHook
 
@@ -102,11 +105,10 @@ def roll_back(
             "elsewhere, and the two have the same addresses. See that it is off everywhere; then run ./hyperflow "
             "rollback --target-is-off for it"
         )
-    power, nics = bring_back(operator, record)
-    done = {"target": stopped["name"], "power": power, "nics": nics, "warnings": []}
+    done = {"target": stopped["name"], **bring_back(operator, record)}
     forget_proven(dag_id)
     put(dag_id, {**record, "phase": ROLLED_BACK, "taken_back": done})
-    operator.log.info("%s is %s again, as it was; the images are kept", shown(record["name"]), power)
+    operator.log.info("%s is %s again, as it was; the images are kept", shown(record["name"]), done["power"])
     return done
 
 
@@ -137,10 +139,10 @@ def require_restorable(record: dict[str, Any]) -> None:
         ) from fault
 
 
-def bring_back(operator: Any, record: dict[str, Any]) -> tuple[str, list[Any]]:
-    """Put the source's adapters back and power it on.
+def bring_back(operator: Any, record: dict[str, Any]) -> dict[str, Any]:
+    """Put the source's adapters back and power it on, and wait for its guest.
 
-    :return: power state and adapters, as read back
+    :return: ``power``, ``nics`` and ``guest``, as read back, and ``warnings``
     """
     from hyperflow.vsphere.errors import VsphereError
     from hyperflow.vsphere.nics import restore
@@ -152,6 +154,7 @@ def bring_back(operator: Any, record: dict[str, Any]) -> tuple[str, list[Any]]:
             if record["power"] == ON:
                 operator.log.info("%s: %s", shown(record["name"]), power_on(session, record["moref"]).sentence())
             nics = list(restore(session, record["moref"], record["nics"]))  # connected by hand: possible only now
+            guest, warnings = guest_of(operator, session, record)
             power = power_state(session, record["moref"])
     except VsphereError as fault:
         raise (AirflowException if fault.temporary else AirflowFailException)(
@@ -160,4 +163,29 @@ def bring_back(operator: Any, record: dict[str, Any]) -> tuple[str, list[Any]]:
         ) from fault
     if power not in (record["power"], ON):  # on, though it was off before: somebody has switched it on, who may
         raise AirflowException(f"{record['name']} was {record['power']} before, and is {power} after its rollback")
-    return power, nics
+    return {"power": power, "nics": nics, "guest": guest, "warnings": warnings}
+
+
+def guest_of(operator: Any, session: Session, record: dict[str, Any]) -> tuple[bool | None, list[str]]:
+    """Wait until the guest of a source that is on again answers by VMware Tools, if it did before.
+
+    :return: whether it answers, None where it did not before, and what a person must be told
+    """
+    from hyperflow.vsphere import power
+
+    if record["power"] != power.ON or not record.get("tools"):
+        return None, []
+    answers = power.wait_for_guest(
+        session,
+        record["moref"],
+        power.GUEST_LIMIT,
+        progress=lambda left: operator.log.info("progress: the source's guest starts, %d s left", left),
+    )
+    if answers:
+        return True, []
+    told = shown(
+        f"{record['name']} is switched on again, and its VMware Tools, which ran before, do not answer after "
+        f"{power.GUEST_LIMIT} s: see on its console whether its guest is up"
+    )
+    operator.log.warning("%s", told)
+    return False, [told]

@@ -28,6 +28,7 @@ from hyperflow.vsphere.snapshot import give_up, wait_for_task
 
 ON, OFF, SUSPENDED = "poweredOn", "poweredOff", "suspended"
 POWER_LIMIT = 600  # seconds that switching a VM on or off may take
+GUEST_LIMIT = 600  # seconds until the guest of a VM that was switched on is to answer
 
 SecondsLeft = Callable[[int], None]
 
@@ -157,6 +158,35 @@ def power_on(session: Session, moref: str, time_limit: float = POWER_LIMIT) -> P
     """
     vm = _read(session, moref)
     return _switch(session, vm, ON, vm.reference.PowerOnVM_Task, time_limit)
+
+
+def wait_for_guest(session: Session, moref: str, time_limit: float, progress: SecondsLeft | None = None) -> bool:
+    """Wait until VMware Tools run in a VM that was switched on, which its guest starts when it is up.
+
+    :param time_limit: seconds
+    :param progress: gets the seconds left, at the start and every 20 seconds or so
+    :return: False when they do not in that time
+    :raises WrongPowerState: the VM went off again, or was suspended
+    """
+    begun = time.monotonic()
+    vm = _read(session, moref)
+
+    def answers(known: dict[str, Any]) -> bool:
+        if progress is not None:
+            progress(max(0, math.ceil(time_limit - (time.monotonic() - begun))))
+        if known.get("runtime.powerState", ON) != ON:
+            raise WrongPowerState(
+                f"{_name(vm)} was switched on, and is {known.get('runtime.powerState')} again. See its events in "
+                "vCenter, and its console"
+            )
+        return known.get("guest.toolsRunningStatus") == "guestToolsRunning"
+
+    paths = ["runtime.powerState", "guest.toolsRunningStatus"]
+    try:
+        wait_until(session, vm.reference, paths, answers, time_limit=time_limit, what=f"the guest of {_name(vm)}")
+    except TimeLimitReached:
+        return False
+    return True
 
 
 def _switch(session: Session, vm: Found, wanted: str, start: Callable[[], Any], time_limit: float) -> PowerChange:
