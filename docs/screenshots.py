@@ -1,11 +1,11 @@
-"""Takes the README's screenshots from a lab that is up and has migrated its guest.
+"""Takes the pictures of the README and of docs/waves.md: from a lab of its own, by a headless Chromium.
 
-    ./hyperflow demo
     apt-get install chromium chromium-driver
-    python3 -m venv /tmp/shots && /tmp/shots/bin/pip install selenium
-    /tmp/shots/bin/python docs/screenshots.py .lab/airflow.json .lab/images/web01
+    .venv/bin/uv pip install --target /tmp/selenium selenium
+    PYTHONPATH=/tmp/selenium:plugins:. .venv/bin/python docs/screenshots.py
 
-Everything on them is from that run; nothing is drawn.
+It moves the demo's guest and a small wave; what is on the pictures is from these runs, nothing is drawn. Some ten
+minutes, on a machine without a lab that is up.
 """
 
 from __future__ import annotations
@@ -14,44 +14,111 @@ import json
 import shutil
 import sys
 import tempfile
+import threading
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
+from hyperflow.cli.limits import limits
+from rich.console import Console
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-DAG = "migrate.lab.web01"
+from lab import demo
+from lab.running import READING, RunningLab, running_lab
+from tests.lab.test_waves import answer, small, write_wave
+
 IMAGES = Path(__file__).parent / "images"
 WIDTH, HEIGHT = 1500, 950  # pixels
 PATIENCE = 60  # seconds for a page
+COLD = {"strategy": "cold", "approval": {"by": ["admin"]}, "health": {"addresses": []}}
+WAVE = {
+    "name": "night",
+    "members": ["*"],
+    "after": {"small02": ["small01"], "small03": ["small01"]},
+    "max_in_flight": 2,
+    "approval": {"by": ["admin"]},
+}
 
 
-def main(endpoint: Path, output: Path) -> None:
-    """Take all pictures."""
-    airflow = json.loads(endpoint.read_text())
-    run_id = last_run(airflow)
+def main() -> None:
+    """Bring the lab up and take all pictures."""
     IMAGES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as profile:
-        browser = open_browser(profile)
-        try:
-            log_in(browser, airflow)
-            page = f"{airflow['url']}/dags/{DAG}"
-            show(browser, f"{page}/runs/{run_id}/tasks/export/mapped/0", "progress: download disk-0")
-            take(browser, "log")
-            show(browser, page, "Trigger")
-            browser.find_element(By.XPATH, "//button[contains(., 'Trigger')]").click()
-            wait_for(browser, "Skip the boot proof")
-            take(browser, "form")
-            show(browser, f"{page}/runs/{run_id}", "preflight")
-            browser.find_element(By.XPATH, "//button[starts-with(@aria-label, 'Show Graph')]").click()
-            time.sleep(4)
-            take(browser, "graph")
-        finally:
-            browser.quit()
-    shutil.copy(output / "boot" / "screenshot.png", IMAGES / "guest.png")
+    with tempfile.TemporaryDirectory(prefix="hyperflow-lab-") as folder, running_lab(Path(folder) / "lab") as bench:
+        airflow = json.loads((bench.folders.state / "airflow.json").read_text())
+        with tempfile.TemporaryDirectory() as profile:
+            browser = open_browser(profile)
+            try:
+                log_in(browser, airflow)
+                of_a_vm(browser, bench, airflow["url"])
+                of_a_wave(browser, bench, airflow["url"])
+            finally:
+                browser.quit()
+
+
+def of_a_vm(browser: webdriver.Chrome, bench: RunningLab, url: str) -> None:
+    """Move the demo's guest; its DAG, form, log, report and screen."""
+    outcome = demo.run(Console(highlight=False))
+    if outcome.state != "success":
+        sys.exit(f"the demo's run ended as {outcome.state}: no pictures of that")
+    page = f"{url}/dags/{outcome.dag_id}"
+    run = f"{page}/runs/{outcome.run_id}"
+    show(browser, f"{run}/tasks/export/mapped/0", "progress: download disk-0")
+    take(browser, "log")
+    show(browser, page, "Trigger")
+    browser.find_element(By.XPATH, "//button[contains(., 'Trigger')]").click()
+    wait_for(browser, "Skip the boot proof")
+    take(browser, "form")
+    show(browser, run, "preflight")
+    graph(browser)
+    take(browser, "graph")
+    show(browser, f"{url}/hyperflow/runs/{outcome.dag_id}/{outcome.run_id}/", "web01")
+    take(browser, "report")
+    shutil.copy(bench.folders.images / "web01" / "boot" / "screenshot.png", IMAGES / "guest.png")
+
+
+def of_a_wave(browser: webdriver.Chrome, bench: RunningLab, url: str) -> None:
+    """Move three small VMs as a wave, one of them for good; the question, the wave at work, its report, the list."""
+    vms = [small(1), small(2), {**small(3), "cutover": COLD}]
+    file = write_wave(bench, "saturday", vms, [WAVE])
+    limits([file], apply=True, endpoint=bench.folders.state / "airflow.json")
+    dag_id = "wave.saturday.night"
+    run_id = bench.start(dag_id, {"skip_boot": True})
+    answer(bench, dag_id, run_id, "approve", "Approve")
+    (mover,) = [each for each in bench.dags_of("saturday") if each.endswith("small03")]
+    bench.until(lambda: bool(asked(bench)))
+    show(browser, f"{url}/required_actions", "small03")
+    take(browser, "question")
+    show(browser, f"{url}/dags/{dag_id}/runs/{run_id}", "small03")
+    graph(browser)
+    take(browser, "wave-graph")
+    waiting = threading.Event()
+    threading.Thread(target=say_yes, args=[bench, mover, waiting], daemon=True).start()
+    bench.wait(dag_id, run_id)
+    waiting.set()
+    show(browser, f"{url}/hyperflow/runs/{dag_id}/{run_id}/wave", "small03")
+    take(browser, "wave-report")
+    show(browser, f"{url}/dags", "wave.saturday.night")
+    take(browser, "dags")
+
+
+def asked(bench: RunningLab) -> list[dict[str, Any]]:
+    """List the questions that wait for an answer."""
+    found = bench.api.request("GET", "/api/v2/dags/~/dagRuns/~/hitlDetails", params={"response_received": False})
+    return list(found["hitl_details"])
+
+
+def say_yes(bench: RunningLab, dag_id: str, over: threading.Event) -> None:
+    """Approve whatever a VM's run asks."""
+    while not over.wait(2.0):
+        for one in asked(bench):
+            task = one["task_instance"]
+            if task["dag_id"] != dag_id:
+                continue
+            time.sleep(READING)
+            path = f"/api/v2/dags/{dag_id}/dagRuns/{task['dag_run_id']}/taskInstances/{task['task_id']}/-1/hitlDetails"
+            bench.api.request("PATCH", path, json={"chosen_options": ["Approve"], "params_input": {}})
 
 
 def open_browser(profile: str) -> webdriver.Chrome:
@@ -83,6 +150,12 @@ def show(browser: webdriver.Chrome, url: str, text: str) -> None:
     wait_for(browser, text)
 
 
+def graph(browser: webdriver.Chrome) -> None:
+    """Switch a run's page to its graph."""
+    browser.find_element(By.XPATH, "//button[starts-with(@aria-label, 'Show Graph')]").click()
+    time.sleep(4)
+
+
 def wait_for(browser: webdriver.Chrome, text: str) -> None:
     """Wait until the page holds a text, and a little longer for what moves."""
     WebDriverWait(browser, PATIENCE).until(lambda page: text in page.find_element(By.TAG_NAME, "body").text)
@@ -94,17 +167,5 @@ def take(browser: webdriver.Chrome, name: str) -> None:
     browser.save_screenshot(str(IMAGES / f"{name}.png"))
 
 
-def last_run(airflow: dict[str, Any]) -> str:
-    """Find the last run of the DAG."""
-    body = json.dumps({"username": airflow["user"], "password": airflow["password"]}).encode()
-    login = urllib.request.Request(f"{airflow['url']}/auth/token", body, {"Content-Type": "application/json"})  # noqa: S310 - the lab's own URL
-    with urllib.request.urlopen(login) as answer:  # noqa: S310 - as above
-        token = json.load(answer)["access_token"]
-    path = f"/api/v2/dags/{DAG}/dagRuns?order_by=-start_date&limit=1"
-    request = urllib.request.Request(airflow["url"] + path, headers={"Authorization": f"Bearer {token}"})  # noqa: S310 - as above
-    with urllib.request.urlopen(request) as answer:  # noqa: S310 - as above
-        return str(json.load(answer)["dag_runs"][0]["dag_run_id"])
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()

@@ -19,6 +19,7 @@ def page_of(*vms: dict[str, Any]) -> str:
             "wave": "night",
             "dag_id": "wave.p.night",
             "run_id": "manual__1",
+            "overrides": {"skip_boot": True},
             "started": "2026-11-26T22:00:00Z",
             "ended": "2026-11-26T23:00:00Z",
             "summary": summarise_wave(summaries).to_document(),
@@ -50,8 +51,10 @@ def test_what_people_decided_about_the_wave_and_about_each_vm_is_listed_with_who
     yes = {"question": "Shut down a?", "answer": "Approve", "by": "Bob", "at": "2026-11-26T22:10:00Z"}
     nobody = {"question": "Start a on KVM for good?", "answer": "Reject"}
 
-    decided = page_of({"slug": "a", "outcome": "rolled back", "decisions": [yes, nobody]}).partition("Who decided")[2]
+    page = page_of({"slug": "a", "outcome": "rolled back", "decisions": [yes, nobody]})
+    decided = page.partition("Who decided")[2]
 
+    assert "It was given skip_boot: True." in page
     assert "<td>May wave night begin?</td><td>Approve</td><td>Alice</td>" in decided
     assert "<td>a</td><td>Shut down a?</td><td>Approve</td><td>Bob</td><td>2026-11-26T22:10:00Z</td>" in decided
     assert "<td>a</td><td>Start a on KVM for good?</td><td>Reject</td><td>nobody in time</td>" in decided

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from hyperflow.manifest.models import Size
 from hyperflow.manifest.report import BootProof, Decision, Message, Report, Seconds
@@ -73,6 +73,7 @@ class WaveReport(ClosedSection):
     dag_id: str
     run_id: str
     triggered_by: Maybe[str] = None
+    overrides: Maybe[dict[str, JsonValue]] = Field(default=None, description="What the run set otherwise")
     started: Timestamp
     ended: Timestamp
     window_end: Maybe[Timestamp] = None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from hyperflow.hooks.audit import audit_decision
 from hyperflow.operators.base import PREFLIGHT, RESULT_KEY, SHUTDOWN, keep_failure
+from hyperflow.operators.decisions import keep_decision, moment, user_name
 from hyperflow.operators.window import time_left
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseNotifier, Context
 
 QUESTION = "question"  # in the context that a notifier gets: {"subject", "body"} of what an operator of ours asks
-DECISION_KEY = "decision"  # XCom: {"question", "answer", "by", "at"}
 
 
 class AskOperator(ApprovalOperator):
@@ -61,8 +60,7 @@ class AskOperator(ApprovalOperator):
             chosen = (event.get("chosen_options") or [self.REJECT])[0]
             who = user_name(event)
             decision = {"question": self.subject, "answer": chosen, "by": who, "at": moment(event.get("responded_at"))}
-            context["ti"].xcom_push(key=DECISION_KEY, value={key: value for key, value in decision.items() if value})
-            audit_decision(decision)
+            keep_decision(context, decision)
             self.log.info("%s: %s by %s", self.about, chosen, who or "nobody in time")
             if chosen != self.APPROVE:
                 raise AirflowFailException(
@@ -95,8 +93,7 @@ class ApproveWaveOperator(ApprovalOperator):
             told = {"answer": answer, "by": user_name(event), "at": moment(event.get("responded_at"))}
             decision = {"question": self.subject, **told}
             # Now: Airflow returns nothing of a no, as it skips what follows instead.
-            context["ti"].xcom_push(key=DECISION_KEY, value={key: value for key, value in decision.items() if value})
-            audit_decision(decision)
+            keep_decision(context, decision)
         return super().execute_complete(context, event)
 
 
@@ -135,20 +132,3 @@ def question(context: Context, about: str) -> str:
 def _results(ti: Any, task: str) -> list[dict[str, Any]]:
     found = ti.xcom_pull(task_ids=task, key=RESULT_KEY)
     return [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, dict)]
-
-
-def user_name(answer: dict[str, Any]) -> str | None:
-    """Who answered a question; None when nobody did in time."""
-    user = answer.get("responded_by_user")
-    if isinstance(user, dict):
-        return str(user.get("name") or user.get("id"))
-    return str(getattr(user, "name", user)) if user else None
-
-
-def moment(value: Any) -> str | None:
-    """Write when an answer was given as the reports write times."""
-    from hyperflow.manifest.builder import timestamp
-
-    if not value:
-        return None
-    return timestamp(value if isinstance(value, datetime) else datetime.fromisoformat(str(value)))

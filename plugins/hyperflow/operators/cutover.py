@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskAwaitingInput
 from airflow.sdk.execution_time.hitl import upsert_hitl_detail
 
-from hyperflow.hooks.audit import audit_decision
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.approval import DECISION_KEY, moment, tell_who_is_asked, user_name
+from hyperflow.operators.approval import tell_who_is_asked
 from hyperflow.operators.base import (
     SHUTDOWN,
     HostStageOperator,
@@ -38,6 +37,7 @@ from hyperflow.operators.cutover_record import (
     note,
     record_of_this_run,
 )
+from hyperflow.operators.decisions import keep_decision, moment, user_name
 from hyperflow.operators.drift import heed_drift
 from hyperflow.operators.preflight import STATE_KEY
 from hyperflow.operators.snapshot import SourceOperator
@@ -201,8 +201,7 @@ class ShutDownSourceOperator(SourceOperator):
             "by": user_name(event),
             "at": moment(event.get("responded_at")),
         }
-        context["ti"].xcom_push(key=DECISION_KEY, value={key: value for key, value in decision.items() if value})
-        audit_decision(decision)
+        keep_decision(context, decision)
         if chosen == ABORT:
             who = decision["by"] or "nobody's answer in time"
             raise AirflowFailException(f"{self.facts.name} does not shut down: aborted by {who}; nothing was forced")

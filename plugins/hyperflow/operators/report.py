@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowException
 
 from hyperflow.hooks.records import keep, run_folder
-from hyperflow.operators.approval import DECISION_KEY
 from hyperflow.operators.arrival import tell_arrival
 from hyperflow.operators.base import (
     RESULT_KEY,
@@ -19,6 +18,7 @@ from hyperflow.operators.base import (
 )
 from hyperflow.operators.claim import release
 from hyperflow.operators.cleanup import SOURCE_KEY
+from hyperflow.operators.decisions import decisions_of
 from hyperflow.operators.kept_plan import let_go_of_plan
 from hyperflow.operators.preflight import plan_location
 from hyperflow.operators.proven import PROVEN, SUMMARY_KEY, remember_proven
@@ -130,11 +130,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
             manifest_sha256=reference.get("sha256"),
             boot_proof=self.boot_proof(context),
             source_cleanup=self.source_cleanup(context),
-            decisions=[
-                decision
-                for task in ASKING
-                if (decision := context["ti"].xcom_pull(task_ids=task, key=DECISION_KEY, map_indexes=-1))
-            ],
+            decisions=[decision for task in ASKING for decision in decisions_of(context["ti"], task)],
         )
 
     def disk_ids(self) -> list[str]:

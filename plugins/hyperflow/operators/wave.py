@@ -17,12 +17,12 @@ from airflow.sdk.exceptions import (
 )
 from airflow.sdk.execution_time.hitl import upsert_hitl_detail
 
-from hyperflow.hooks.audit import audit_decision
 from hyperflow.links.run import VmReportLink, VmRunLink
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.approval import DECISION_KEY, moment, tell_who_is_asked, user_name
+from hyperflow.operators.approval import tell_who_is_asked
 from hyperflow.operators.base import keep_failure
 from hyperflow.operators.cutover_record import MOVED, ROLLED_BACK, cutover_of
+from hyperflow.operators.decisions import decisions_of, keep_decision, moment, user_name
 from hyperflow.operators.preflight import plan_location
 from hyperflow.operators.proven import SUMMARY_KEY, proven_run
 
@@ -259,7 +259,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
             decision
             for task in states
             if task.startswith(f"{GROUP}.")
-            and isinstance(decision := context["ti"].xcom_pull(task_ids=task, key=DECISION_KEY, map_indexes=-1), dict)
+            for decision in decisions_of(context["ti"], task)
         ]
         decision = decision_on(failed, decided)
         if decision == STOP:
@@ -312,8 +312,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
             "by": user_name(event),
             "at": moment(event.get("responded_at")),
         }
-        context["ti"].xcom_push(key=DECISION_KEY, value=decision)
-        audit_decision(decision)
+        keep_decision(context, decision)
         self.log.info("decided by %s: %s", decision["by"] or "nobody in time", answer)
         if answer != GO_ON:
             raise AirflowSkipException(f"not started: {', '.join(failed)} failed, and it was decided to stop")

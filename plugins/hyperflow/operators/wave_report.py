@@ -10,8 +10,8 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from hyperflow.hooks.audit import audit
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.approval import DECISION_KEY
 from hyperflow.operators.base import FAILURE_KEY
+from hyperflow.operators.decisions import decisions_of
 from hyperflow.operators.proven import SUMMARY_KEY
 from hyperflow.operators.wave import (
     APPROVE,
@@ -86,6 +86,7 @@ class WriteWaveReportOperator(WaveOperator):
             "dag_id": context["dag"].dag_id,
             "run_id": run,
             "triggered_by": dag_run.triggering_user_name,
+            "overrides": {key: value for key, value in (dag_run.conf or {}).items() if value is not None} or None,
             "started": timestamp(dag_run.start_date or datetime.now(UTC)),
             "ended": timestamp(datetime.now(UTC)),
             "window_end": timestamp(datetime.fromisoformat(opening["end"])) if opening else None,
@@ -137,9 +138,10 @@ class WriteWaveReportOperator(WaveOperator):
             return str((failure or {}).get("message") or skipped or "its first task did not let it begin")
         if wave.entry.approval is None:
             return None
-        decision = context["ti"].xcom_pull(task_ids=APPROVE, key=DECISION_KEY, map_indexes=-1)
-        if not isinstance(decision, dict):
+        decided = decisions_of(context["ti"], APPROVE)
+        if not decided:
             return "the question whether it may begin was not answered"
+        decision = decided[-1]
         if decision["answer"] != "Approve":
             who = decision.get("by")
             return f"rejected by {who}" if who else "nobody approved it in time"
@@ -151,7 +153,6 @@ class WriteWaveReportOperator(WaveOperator):
 
         asking = [APPROVE] if wave.entry.approval else []
         for task in (*asking, *map(task_of, wave.members)):
-            found = context["ti"].xcom_pull(task_ids=task, key=DECISION_KEY, map_indexes=-1)
-            if isinstance(found, dict):
+            for found in decisions_of(context["ti"], task):
                 wanted = ("question", "answer", "by", "at")
                 yield Decision.model_validate({key: found[key] for key in wanted if found.get(key)})
