@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -283,6 +284,28 @@ def test_a_triggerer_that_was_killed_is_replaced_and_no_line_is_new_or_missing(h
     assert len({record["timestamp"] for record in second}) == 60
     shown = _interleave_logs(iter(map(json.dumps, first)), iter(map(json.dumps, second)))
     assert [record.event for record in shown] == talking.lines(60), "Airflow, which reads both files, shows each once"
+
+
+def test_a_job_that_does_not_end_at_once_is_killed_though_airflow_cancels_its_killer_every_second(host: Host) -> None:
+    """As the triggerer of Airflow 3.3.2 does with ``on_kill()`` until it has returned."""
+    trigger = Reader(host, host.start(1000, 60.0)["job"]).trigger
+    wait_for(lambda: b"line 1\n" in (host.task / "log").read_bytes())
+    for pid in host.processes():
+        os.kill(pid, signal.SIGSTOP)  # so that SIGTERM ends nothing
+
+    async def ended_by_a_person() -> int:
+        cancelled = 0
+        killing = asyncio.create_task(trigger.on_kill())
+        while host.processes():
+            await asyncio.sleep(0.2)
+            cancelled += killing.cancel()
+            if killing.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    killing.result()
+        return cancelled
+
+    assert asyncio.run(asyncio.wait_for(ended_by_a_person(), LIMIT)) == 1
+    assert host.start(1, 0)["attached"] is False
 
 
 async def _until(trigger: JobTrigger, condition: Callable[[], bool]) -> None:

@@ -12,7 +12,7 @@ from airflow.providers.common.compat.connection import get_async_connection
 from airflow.triggers.base import TriggerEvent
 
 from hyperflow.hooks.vsphere import open_session
-from hyperflow.triggers.job import CONNECTION_FAULTS, HostProgramFault, JobTrigger, not_too_soon
+from hyperflow.triggers.job import CONNECTION_FAULTS, HostProgramFault, JobTrigger, not_too_soon, to_its_end
 from hyperflow.vsphere.errors import LeaseBusy, LeaseLost, NotFound, VsphereError
 from hyperflow.vsphere.lease import Lease, open_lease
 
@@ -107,7 +107,7 @@ class ExportTrigger(JobTrigger):
 
     async def on_kill(self) -> None:
         """End the download; the lease is given back by the end of :meth:`run`."""
-        await self.end_job(self.directory)
+        await to_its_end(self.end_job(self.directory))
 
     async def on_poll(self, answer: dict[str, Any], log: bytes) -> None:
         """Note the progress that the lease is told next."""

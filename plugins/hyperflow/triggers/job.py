@@ -20,7 +20,7 @@ from hyperflow.hooks.audit import audit
 from hyperflow.manifest.shown import shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 COMMAND_TIMEOUT = 60.0  # seconds for one round trip; a command on the host takes some 0.1 s
 KEEPALIVE = 15  # seconds between SSH keep-alives: a connection that hangs is noticed after three of them
@@ -32,6 +32,8 @@ UNREACHABLE = "UNREACHABLE"
 FAILED = "FAILED"
 
 logging.getLogger("asyncssh").setLevel(logging.WARNING)  # it logs twelve lines a poll into the task log otherwise
+
+_AT_WORK: set[asyncio.Task[None]] = set()  # asyncio itself keeps no task
 
 
 class HostUnreachable(Exception):
@@ -133,7 +135,7 @@ class JobTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """End the job when a person marks its task failed or clears it."""
-        await self.end_job(str(PurePosixPath(self.job).parent))
+        await to_its_end(self.end_job(str(PurePosixPath(self.job).parent)))
 
     async def end_job(self, directory: str) -> None:
         """End whatever runs for the task of that directory on the host."""
@@ -191,6 +193,25 @@ async def not_too_soon(begun: float) -> None:
     """
     heartbeat = conf.getint("workers", "min_heartbeat_interval", fallback=5)
     await asyncio.sleep(begun + heartbeat + SCHEDULER_LOOP - time.monotonic())
+
+
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do something that goes on when its caller is cancelled.
+
+    A triggerer of Airflow 3.3.2 cancels a trigger whose task a person has ended again and again, about once a second,
+    until it has gone, and ``on_kill()`` with it: a job that does not end at the first SIGTERM, or a host that does not
+    answer within a second, would be left at work.
+    """
+    task = asyncio.create_task(work)
+    _AT_WORK.add(task)
+    task.add_done_callback(_worked)
+    await asyncio.shield(task)
+
+
+def _worked(task: asyncio.Task[None]) -> None:
+    _AT_WORK.discard(task)
+    if not task.cancelled() and (fault := task.exception()) is not None:
+        logging.getLogger(__name__).warning("what was to be ended with its trigger was not: %s", fault)
 
 
 class HostChannel:
