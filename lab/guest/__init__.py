@@ -16,9 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lab.guest import build
-from lab.guest.proof import boots_on_virtio
 
-__all__ = ["boots_on_virtio", "ensure_guest"]
+__all__ = ["ensure_guest"]
 
 
 def ensure_guest(say: Callable[[str], None] = print) -> Path:

@@ -1,10 +1,10 @@
-"""``python3 -m lab.guest build|virtio``: build the guest, or watch it fail on virtio."""
+"""``python3 -m lab.guest build``: build the guest, where it is not there yet, and say where it is."""
 
 from __future__ import annotations
 
 import sys
 
-from lab.guest import boots_on_virtio, build, ensure_guest, machine
+from lab.guest import build, ensure_guest, machine
 
 
 def main(arguments: list[str]) -> int:
@@ -16,10 +16,6 @@ def main(arguments: list[str]) -> int:
         match arguments:
             case ["build"]:
                 print(ensure_guest())
-            case ["virtio"]:
-                booted, console = boots_on_virtio(ensure_guest())
-                print(console)
-                print(f"boots on virtio: {'yes' if booted else 'no'}")
             case _:
                 print(__doc__, file=sys.stderr)
                 return 2

@@ -65,17 +65,6 @@ def vmware_hardware(disks: Sequence[Disk]) -> list[str]:
     return arguments
 
 
-def virtio_hardware(disks: Sequence[Disk]) -> list[str]:
-    """QEMU arguments of a plain KVM machine: virtio disks, virtio network card."""
-    arguments = ["-device", f"virtio-net-pci,netdev=net0,mac={MAC}"]
-    for number, disk in enumerate(disks):
-        arguments += [
-            *("-drive", _drive(number, disk)),
-            *("-device", f"virtio-blk-pci,drive=disk{number}"),
-        ]
-    return arguments
-
-
 def _drive(number: int, disk: Disk) -> str:
     # QEMU splits at commas and reads a doubled one as itself. Nothing here has to survive a power cut: unsafe.
     path = str(disk.path).replace(",", ",,")

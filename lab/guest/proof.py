@@ -1,10 +1,8 @@
-"""Boots of the finished guest: on VMware's hardware it comes up, on virtio, unconverted, it does not."""
+"""The boot of the finished guest on VMware's hardware; that it does not boot on virtio is told by tests/lab/test_boot.py."""
 
 from __future__ import annotations
 
 import json
-import re
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -66,24 +64,6 @@ def prove_on_vmware(folder: Path) -> dict[str, Any]:
     if wrong:
         raise machine.ConsoleError(f"on VMware's hardware the guest is not what it should be: {wrong}")
     return facts
-
-
-def boots_on_virtio(folder: Path, seconds: float = 300) -> tuple[bool, str]:
-    """Boot the guest as it is, unconverted, on virtio disks and a virtio network card.
-
-    :param folder: the guest's cache folder; its VMDKs are not written to
-    :param seconds: how long to wait for either end
-    :return: whether it reached a login prompt, and what its console said
-    :raises machine.ConsoleError: neither a login prompt nor the initramfs shell was seen
-    """
-    with tempfile.TemporaryDirectory(prefix="hyperflow-guest-") as name:
-        work = Path(name)
-        with (
-            machine.overlays(vmdks(folder), work) as disks,
-            machine.started(machine.virtio_hardware(disks), work / "console.log") as console,
-        ):
-            end = console.expect(r"login: |\(initramfs\)", seconds)
-            return re.search("login", end.group()) is not None, console.text
 
 
 def vmdks(folder: Path) -> list[Path]:

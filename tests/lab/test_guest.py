@@ -113,12 +113,6 @@ def test_it_is_a_machine_of_its_own_that_knows_nothing_of_where_it_was_built(ins
     assert inside["sources"] == ""
 
 
-def test_unconverted_it_does_not_boot_on_virtio(folder):
-    booted, console = guest.boots_on_virtio(folder)
-    assert not booted
-    assert "ALERT!  /dev/sda1 does not exist" in console
-
-
 def test_what_is_built_already_is_not_built_again(folder):
     def no_work(line):
         raise AssertionError(line)
