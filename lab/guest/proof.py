@@ -1,4 +1,4 @@
-"""The boot of the finished guest on VMware's hardware; that virtio is nothing for it is seen by tests/lab/test_boot.py."""
+"""The boot of the finished guest on VMware's hardware. That it does not on virtio is seen by tests/lab/test_boot.py."""
 
 from __future__ import annotations
 
