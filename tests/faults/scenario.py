@@ -60,7 +60,12 @@ class Scenario:
 
     def until_stalled(self) -> None:
         """Wait until a download of this VM has stopped in its middle."""
-        self.until(lambda: any(lease["percent"] >= 0 for lease in self.leases()) and bool(self.partials()))
+        self.until(
+            lambda: (
+                any(lease["percent"] >= 0 for lease in self.leases())
+                and any(path.stat().st_size >= PLACE // 2 for path in self.partials())
+            )
+        )
 
     def until_left_alone(self) -> None:
         """Wait until nothing works for this VM: no lease at the vCenter, no process on the host."""

@@ -110,13 +110,18 @@ class Export:
         trigger.task_instance = own_airflow.task_instance(f"export-{self.folder.name}", "export")
         return trigger
 
-    def follow(self, *meanwhile: Callable[[], Any]) -> dict[str, Any]:
-        """Run a try to its event, and what happens meanwhile beside it."""
+    def follow(self, *meanwhile: Callable[[], Any], then: Callable[[], Any] | None = None) -> dict[str, Any]:
+        """Run a try to its event, and what happens meanwhile beside it.
+
+        :param then: what is done while the triggerer, which outlives the try, still runs
+        """
 
         async def run() -> list[Any]:
             beside = [asyncio.create_task(asyncio.to_thread(each)) for each in meanwhile]
             events = [event.payload async for event in self.trigger().run()]
             await asyncio.gather(*beside)
+            if then is not None:
+                await asyncio.to_thread(then)
             return events
 
         (event,) = asyncio.run(run())
@@ -270,6 +275,22 @@ def test_a_vcenter_that_is_gone_in_mid_download_costs_tries_until_it_is_back(exp
     export.source.admin("POST", "/outage", {"seconds": 0})
     wait_for(lambda: not export.leases())
     export.source.admin("DELETE", "/sessions")  # of the first try: nobody could log it out
+    require_whole(export, export.follow())
+
+
+def test_a_vcenter_that_comes_back_is_given_the_lease_back_that_it_could_not_take(
+    export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_module, "GIVE_BACK_AGAIN", (0.5,) * 20)
+
+    def away_for_a_moment() -> None:
+        export.until_stalled()
+        export.source.admin("POST", "/outage", {"seconds": 2})
+
+    export.disturb("stall")
+    event = export.follow(away_for_a_moment, then=lambda: wait_for(lambda: not export.source.admin("GET", "/sessions")))
+    assert event["result"]["error"]["kind"] == "try-again"
+    assert export.last_end() == "aborted", "and not timed out"
     require_whole(export, export.follow())
 
 

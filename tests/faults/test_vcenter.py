@@ -31,8 +31,8 @@ def gone(scene: Scenario) -> None:
     scene.begin()
     scene.until_stalled()
     scene.lab.vcenter.admin("POST", "/outage", {"seconds": OUTAGE})
-    scene.stall()
-    scene.until(lambda: bool(scene.ended_leases()))  # the next one may be there in the same moment
+    scene.until_task("export", "up_for_retry")
+    scene.stall()  # of the try that comes 20 s later
     scene.until_stalled()
     with disturbed(scene):
         scene.lab.vcenter.admin("DELETE", f"/sessions?vm={scene.vm}")  # a lease knows its VM by the name it had

@@ -12,7 +12,7 @@ from airflow.providers.common.compat.connection import get_async_connection
 from airflow.triggers.base import TriggerEvent
 
 from hyperflow.hooks.vsphere import open_session
-from hyperflow.triggers.job import CONNECTION_FAULTS, HostProgramFault, JobTrigger, not_too_soon, to_its_end
+from hyperflow.triggers.job import CONNECTION_FAULTS, HostProgramFault, JobTrigger, by_itself, not_too_soon
 from hyperflow.vsphere.errors import LeaseBusy, LeaseLost, NotFound, VsphereError
 from hyperflow.vsphere.lease import Lease, open_lease
 
@@ -25,6 +25,7 @@ Made = TypeVar("Made")
 
 KEEP_ALIVE = 20.0  # seconds between two reports of progress, at most; vSphere ends a lease after 300 s without one
 GIVE_BACK_LIMIT = 10.0  # seconds that the end of a download waits for vCenter to take the lease back
+GIVE_BACK_AGAIN = (5.0, 10.0, 20.0, 30.0)  # seconds between tries to give it back to a vCenter that is away
 BUSY_DELAY = 15.0  # seconds between two tries while another lease holds the VM
 BUSY_LIMIT = 3600.0  # seconds; the other disks of the VM may be exported one after the other
 WHAT_TO_DO_WHEN_GONE = (
@@ -107,7 +108,7 @@ class ExportTrigger(JobTrigger):
 
     async def on_kill(self) -> None:
         """End the download; the lease is given back by the end of :meth:`run`."""
-        await to_its_end(self.end_job(self.directory))
+        await asyncio.shield(by_itself(self.end_job(self.directory)))
 
     async def on_poll(self, answer: dict[str, Any], log: bytes) -> None:
         """Note the progress that the lease is told next."""
@@ -190,16 +191,41 @@ class ExportTrigger(JobTrigger):
     async def _give_back_in_time(self, session: Session, lease: Lease | None, succeeded: bool) -> None:
         """Give the lease back, and do not wait long for a vCenter that hangs: a person who ends the task waits.
 
-        Shielded: a triggerer that shuts down cancels this, and the lease must be given back all the same.
+        It goes on by itself: a triggerer that shuts down cancels this, and the lease must be given back all the same.
         """
-        giving = asyncio.create_task(asyncio.to_thread(self._give_back, session, lease, succeeded))
+        tried = asyncio.Event()
+        by_itself(self._give_back_again(session, lease, succeeded, tried))
         try:
-            await asyncio.wait_for(asyncio.shield(giving), GIVE_BACK_LIMIT)
+            await asyncio.wait_for(tried.wait(), GIVE_BACK_LIMIT)
         except TimeoutError:
             self.log.warning("vCenter does not answer; the lease is given back when it does, or ends by itself")
 
+    async def _give_back_again(
+        self, session: Session, lease: Lease | None, succeeded: bool, tried: asyncio.Event
+    ) -> None:
+        """End lease and session, with some patience for a vCenter that is away: who comes next may need the VM.
+
+        :param tried: set when it is done, or is to be tried again
+        """
+        try:
+            for wait in (*GIVE_BACK_AGAIN, 0.0):
+                if await asyncio.to_thread(self._ended, lease, succeeded):
+                    break
+                tried.set()
+                await asyncio.sleep(wait)
+        finally:
+            await asyncio.to_thread(session.logout)
+            tried.set()
+
     def _give_back(self, session: Session, lease: Lease | None, succeeded: bool) -> None:
         """End the lease and the session; a lease that cannot be ended ends by itself, for want of progress."""
+        try:
+            self._ended(lease, succeeded)
+        finally:
+            session.logout()
+
+    def _ended(self, lease: Lease | None, succeeded: bool) -> bool:
+        """End the lease, if there is one; False when it may be asked for again."""
         try:
             if lease is not None and succeeded:
                 lease.complete()
@@ -207,8 +233,8 @@ class ExportTrigger(JobTrigger):
                 lease.abort("the download did not succeed")
         except VsphereError as fault:
             self.log.warning("the lease could not be given back: %s", fault)
-        finally:
-            session.logout()
+            return not fault.temporary
+        return True
 
 
 async def unless_cancelled(make: Callable[[], Made], undo: Callable[[Made | None], None]) -> Made:

@@ -135,7 +135,7 @@ class JobTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """End the job when a person marks its task failed or clears it."""
-        await to_its_end(self.end_job(str(PurePosixPath(self.job).parent)))
+        await asyncio.shield(by_itself(self.end_job(str(PurePosixPath(self.job).parent))))
 
     async def end_job(self, directory: str) -> None:
         """End whatever runs for the task of that directory on the host."""
@@ -195,8 +195,8 @@ async def not_too_soon(begun: float) -> None:
     await asyncio.sleep(begun + heartbeat + SCHEDULER_LOOP - time.monotonic())
 
 
-async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Do something that goes on when its caller is cancelled.
+def by_itself(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Begin something that goes on when its caller is cancelled.
 
     A triggerer of Airflow 3.3.2 cancels a trigger whose task a person has ended again and again, about once a second,
     until it has gone, and ``on_kill()`` with it: a job that does not end at the first SIGTERM, or a host that does not
@@ -205,7 +205,7 @@ async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
     task = asyncio.create_task(work)
     _AT_WORK.add(task)
     task.add_done_callback(_worked)
-    await asyncio.shield(task)
+    return task
 
 
 def _worked(task: asyncio.Task[None]) -> None:
