@@ -119,7 +119,7 @@ def measure(folder: Path, console: Console) -> Result:
 
 def write_plans(folder: Path) -> None:
     """Write plans of 1,000 VMs, each plan with a host of its own and its VMs in waves."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for number in range(PLANS):
         names = [f"vm-{number * VMS_PER_PLAN + index:04}" for index in range(VMS_PER_PLAN)]
         waves = []

@@ -25,6 +25,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from bench import scale
 from lab import demo
 from lab.running import READING, RunningLab, running_lab
 from tests.lab.test_waves import answer, small, write_wave
@@ -32,6 +33,8 @@ from tests.lab.test_waves import answer, small, write_wave
 IMAGES = Path(__file__).parent / "images"
 WIDTH, HEIGHT = 1500, 950  # pixels
 PATIENCE = 60  # seconds for a page
+MANY = 1000  # DAGs
+AIRFLOW_READS = 300  # seconds
 COLD = {"strategy": "cold", "approval": {"by": ["admin"]}, "health": {"addresses": []}}
 WAVE = {
     "name": "night",
@@ -53,6 +56,7 @@ def main() -> None:
                 log_in(browser, airflow)
                 of_a_vm(browser, bench, airflow["url"])
                 of_a_wave(browser, bench, airflow["url"])
+                of_many(browser, bench, airflow["url"])
             finally:
                 browser.quit()
 
@@ -99,7 +103,25 @@ def of_a_wave(browser: webdriver.Chrome, bench: RunningLab, url: str) -> None:
     waiting.set()
     show(browser, f"{url}/hyperflow/runs/{dag_id}/{run_id}/wave", "small03")
     take(browser, "wave-report")
-    show(browser, f"{url}/dags", "wave.saturday.night")
+
+
+def of_many(browser: webdriver.Chrome, bench: RunningLab, url: str) -> None:
+    """Plan 1,000 VMs in waves; the list of DAGs, narrowed down to one wave, and how long the browser waits for it."""
+    scale.write_plans(bench.folders.plans)
+    begun = time.monotonic()
+    while (count := bench.api.request("GET", "/api/v2/dags", params={"limit": 1})["total_entries"]) < MANY:
+        if time.monotonic() - begun > AIRFLOW_READS:
+            sys.exit(f"Airflow has read {count} DAGs, expected {MANY}")
+        time.sleep(2)
+    print(f"{count} DAGs, read within {time.monotonic() - begun:.0f} s")
+    for path, text in (("/dags", "wave."), ("/dags?tags=wave%3Awave-3", "wave-3")):
+        begun = time.monotonic()
+        browser.get(url + path)
+        WebDriverWait(browser, PATIENCE).until(
+            lambda page, text=text: text in page.find_element(By.TAG_NAME, "body").text
+        )
+        print(f"{path}: {time.monotonic() - begun:.1f} s in the browser")
+    wait_for(browser, "wave-3")
     take(browser, "dags")
 
 
