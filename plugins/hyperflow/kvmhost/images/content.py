@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
-from hyperflow.kvmhost.images.data_file import resize, sync, write_all
+from hyperflow.kvmhost.images.data_file import naming, resize, sync, write_all
 
 CHUNK = 65536  # bytes: a grain of a streamOptimized VMDK, a cluster of qcow2
 DIGEST_SIZE = 32
@@ -39,7 +39,8 @@ def chunk_digest(data: memoryview) -> bytes:
 class ContentMap:
     """The chunks' digests, 32 bytes each, in a nameless file: memory stays the same for a disk of any size.
 
-    Several threads may set different chunks at once.
+    Several threads may set different chunks at once. What goes wrong with the file is an OSError with its name, or its
+    folder's when it has none.
 
     :param directory: where the file lies; it takes up to 1/2048 of the disk's data
     :param virtual_bytes: size of the guest's disk
@@ -73,7 +74,7 @@ class ContentMap:
 
     def get(self, index: int) -> bytes:
         """Read one chunk's digest; :data:`ABSENT` for a chunk of zeros."""
-        return os.pread(self._file.fileno(), DIGEST_SIZE, index * DIGEST_SIZE)
+        return self._read(DIGEST_SIZE, index * DIGEST_SIZE)
 
     def present(self) -> Iterator[tuple[int, bytes]]:
         """Yield index and digest of every chunk that holds a non-zero byte, in order."""
@@ -85,14 +86,19 @@ class ContentMap:
             except OSError as fault:
                 if fault.errno == errno.ENXIO:  # only a hole is left
                     return
-                raise
-            data = os.pread(descriptor, _WINDOW, position)
+                with naming(descriptor):
+                    raise
+            data = self._read(_WINDOW, position)
             if data.count(0) != len(data):
                 for start in range(0, len(data), DIGEST_SIZE):
                     digest = data[start : start + DIGEST_SIZE]
                     if digest != ABSENT:
                         yield (position + start) // DIGEST_SIZE, digest
             position += len(data)
+
+    def _read(self, count: int, offset: int) -> bytes:
+        with naming(self._file.fileno()):
+            return os.pread(self._file.fileno(), count, offset)
 
     def digest(self) -> tuple[str, int]:
         """Compute the content digest.

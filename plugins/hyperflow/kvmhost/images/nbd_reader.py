@@ -169,7 +169,7 @@ def _digest(
         for thread in crew:
             thread.join()
     if faults:
-        raise StageError(f"reading the image back failed: {faults[0]}") from faults[0]
+        raise faults[0]
     return chunks
 
 
@@ -198,7 +198,8 @@ def _connected(image: dict[str, Any]) -> Iterator[list[Any]]:
                 handles.append(_connect(nbd, path, process))
             yield handles
         except nbd.Error as fault:
-            raise StageError(f"reading the image through qemu-nbd failed: {fault.string}") from fault
+            name = image["file"]["filename"]
+            raise StageError(f"{name}: reading it through qemu-nbd failed: {fault.string}") from fault
         finally:
             for handle in handles:
                 with contextlib.suppress(nbd.Error):
