@@ -226,7 +226,7 @@ def test_a_file_system_that_takes_the_kernel_down_takes_the_appliance_only(tmp_p
     before = phony.digest(source)
     result = running.run("fix", options(tmp_path, [source]))
     assert result["exit_status"] == 1
-    assert "/dev/sda" in result["error"]["message"]
+    assert "libguestfs' appliance ended in the middle of its work" in result["error"]["message"]
     assert phony.digest(source) == before
     assert appliances(tmp_path / "work") == []
     assert not (tmp_path / "work/fix").exists()

@@ -35,6 +35,7 @@ SAME_ADDRESSES = "norandmaps"
 # What guestfs raises: RuntimeError for every fault, and UnicodeDecodeError where a name or a message of the guest is
 # no UTF-8, which its Python binding demands.
 FAULTS = (RuntimeError, UnicodeError)
+DIED = "appliance closed the connection unexpectedly"  # in guestfs' words for a virtual machine that has gone
 
 
 class Appliance:
@@ -93,6 +94,12 @@ class Appliance:
             self._close()
         if self._killed_for:
             raise StageError(self._killed_for) from fault
+        if isinstance(fault, FAULTS) and DIED in str(fault):
+            raise StageError(
+                "libguestfs' appliance ended in the middle of its work: a damaged file system of the guest made its "
+                "kernel panic, or this host's kernel killed its QEMU (see journalctl -k). Check the file systems in the "
+                "source VM (fsck), and export it again"
+            ) from fault
         if isinstance(fault, FAULTS):
             raise StageError(f"in the guest: {fault}") from fault
 
