@@ -97,8 +97,8 @@ class Appliance:
         if isinstance(fault, FAULTS) and DIED in str(fault):
             raise StageError(
                 "libguestfs' appliance ended in the middle of its work: a damaged file system of the guest made its "
-                "kernel panic, or this host's kernel killed its QEMU (see journalctl -k). Check the file systems in the "
-                "source VM (fsck), and export it again"
+                "kernel panic, or this host's kernel killed its QEMU (see journalctl -k). Check the file systems in "
+                "the source VM (fsck), and export it again"
             ) from fault
         if isinstance(fault, FAULTS):
             raise StageError(f"in the guest: {fault}") from fault
