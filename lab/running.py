@@ -135,9 +135,9 @@ class RunningLab:
         with WRITING:
             self.api.request("PATCH", path, json=body)
 
-    def failure(self, dag_id: str, run_id: str, task_id: str) -> str:
+    def failure(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
         """Why a task failed, in its own words."""
-        told = self.api.xcom(dag_id, run_id, task_id, "failure")
+        told = self.api.xcom(dag_id, run_id, task_id, "failure", map_index)
         assert isinstance(told, dict), f"{task_id} of {dag_id} left no failure"
         return str(told["message"])
 

@@ -219,7 +219,7 @@ def test_a_snapshot_that_never_ends_fails_the_run_and_says_where_the_limit_is(sc
 def test_a_vm_that_is_deleted_fails_the_run_and_says_so(scenes: dict[str, Scenario]) -> None:
     scene = scenes["deleted"]
     assert scene.end() == "failed"
-    message = scene.lab.failure(scene.dag, scene.run, "export")
+    message = scene.lab.failure(scene.dag, scene.run, "export", 0)
     for words in ("no longer in the inventory", "Was the VM deleted"):
         assert words in message
     report = scene.report()

@@ -134,11 +134,14 @@ class AirflowApi:
         content = answer.get("content", [])
         return [str(record.get("event", "")) for record in content if isinstance(record, dict)]
 
-    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
-        """A value that a task left; None where it left none."""
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
+        """A value that a task left; None where it left none.
+
+        :param map_index: of a mapped task, from 0
+        """
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
         try:
-            return self.request("GET", path, params={"deserialize": True}).get("value")
+            return self.request("GET", path, params={"deserialize": True, "map_index": map_index}).get("value")
         except Refused:
             return None
 
