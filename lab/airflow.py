@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +106,28 @@ def revive(state: Path, plans: Path, *names: str) -> None:
     wait_until_healthy(url, [server for server in running if server.name in names], home)
 
 
-def _start(name: str, home: Path, environment: dict[str, str]) -> processes.Server:
+def add(state: Path, plans: Path, name: str) -> None:
+    """Start one more of a component beside that which runs."""
+    servers = processes.load(state / "airflow-servers.json")
+    port = int(json.loads((state / "airflow.json").read_text())["url"].rpartition(":")[2])
+    more = _start(name, state / "airflow", _environment(state / "airflow", port, plans, {}), f"{name}-2.log")
+    processes.save(state / "airflow-servers.json", [*servers, more])
+
+
+@contextlib.contextmanager
+def stopped(state: Path, name: str) -> Iterator[None]:
+    """Stop a component with everything it has started, as a machine that is too busy does, and let it go on."""
+    (server,) = (each for each in processes.load(state / "airflow-servers.json") if each.name == name)
+    os.killpg(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGCONT)
+
+
+def _start(name: str, home: Path, environment: dict[str, str], log: str | None = None) -> processes.Server:
     airflow = str(Path(sys.executable).parent / "airflow")
-    return processes.start(name, [airflow, *COMPONENTS[name]], home / f"{name}.log", environment)
+    return processes.start(name, [airflow, *COMPONENTS[name]], home / (log or f"{name}.log"), environment)
 
 
 def is_up(state: Path) -> bool:

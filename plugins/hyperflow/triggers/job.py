@@ -14,7 +14,10 @@ import asyncssh
 import structlog
 from airflow.configuration import conf
 from airflow.providers.ssh.hooks.ssh import SSHHookAsync
+from airflow.sdk.exceptions import AirflowRuntimeError
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
 
 from hyperflow.hooks.audit import audit
 from hyperflow.manifest.shown import shown
@@ -28,6 +31,7 @@ RECONNECT_DELAYS = (1.0, 2.0, 5.0, 10.0)  # seconds; the last one again and agai
 CONNECTION_FAULTS = (OSError, asyncssh.Error, TimeoutError)
 ONLY_ASKING = (("job", "poll"), ("job", "collect"))  # commands that change nothing, every few seconds
 SCHEDULER_LOOP = 3.0  # seconds that the scheduler of a busy machine takes until it looks at what has ended
+DEFERRED = "deferred"  # Airflow's state of a task that a trigger waits for
 UNREACHABLE = "UNREACHABLE"
 FAILED = "FAILED"
 
@@ -138,10 +142,30 @@ class JobTrigger(BaseTrigger):
         await asyncio.shield(by_itself(self.end_job(str(PurePosixPath(self.job).parent))))
 
     async def end_job(self, directory: str) -> None:
-        """End whatever runs for the task of that directory on the host."""
+        """End whatever runs for the task of that directory on the host, unless another triggerer goes on with it."""
+        if await self._is_handed_on():
+            self.log.info("the task is still deferred: another triggerer goes on with it, and its job is left alone")
+            return
         answer = await self._host.ask("job", "kill", "--directory", directory)
         self.log.info("ended on the host: %d running job(s) of %s", answer["killed"], directory)
         await self._host.close()
+
+    async def _is_handed_on(self) -> bool:
+        """Whether nobody has ended the task, as then it is deferred no longer.
+
+        Airflow 3.3.2 cancels a trigger with the same word when this triggerer was silent for so long (stopped, or on a
+        machine that was too busy) that another one got its triggers (apache/airflow#73454).
+        """
+        ti = self.task_instance
+        if ti is None:
+            return False
+        ask = sync_to_async(RuntimeTaskInstance.get_task_states)
+        try:
+            states = await ask(ti.dag_id, ti.map_index, task_ids=[ti.task_id], run_ids=[ti.run_id])
+        except (AirflowRuntimeError, NameError) as fault:  # NameError: outside a triggerer nobody can be asked
+            self.log.info("whether the task is still deferred is not known: %s", fault)
+            return False
+        return DEFERRED in states.get(ti.run_id, {}).values()
 
     @property
     def _reader(self) -> str:
