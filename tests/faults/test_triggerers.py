@@ -34,7 +34,7 @@ def test_a_job_goes_on_when_the_triggerer_that_had_its_trigger_wakes(running_lab
     state, plans = running_lab.folders.state, running_lab.folders.plans
     scene.begin()
     scene.until_task("inspect", "deferred")
-    scene.until(lambda: bool(stages_of(scene, "inspect")))
+    scene.until(lambda: bool(stages_of(scene, "inspect")) and len(trigger_logs(scene, "inspect")) == 1)
     with airflow.stopped(state, "triggerer"):
         stages = stages_of(scene, "inspect")
         for pid in stages:
