@@ -2,16 +2,15 @@
 
     apt-get install chromium chromium-driver
     .venv/bin/uv pip install --target /tmp/selenium selenium
-    PYTHONPATH=/tmp/selenium:plugins:. .venv/bin/python docs/screenshots.py
+    PYTHONPATH=/tmp/selenium:plugins:. .venv/bin/python docs/screenshots.py [vm] [wave] [many]
 
-It moves the demo's guest and a small wave; what is on the pictures is from these runs, nothing is drawn. Some ten
-minutes, on a machine without a lab that is up.
+It moves the demo's guest and a small wave, and plans 1,000 VMs; what is on the pictures is from these runs, nothing is
+drawn. Some ten minutes for all, on a machine without a lab that is up.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import tempfile
 import threading
@@ -45,8 +44,8 @@ WAVE = {
 }
 
 
-def main() -> None:
-    """Bring the lab up and take all pictures."""
+def main(parts: list[str]) -> None:
+    """Bring the lab up and take the pictures of these parts, or all."""
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="hyperflow-lab-") as folder, running_lab(Path(folder) / "lab") as bench:
         airflow = json.loads((bench.folders.state / "airflow.json").read_text())
@@ -54,15 +53,15 @@ def main() -> None:
             browser = open_browser(profile)
             try:
                 log_in(browser, airflow)
-                of_a_vm(browser, bench, airflow["url"])
-                of_a_wave(browser, bench, airflow["url"])
-                of_many(browser, bench, airflow["url"])
+                for name, take_pictures in (("vm", of_a_vm), ("wave", of_a_wave), ("many", of_many)):
+                    if name in parts or not parts:
+                        take_pictures(browser, bench, airflow["url"])
             finally:
                 browser.quit()
 
 
-def of_a_vm(browser: webdriver.Chrome, bench: RunningLab, url: str) -> None:
-    """Move the demo's guest; its DAG, form, log, report and screen."""
+def of_a_vm(browser: webdriver.Chrome, _bench: RunningLab, url: str) -> None:
+    """Move the demo's guest; its DAG, form, log and report."""
     outcome = demo.run(Console(highlight=False))
     if outcome.state != "success":
         sys.exit(f"the demo's run ended as {outcome.state}: no pictures of that")
@@ -79,7 +78,6 @@ def of_a_vm(browser: webdriver.Chrome, bench: RunningLab, url: str) -> None:
     take(browser, "graph")
     show(browser, f"{url}/hyperflow/runs/{outcome.dag_id}/{outcome.run_id}/", "web01")
     take(browser, "report")
-    shutil.copy(bench.folders.images / "web01" / "boot" / "screenshot.png", IMAGES / "guest.png")
 
 
 def of_a_wave(browser: webdriver.Chrome, bench: RunningLab, url: str) -> None:
@@ -92,7 +90,9 @@ def of_a_wave(browser: webdriver.Chrome, bench: RunningLab, url: str) -> None:
     answer(bench, dag_id, run_id, "approve", "Approve")
     (mover,) = [each for each in bench.dags_of("saturday") if each.endswith("small03")]
     bench.until(lambda: bool(asked(bench)))
-    show(browser, f"{url}/required_actions", "small03")
+    (task,) = (each["task_instance"] for each in asked(bench))
+    page = f"{url}/dags/{mover}/runs/{task['dag_run_id']}/tasks/{task['task_id']}/required_actions"
+    show(browser, page, "Approve")
     take(browser, "question")
     show(browser, f"{url}/dags/{dag_id}/runs/{run_id}", "small03")
     graph(browser)
@@ -114,7 +114,7 @@ def of_many(browser: webdriver.Chrome, bench: RunningLab, url: str) -> None:
             sys.exit(f"Airflow has read {count} DAGs, expected {MANY}")
         time.sleep(2)
     print(f"{count} DAGs, read within {time.monotonic() - begun:.0f} s")
-    for path, text in (("/dags", "wave."), ("/dags?tags=wave%3Awave-3", "wave-3")):
+    for path, text in (("/dags", "plan-0"), ("/dags?tags=wave%3Awave-3", "wave-3")):
         begun = time.monotonic()
         browser.get(url + path)
         WebDriverWait(browser, PATIENCE).until(
@@ -190,4 +190,4 @@ def take(browser: webdriver.Chrome, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -27,6 +27,11 @@ DAG, WAVE, RUN = "migrate.p.web01", "wave.p.first", "manual__2026-11-23T21:00:00
 PATIENCE = 120  # seconds
 PNG = b"\x89PNG\r\n\x1a\nnot looked into"
 HOSTILE = "<script>alert(1)</script>"
+EVIDENCE = {
+    "failed_units": [],
+    "nics": [{"name": "ens192", "addresses": ["192.0.2.10/24", HOSTILE]}],
+    "kernel": HOSTILE,
+}
 
 
 def write_records(records: Path) -> None:
@@ -39,7 +44,7 @@ def write_records(records: Path) -> None:
         started=start,
         ended=start + timedelta(seconds=60),
         manifest=None,
-        boot_proof=BootProof(proven=False, accelerator="tcg"),
+        boot_proof=BootProof(proven=False, accelerator="tcg", seconds_to_up=44.5, evidence=EVIDENCE),
     )
     folder = records / DAG / "manual__2026-11-23T21_00_00_00_00"
     folder.mkdir(parents=True)
@@ -121,6 +126,13 @@ def test_a_report_is_a_page_that_runs_no_script(viewer: httpx.Client) -> None:
     assert answer.status_code == 200
     assert "HF-BOOT-001" in answer.text and "failed" in answer.text and '<img src="screenshot.png"' in answer.text
     assert "<script" not in answer.text and "&lt;script&gt;" in answer.text
+
+
+def test_what_the_booted_guest_said_is_written_for_people(viewer: httpx.Client) -> None:
+    told = " ".join(viewer.get(page()).text.partition("<h2>Proof</h2>")[2].split())
+    assert "not proven</span> up after 44.5 s with tcg" in told
+    assert "<th>failed units</th><td>none</td>" in told
+    assert "<small>name</small> ens192 · <small>addresses</small> 192.0.2.10/24, &lt;script&gt;" in told
 
 
 @pytest.mark.parametrize("name", ["", "report.json", "console.log", "screenshot.png", "audit"])
