@@ -81,7 +81,7 @@ def of_a_vm(browser: webdriver.Chrome, _bench: RunningLab, url: str) -> None:
 
 
 def of_a_wave(browser: webdriver.Chrome, bench: RunningLab, url: str) -> None:
-    """Move three small VMs as a wave, one of them for good; the question, the wave at work, its report, the list."""
+    """Move three small VMs as a wave, one of them for good; the question, the wave at work, its report."""
     vms = [small(1), small(2), {**small(3), "cutover": COLD}]
     file = write_wave(bench, "saturday", vms, [WAVE])
     limits([file], apply=True, endpoint=bench.folders.state / "airflow.json")

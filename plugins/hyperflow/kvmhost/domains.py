@@ -21,6 +21,7 @@ NAME = re.compile(r"[^\s/\-][^/]{0,199}")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 OFF, GONE = "shut off", "gone"  # states of a domain
 LIMIT = 60.0  # seconds a call of virsh may take
+ADDRESS_SOURCES = ("lease", "agent", "arp")  # libvirt's own DHCP, the guest's word, what this host has heard
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,6 @@ def virsh(uri: str, *arguments: str) -> str:
         message = " ".join(done.stderr.split()) or f"status {done.returncode}"
         raise StageError(f"virsh {arguments[0]}: {message.replace('error: ', '')}")
     return str(done.stdout)
-
-
-ADDRESS_SOURCES = ("lease", "agent", "arp")  # libvirt's own DHCP, the guest's word, what this host has heard
 
 
 def addresses_of(uri: str, uuid: str, macs: Collection[str]) -> dict[str, str]:

@@ -90,17 +90,14 @@ def disk(path: Path, number: int, files: dict[str, Any], links: dict[str, str] |
     return phony.disk(path, {**usual, **plain}, links, uuid=phony.UUID.replace("6f1a", f"{0x7000 + number:04x}"))
 
 
-def debugfs(disk: Path, *requests: str) -> str:
+def debugfs(disk: Path, request: str) -> str:
     """Have debugfs do this to the file system; what it says."""
-    told = ""
-    for request in requests:
-        done = subprocess.run(["debugfs", "-w", "-R", request, str(disk)], check=True, capture_output=True, text=True)
-        told += done.stdout
-    return told
+    command = ["debugfs", "-w", "-R", request, str(disk)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def scribble(disk: Path, block: int) -> None:
-    """Fill a block of 1 KiB, or the first of it where blocks are larger, with what no file system writes."""
+    """Fill a block of the file system with what no file system writes."""
     (size,) = re.findall(r"^Block size:\s+(\d+)", debugfs(disk, "stats"), re.MULTILINE)
     with disk.open("r+b") as file:
         file.seek(block * int(size))
