@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hyperflow.kvmhost import jobs, ledger
+from hyperflow.kvmhost import ledger
 from hyperflow.kvmhost.stage import STAGES, run_stage
 
 
@@ -20,6 +20,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="hyperflow-kvmhost", description=__doc__)
     parser.add_argument("what", choices=[*STAGES, "job", "ledger"], metavar="STAGE|job|ledger", help=", ".join(STAGES))
     if arguments[:1] == ["job"]:
+        from hyperflow.kvmhost import jobs  # a stage has no need of it, and starts sooner without it
+
         return jobs.main(arguments[1:])
     if arguments[:1] == ["ledger"]:
         return ledger.main(arguments[1:])

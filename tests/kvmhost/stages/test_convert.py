@@ -111,7 +111,7 @@ def test_the_image_shows_the_staged_disk_with_its_fixes(tmp_path: Path, change: 
     assert observed["staged_sha256"] == hashlib.sha256(before[0]).hexdigest()
     assert observed["virtual_bytes"] == 101 * GRAIN + 512
     assert (observed["changed_clusters"] > 0) is fixed
-    assert observed["tools"]["qemu-img"]
+    assert ("qemu-img" in observed["tools"]) is (fixed or asked["format"] == "vdi")  # else our decoder does it alone
     assert (source.read_bytes(), overlay.read_bytes() if overlay else None) == before
     if asked["format"] != "raw":
         images.qemu_img("check", "-f", asked["format"], image)

@@ -129,6 +129,14 @@ def check_overlay(overlay: Path, disk: Disk, virtual_bytes: int) -> None:
         raise BadRequest(f"{overlay}: has a disk of {found['virtual-size']} bytes, expected {virtual_bytes}")
 
 
+def most_bytes(disk: Disk) -> int:
+    """Tell the space that no image of a disk which is decoded can exceed, in bytes.
+
+    :raises BadRequest: when the disk is absurd
+    """
+    return sources.read_header(disk.path).capacity_bytes * 1025 // 1024  # its tables and its content map
+
+
 def needed_bytes(disk: Disk, overlay: Path | None) -> int:
     """Estimate the space of the uncompressed image and of its content map, in bytes."""
     description = nbd_reader.describe(disk.path, disk.source_format)

@@ -201,15 +201,24 @@ def read_note(target: Path) -> dict[str, Any] | None:
     return note if isinstance(note, dict) else None
 
 
+def has_space(directory: Path, needed: int) -> bool:
+    """Tell whether ``needed`` bytes fit on the directory's file system."""
+    return _free(directory) >= needed
+
+
 def require_space(directory: Path, needed: int, what: str) -> None:
     """Refuse work that will not fit.
 
     :param needed: bytes
     :raises StageError: when the file system has less left
     """
-    found = os.statvfs(directory)
-    free = found.f_bavail * found.f_frsize
+    free = _free(directory)
     if free < needed:
         raise StageError(
             f"{directory}: {size(free)} free, but {what} needs {size(needed)}; make room or take another directory"
         )
+
+
+def _free(directory: Path) -> int:
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize

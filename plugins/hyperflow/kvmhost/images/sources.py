@@ -28,16 +28,27 @@ def is_stream_optimized(path: Path) -> bool:
 
     :raises BadRequest: when it claims to be one and is absurd
     """
-    header = _start(path, vmdk.SECTOR)
-    if header[:4] != vmdk.MAGIC:
+    if _start(path, vmdk.SECTOR)[:4] != vmdk.MAGIC:
         return False
     try:
-        decode.require_whole_chunks(vmdk.read_header(header))
+        decode.require_whole_chunks(read_header(path))
     except vmdk.UnsupportedVmdk:
         return False
+    return True
+
+
+def read_header(path: Path) -> vmdk.Header:
+    """Read the header of a streamOptimized VMDK.
+
+    :raises UnsupportedVmdk: when it is a VMDK of another kind
+    :raises BadRequest: when it is none, or absurd
+    """
+    try:
+        return vmdk.read_header(_start(path, vmdk.SECTOR))
+    except vmdk.UnsupportedVmdk:
+        raise
     except vmdk.VmdkError as fault:
         raise BadRequest(f"{path}: {fault}") from fault
-    return True
 
 
 def require_self_contained(path: Path, image_format: str) -> None:
