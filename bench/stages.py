@@ -53,6 +53,7 @@ def run(stage: str, options: dict[str, Any], folder: Path, *, watch: bool = Fals
     result = folder / f"{stage}.json"
     command = [PYTHON, "-m", "hyperflow.kvmhost", stage, "--result", str(result)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "plugins")}
+    os.sync()  # what was written and deleted before is not this one's work
     begun, cpu = time.monotonic(), _cpu_of_children()
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
@@ -108,6 +109,7 @@ def timed(*commands: Sequence[str | Path]) -> float:
     :return: seconds of all of them
     :raises BenchError: when one fails
     """
+    os.sync()  # as above
     begun = time.monotonic()
     for command in commands:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
