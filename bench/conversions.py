@@ -9,7 +9,7 @@ from typing import Any
 from bench import data, stages
 from bench.results import Result, of_pair
 
-ROUNDS = 3
+ROUNDS = 5
 # name -> goal, convert's options, qemu-img's arguments
 KINDS: dict[str, tuple[float, dict[str, Any], list[str]]] = {
     "convert_qcow2": (0.20, {"format": "qcow2"}, ["-m", "16", "-W", "-O", "qcow2"]),

@@ -16,7 +16,7 @@ from typing import Any
 from bench import data, stages
 from bench.results import Result, of_pair, of_values
 
-ROUNDS = 3
+ROUNDS = 5
 RATE = 200_000_000  # bytes a second
 GOALS = {"download": 1.05, "download_decoded": 1.10}
 LIMIT = 50_000_000  # bytes a second, of all downloads on a host
