@@ -1,6 +1,6 @@
 """The host program with a stage that talks for a while: a job whose every line a test can count.
 
-All but the stage's work is the real thing: the program is packed as it is for a host, and ``checksum`` is replaced.
+All but the stage's work is the real thing: the program is packed as it is for a host, and ``validate`` is replaced.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hyperflow.hooks import kvmhost_program
 
-STAGE = "checksum"
+STAGE = "validate"
 _SOURCE = '''
 """Says a number of lines, evenly over some seconds."""
 

@@ -12,11 +12,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowException, TaskDeferred
 from airflow.utils.log.file_task_handler import _interleave_logs
 from hyperflow.hooks.kvmhost import KvmHostError, KvmHostHook
+from hyperflow.operators import base as operator_module
+from hyperflow.operators.base import HostStageOperator
 from hyperflow.triggers import job as trigger_module
 from hyperflow.triggers.job import JobTrigger
 from structlog.testing import capture_logs
@@ -84,6 +89,10 @@ class Program(KvmHostHook):
         """Path of the program on the host."""
         return self.path
 
+    def ensure_program(self, client: Any) -> str:
+        """It lies there."""
+        return self.path
+
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
@@ -106,6 +115,71 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
         os.kill(pid, signal.SIGKILL)
     sshd.end()
     kvmhost.stop(state)
+
+
+class Talking(HostStageOperator):
+    """A task that runs the talking stage on the host under test."""
+
+    stage = talking.STAGE
+    hook: KvmHostHook
+    asked: dict[str, Any]
+
+    @property
+    def host(self) -> KvmHostHook:  # type: ignore[override] # made by the test
+        """The host."""
+        return self.hook
+
+    @property
+    def settings(self) -> Any:
+        """What the task reads of its run."""
+        return SimpleNamespace(host_connection=CONNECTION, staging_directory=f"{self.hook.directory}/vm")
+
+    def options(self, context: Any) -> dict[str, Any]:
+        """What the stage is told."""
+        return self.asked
+
+
+@dataclass
+class Task:
+    """A try of a task, and what it did."""
+
+    operator: Talking
+    context: dict[str, Any]
+    kept: dict[str, Any]
+    records: list[Any]
+
+    def perform(self) -> Any:
+        """Do the task's work."""
+        with capture_logs() as self.records:
+            return self.operator.perform(self.context)  # type: ignore[arg-type] # the part of it that is looked at
+
+    @property
+    def directory(self) -> Path:
+        """The task's directory on the host."""
+        return Path(self.operator.hook.directory, ".hyperflow/jobs/dag/run/talk")
+
+    def has_said(self, line: str) -> bool:
+        """Whether the stage has come so far."""
+        log = self.directory / "log"
+        return log.exists() and f"{line}\n".encode() in log.read_bytes()
+
+    @property
+    def lines(self) -> list[str]:
+        """What the stage said, as the task has logged it."""
+        return [record["event"] for record in self.records if "timestamp" in record]
+
+
+def task(host: Host, lines: int, seconds: float) -> Task:
+    """Make a task; its jobs are ended with those of the host under test."""
+    kept: dict[str, Any] = {}
+    ti = own_airflow.task_instance("dag", "talk")
+    ti.xcom_push = lambda key, value: kept.update({key: value})
+    operator = Talking(task_id="talk")
+    operator.hook, operator.asked = host.hook, json.loads(talking.options(lines, seconds))
+    context = {"dag": SimpleNamespace(dag_id="dag"), "run_id": "run", "ti": ti}
+    made = Task(operator, context, kept, [])
+    host.task = made.directory
+    return made
 
 
 class Reader:
@@ -314,3 +388,62 @@ async def _until(trigger: JobTrigger, condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0.01)
     running.cancel()
+
+
+def test_a_stage_that_is_over_soon_is_waited_for_by_its_task_and_told_whole(host: Host) -> None:
+    ours = task(host, 20, 0.5)
+
+    assert ours.perform() == {"lines": 20}
+
+    assert ours.lines == talking.lines(20)
+    assert ours.kept["result"]["succeeded"] is True
+    assert (ours.directory / "1/collected").exists(), "nobody attaches to what is told already"
+
+
+def test_a_stage_that_takes_longer_is_left_to_a_trigger_with_all_that_it_says(host: Host) -> None:
+    ours = task(host, 40, operator_module.SOON + 2)
+
+    with pytest.raises(TaskDeferred) as deferred:
+        ours.perform()
+
+    assert ours.lines == []
+    trigger = deferred.value.trigger
+    assert isinstance(trigger, JobTrigger)
+    reader = Reader(host, trigger.job)
+    assert reader.follow()["state"] == "DONE"
+    assert reader.lines == talking.lines(40)
+
+
+def test_a_connection_that_is_lost_while_a_task_waits_is_the_triggers_affair(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operator_module, "SOON", LIMIT)
+    ours = task(host, 20, 2.0)
+
+    def cut() -> None:
+        wait_for(lambda: ours.has_said("line 1"))
+        host.sshd.kill()
+
+    cutting = Thread(target=cut)
+    cutting.start()
+    with pytest.raises(TaskDeferred):
+        ours.perform()
+    cutting.join()
+    host.sshd.start()
+    assert Reader(host, str(ours.directory / "1")).follow()["state"] == "DONE"
+
+
+def test_a_person_ends_a_task_that_waits_and_the_job_with_it(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operator_module, "SOON", LIMIT)
+    ours = task(host, 1000, 60.0)
+
+    def end() -> None:
+        wait_for(lambda: ours.has_said("line 1"))
+        ours.operator.on_kill()  # as Airflow does when the process of the task gets its SIGTERM
+
+    ending = Thread(target=end)
+    ending.start()
+    with pytest.raises(AirflowException, match="ended by SIGTERM"):
+        ours.perform()
+    ending.join()
+    assert host.processes() == []

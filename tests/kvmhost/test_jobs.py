@@ -103,6 +103,13 @@ def test_a_finished_job_gives_its_result_and_its_whole_log(tmp_path: Path, task:
     assert sorted(path.name for path in Path(started["job"]).iterdir()) == ["exit.json", "job.json", "result.json"]
 
 
+def test_who_waits_is_told_the_end_at_once_and_else_when_the_time_is_over(tmp_path: Path, task: Path) -> None:
+    over = start(task / "short", options_for(tmp_path, 1000))
+    assert job("wait", "--job", over["job"], "--seconds", str(LIMIT))[0] == {"state": "DONE", "exit_status": 0}
+    runs = start(task / "long", options_for(tmp_path, LONG))
+    assert job("wait", "--job", runs["job"], "--seconds", "0.5")[0] == {"state": "RUNNING"}
+
+
 def test_a_second_start_attaches_to_the_copy_that_runs(tmp_path: Path, task: Path) -> None:
     options = options_for(tmp_path, LONG)
     first, second = start(task, options), start(task, options)

@@ -50,7 +50,7 @@ ABSENT = "ABSENT"  # there is no such job
 
 START_GRACE = 30.0  # seconds a start may take from the generation's directory to its job.json
 KILL_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
-LOOK = 0.2  # seconds between two looks whether the stage has ended while something of it holds its output open
+LOOK = 0.2  # seconds between two looks whether the stage has ended
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -60,7 +60,7 @@ class Overtaken(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    """Run ``job start|poll|kill|collect|remove``; each prints one line of JSON first."""
+    """Run ``job start|wait|poll|kill|collect|remove``; each prints one line of JSON first."""
     parser = argparse.ArgumentParser(prog="hyperflow-kvmhost job")
     commands = parser.add_subparsers(dest="command", required=True)
     starting = commands.add_parser("start", help="start the stage detached, or attach to a running copy")
@@ -74,6 +74,9 @@ def main(arguments: list[str]) -> int:
         dest="asked",
         help="the caller's time, seconds since 1970: the log keeps to its clock, and a start that is late is refused",
     )
+    waiting = commands.add_parser("wait", help="state, when the job has ended or the time is over")
+    waiting.add_argument("--job", type=Path, required=True, help="the generation's directory")
+    waiting.add_argument("--seconds", type=float, required=True)
     polling = commands.add_parser("poll", help="state, and the log from an offset")
     polling.add_argument("--job", type=Path, required=True, help="the generation's directory")
     polling.add_argument("--reader", default="", help="who reads: the try of a task; see job_log.py")
@@ -93,7 +96,9 @@ def main(arguments: list[str]) -> int:
         sys.stdout.flush()
         sys.stdout.buffer.write(log)
         return 0
-    if parsed.command == "kill":
+    if parsed.command == "wait":
+        print(json.dumps(wait(parsed.job, parsed.seconds)))
+    elif parsed.command == "kill":
         print(json.dumps({"killed": kill(parsed.directory)}))
     elif parsed.command == "collect":
         with job_log.full_disk_suppressed():
@@ -188,6 +193,17 @@ def observe(job: Path) -> dict[str, Any]:
             return {"state": RUNNING}
         return {"state": LOST, "reason": "the job was claimed, but its process never came up"}
     return _observe_process(job, record)
+
+
+def wait(job: Path, seconds: float) -> dict[str, Any]:
+    """Wait until a job has ended, or the time is over.
+
+    :return: the state of :func:`observe` by then
+    """
+    limit = time.monotonic() + seconds
+    while (answer := observe(job))["state"] == RUNNING and time.monotonic() < limit:
+        time.sleep(LOOK)
+    return answer
 
 
 def _observe_process(job: Path, record: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -21,6 +22,7 @@ from hyperflow.operators.results import require_as_asked, require_sound
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import paramiko
     from airflow.sdk import Context
 
     from hyperflow.audit.entry import State
@@ -36,6 +38,7 @@ FAILURE_KEY = "failure"  # XCom: {"stage", "message", "code"} of a task that fai
 FAILED_STATES = ("failed", "upstream_failed")  # of Airflow's tasks
 CLOSING = ("remove_snapshot", "rollback", "cleanup", "report")  # tasks that run whatever became of the others
 TRY_AGAIN = "try-again"  # the kind of a stage's error that may pass
+SOON = 3.0  # seconds that a task waits for a stage before it defers
 JOB_FOLDER = ".hyperflow"  # below the staging directory of the host
 
 log = logging.getLogger(__name__)
@@ -175,12 +178,15 @@ class ClosingOperator(VmOperator):
 
 
 class HostStageOperator(HostRunOperator):
-    """Runs one stage as a detached job on the KVM host and defers until it ended.
+    """Runs one stage as a detached job on the KVM host, and defers until it ended.
+
+    What is over within :data:`SOON` is waited for: a task that defers is started twice.
 
     :param stage: the stage's name
     """
 
     stage: ClassVar[str]
+    _directory: str | None = None  # of the job that this process has started
 
     def options(self, context: Context) -> dict[str, Any]:
         """Give the stage's options."""
@@ -197,24 +203,50 @@ class HostStageOperator(HostRunOperator):
         return self.resume(context, event, **kept)
 
     def perform(self, context: Context) -> Any:
-        """Start the stage, or attach to a copy that still runs, and defer."""
+        """Start the stage, or attach to a copy that still runs; take its result if it is over soon, else defer."""
         from hyperflow.triggers.job import JobTrigger
 
         options = json.dumps(self.options(context)).encode()
+        self._directory = job_directory(self.settings, context)
         with self.host.connected() as client:
             program = self.host.ensure_program(client)
             started = self.host.job(
                 client,
-                *("start", "--directory", job_directory(self.settings, context), "--stage", self.stage),
+                *("start", "--directory", self._directory, "--stage", self.stage),
                 *("--run", run_key(context), "--now", f"{time.time():.3f}"),
                 stdin=options,
             )
-        verb = "attached to the running" if started["attached"] else "started the"
-        self.log.info("%s %s stage on %s: %s", verb, self.stage, self.host.remote_host, started["job"])
-        self.defer(
-            trigger=JobTrigger(ssh_conn_id=self.settings.host_connection, program=program, job=started["job"]),
-            method_name="execute_complete",
-        )
+            verb = "attached to the running" if started["attached"] else "started the"
+            self.log.info("%s %s stage on %s: %s", verb, self.stage, self.host.remote_host, started["job"])
+            is_over = self._is_over_soon(client, started["job"])
+        trigger = JobTrigger(ssh_conn_id=self.settings.host_connection, program=program, job=started["job"])
+        if not is_over:
+            self.defer(trigger=trigger, method_name="execute_complete")
+        return self._resume_as_asked(context, asyncio.run(trigger.take(context["ti"])))
+
+    def _is_over_soon(self, client: paramiko.SSHClient, job: str) -> bool:
+        """Wait a little for the job's end; the trigger has the patience for all that goes wrong meanwhile."""
+        from hyperflow.hooks.kvmhost import KvmHostError
+
+        try:
+            return bool(self.host.job(client, "wait", "--job", job, "--seconds", str(SOON))["state"] != "RUNNING")
+        except KvmHostError as fault:
+            self.log.info("%s; the job is followed from afar", fault)
+            return False
+
+    def on_kill(self) -> None:
+        """End the job when a person ends the task while this process waits for it."""
+        from hyperflow.hooks.kvmhost import KvmHostError
+
+        if self._directory is None:
+            return
+        try:
+            with self.host.connected() as client:
+                killed = self.host.job(client, "kill", "--directory", self._directory)["killed"]
+        except KvmHostError as fault:
+            self.log.warning("the job on the host was not ended: %s", fault)
+        else:
+            self.log.info("ended on the host: %d running job(s) of %s", killed, self._directory)
 
 
 def keep_failure(context: Context, task_id: str, fault: Exception) -> None:

@@ -105,6 +105,18 @@ class JobTrigger(BaseTrigger):
         await not_too_soon(begun)
         yield TriggerEvent(event)
 
+    async def take(self, task: Any) -> dict[str, Any]:
+        """Take log and result of a job that is over, in the process of its task.
+
+        :param task: the task instance
+        :return: the event that :meth:`run` would fire
+        """
+        self.task_instance = task
+        try:
+            return await self.follow(self.job)
+        finally:
+            await self._host.close()
+
     async def follow(self, job: str) -> dict[str, Any]:
         """Follow ``job`` until it ended, its log is read to the end and its result is here."""
         try:
