@@ -111,10 +111,28 @@ def test_the_image_shows_the_staged_disk_with_its_fixes(tmp_path: Path, change: 
     assert observed["staged_sha256"] == hashlib.sha256(before[0]).hexdigest()
     assert observed["virtual_bytes"] == 101 * GRAIN + 512
     assert (observed["changed_clusters"] > 0) is fixed
-    assert ("qemu-img" in observed["tools"]) is (fixed or asked["format"] == "vdi")  # else our decoder does it alone
+    assert observed["tools"]["qemu-img"]
     assert (source.read_bytes(), overlay.read_bytes() if overlay else None) == before
     if asked["format"] != "raw":
         images.qemu_img("check", "-f", asked["format"], image)
+
+
+def test_a_parent_where_only_qemu_looks_for_one_is_refused(tmp_path: Path) -> None:
+    """QEMU reads it from sector 1, whatever the header says of the descriptor's place."""
+    source = staged_vmdk(tmp_path)
+    data = bytearray(source.read_bytes())
+    place = int.from_bytes(data[28:36], "little") * 512
+    descriptor = bytes(data[place : place + 20 * 512])
+    other = 100 * 512
+    data[other : other + len(descriptor)] = descriptor
+    data[28:36] = (100).to_bytes(8, "little")
+    told = descriptor.rstrip(b"\0").replace(b"parentCID=ffffffff", b"parentCID=12345678")
+    told += b'\nparentFileNameHint="base.vmdk"\n'
+    data[place : place + 20 * 512] = told.ljust(20 * 512, b"\0")
+    source.write_bytes(data)
+    assert json.loads(images.qemu_img("info", "--output=json", "-f", "vmdk", source))["backing-filename"] == "base.vmdk"
+
+    refused(options(tmp_path, staged.manifest(source.parent, source)), "backing file 'base.vmdk'")
 
 
 @pytest.mark.parametrize("source_format", DRIVERS)

@@ -48,8 +48,7 @@ def convert(folder: Path, calls: Path, source: Path, source_format: str) -> dict
 
 
 def commands(calls: Path) -> list[list[str]]:
-    log = calls / "log"
-    return [line.strip("\0").split("\0")[1:] for line in log.read_text().splitlines()] if log.exists() else []
+    return [line.strip("\0").split("\0")[1:] for line in (calls / "log").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("source_format", ["raw", "vmdk"])

@@ -48,6 +48,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     :raises BadRequest: wrong options, a changed or hostile source, a file of somebody else's at the target
     """
     compression = _check_options(options)
+    qemu.note_version(job)
     disk = manifest_file.load(options.manifest.path, options.manifest.sha256).disk(options.disk_id)
     options.output_directory.mkdir(parents=True, exist_ok=True)
     target = options.output_directory / options.filename
@@ -63,7 +64,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
         _require_no_domain(target, options.uri)
         _require_unchanged(target, earlier["observed"], job)
         job.log(f"{target}: is of another conversion and no domain uses it; replaced when this one is complete")
-    _require_room(disk, options, job)
+    _require_room(disk, options)
     job.creating("partial", *{files.partial_path(working), files.partial_path(target)})
     try:
         observed = _make(options, disk, compression, target=target, job=job)
@@ -209,18 +210,19 @@ def _require_no_domain(target: Path, uri: str) -> None:
         raise BadRequest(fault)
 
 
-def _require_room(disk: Disk, options: Options, job: Job) -> None:
+def _require_room(disk: Disk, options: Options) -> None:
     """Refuse, before the work starts, what QEMU must not open and what will not fit.
 
-    A disk that is decoded has no need of QEMU where even all of it would fit.
+    QEMU has the last word on what an image refers to: it looks for a parent where our own reader does not.
     """
-    directory, what = options.output_directory, f"the image of {disk.id}"
-    working, _ = conversion.working_image(directory / options.filename, options.format)
-    times = 2 if options.format == "vdi" else 1  # the image it is made of is there at the same time
-    by_qemu = options.overlay is not None or options.format == "vdi" or not conversion.is_decoded(disk)
-    if not by_qemu and files.has_space(directory, conversion.most_bytes(disk) + MARGIN):
-        return
-    qemu.note_version(job)
     sources.require_self_contained(disk.path, disk.source_format)
+    directory, times = options.output_directory, 1
+    if options.format == "vdi":
+        times = 2  # the image it is made of is there at the same time
+    elif options.overlay is None and conversion.is_decoded(disk) and files.has_space(
+        directory, conversion.most_bytes(disk) + MARGIN
+    ):
+        return  # all of it would fit
+    working, _ = conversion.working_image(directory / options.filename, options.format)
     needed = conversion.needed_bytes(disk, options.overlay) - decoded.held_bytes(working)
-    files.require_space(directory, times * needed + MARGIN, what)
+    files.require_space(directory, times * needed + MARGIN, f"the image of {disk.id}")
