@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import DagSerialization
 from hyperflow.operators.kept_plan import ENDED, FOLDER, GRACE, keep_plan, kept_plans, let_go_of_plan
 from hyperflow.workflows.migration import build_dag
@@ -18,8 +21,11 @@ profile: kvm-migration
 host: {connection: kvm01, staging_directory: /srv/staging, output_directory: /srv/images}
 networks: {"*": default}
 vms: [{name: web01}, {name: db01}]
+waves: [{name: first, members: ["*"]}]
 """
 RUN = "migrate.autumn.web01/manual__1"
+WAVE_RUN = "wave.autumn.first/manual__1"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -33,23 +39,65 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def dags() -> dict[str, object]:
-    return {
+def dags() -> dict[str, Any]:
+    """The DAGs of VMs, as Airflow keeps them, but for the tag of their wave, which a copy of a run has not."""
+    found = {
         vm.dag_id: DagSerialization.to_dict(build_dag(plan, vm)) for plan in read_plan_folder().plans for vm in plan.vms
     }
+    for dag in found.values():
+        dag["dag"]["tags"] = [tag for tag in dag["dag"]["tags"] if not tag.startswith("wave:")]
+    return found
+
+
+def made_by(file: str) -> dict[str, Any]:
+    """What Airflow gets of a file of DAGs."""
+    made = runpy.run_path(str(ROOT / "dags" / file))
+    return {name: DagSerialization.to_dict(dag) for name, dag in made.items() if isinstance(dag, DAG)}
+
+
+def spoil(plan: Path, what: str) -> None:
+    """Have the plan deleted, broken, or read without what its run is of."""
+    if what == "deleted":
+        plan.unlink()
+    elif what == "broken":
+        plan.write_text(PLAN.replace("vms:", "vmz:"))
+    else:
+        plan.write_text(PLAN.replace("{name: web01}, ", "").replace("first", "second"))
 
 
 @pytest.mark.parametrize("what", ["deleted", "broken", "without the VM"])
 def test_the_dag_of_a_run_that_works_stays_as_it_was(plan: Path, what: str) -> None:
     before = dags()
     assert set(before) == {"migrate.autumn.web01", "migrate.autumn.db01"}
-    if what == "deleted":
-        plan.unlink()
-    else:
-        plan.write_text(PLAN.replace("vms:", "vmz:") if what == "broken" else PLAN.replace("{name: web01}, ", ""))
+    spoil(plan, what)
     after = dags()
     assert after["migrate.autumn.web01"] == before["migrate.autumn.web01"]
     assert ("migrate.autumn.db01" in after) == (what == "without the VM")
+
+
+@pytest.mark.parametrize("what", ["deleted", "broken", "without the VM"])
+def test_a_plan_that_is_spoilt_while_a_vm_works_takes_no_wave_of_another_plan_away(plan: Path, what: str) -> None:
+    (plan.parent / "winter.yaml").write_text(PLAN.replace("autumn", "winter").replace("01", "02"))
+    spoil(plan, what)
+    left = {"wave.winter.first"} | ({"wave.autumn.second"} if what == "without the VM" else set())
+    assert set(made_by("migration_waves.py")) == left
+
+
+@pytest.mark.parametrize("what", ["deleted", "broken", "without the VM"])
+def test_a_wave_that_works_stays_as_it_was_and_the_dags_of_its_vms_with_it(plan: Path, what: str) -> None:
+    keep_plan(plan, WAVE_RUN)
+    before, vms = made_by("migration_waves.py"), dags()
+    assert set(before) == {"wave.autumn.first"}
+    spoil(plan, what)
+    assert made_by("migration_waves.py")["wave.autumn.first"] == before["wave.autumn.first"]
+    assert dags() == vms
+    assert set(made_by("vm_migrations.py")) == set(vms)
+
+
+def test_the_vms_of_a_wave_that_works_are_those_of_their_good_plan(plan: Path) -> None:
+    keep_plan(plan, WAVE_RUN)
+    plan.write_text(PLAN.replace("first", "second").replace("/srv/images", "/srv/elsewhere"))
+    assert "/srv/elsewhere" in str(made_by("vm_migrations.py")["migrate.autumn.db01"])
 
 
 def test_the_dag_is_there_until_airflow_has_seen_the_end_and_then_goes_with_its_copy(plan: Path) -> None:

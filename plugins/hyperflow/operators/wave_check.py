@@ -9,6 +9,9 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from hyperflow.hooks.audit import audit_start
 from hyperflow.manifest.shown import shown_in_markdown
+from hyperflow.operators.base import run_key
+from hyperflow.operators.kept_plan import keep_plan
+from hyperflow.operators.preflight import plan_location
 from hyperflow.operators.proven import proven_run
 from hyperflow.operators.wave import OPENING_KEY, QUESTION_KEY, WaveOperator, asked_again, load_wave, telling
 
@@ -37,6 +40,7 @@ class CheckWaveOperator(WaveOperator):
     def check(self, context: Context) -> list[str]:
         """Do so."""
         plan, wave = load_wave(self.plan_file, self.wave)
+        keep_plan(plan_location(self.plan_file), run_key(context))
         asked = {key: value for key, value in (context["dag_run"].conf or {}).items() if value}
         audit_start(context, f"wave {wave.name}", {"plan": plan.name, "members": list(wave.members), **asked})
         now = datetime.now(UTC)

@@ -10,8 +10,10 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from hyperflow.hooks.audit import audit
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import FAILURE_KEY
+from hyperflow.operators.base import FAILURE_KEY, run_key
 from hyperflow.operators.decisions import decisions_of
+from hyperflow.operators.kept_plan import let_go_of_plan
+from hyperflow.operators.preflight import plan_location
 from hyperflow.operators.proven import SUMMARY_KEY
 from hyperflow.operators.wave import (
     APPROVE,
@@ -41,7 +43,8 @@ class WriteWaveReportOperator(WaveOperator):
     """
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Write the report of what the tasks left."""
+        """Write the report of what the tasks left, and give back the plan that the run kept."""
+        let_go_of_plan(plan_location(self.plan_file), run_key(context))
         plan, wave = load_wave(self.plan_file, self.wave)
         report = self.build(context, plan, wave)
         audit("run", "ended", details={"outcome": report.summary.outcome})

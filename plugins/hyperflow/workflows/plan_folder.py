@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class PlanFaults(Exception):
 class PlanFolder:
     """The plans of a folder.
 
-    :param plans: those that are good, and of those that were good when a run began the VMs whose runs still work
+    :param plans: those that are good; of those that were good when a run began, the VMs and waves whose runs still work
     :param faults: what is wrong with the others, as ``file: path: found X, expected Y``
     """
 
@@ -66,7 +67,8 @@ def read_plan_folder() -> PlanFolder:
     checked = check_plans(discover(folder), notifiers=by_list(allowed_notifiers()))
     plans = [each.plan for each in checked if each.plan is not None and not each.faults]
     faults = [f"{each.path}: {fault}" for each in checked for fault in each.faults]
-    return PlanFolder(plans + _plans_of_runs(folder, plans), faults)
+    # A DAG that stands here twice is taken from the later one: of a VM from its good plan, else from its own run's copy.
+    return PlanFolder(_plans_of_waves(folder, plans) + plans + _plans_of_runs(folder, plans), faults)
 
 
 def plans_folder() -> Path:
@@ -74,17 +76,42 @@ def plans_folder() -> Path:
     return plan_location(conf.get("hyperflow", "plans_folder", fallback=str(DEFAULT_FOLDER)))
 
 
+def _plans_of_waves(folder: Path, plans: list[Plan]) -> list[Plan]:
+    """Read the kept copies of plans that have a wave no more while a run of it works: that wave, and its VMs."""
+    known = {safe(wave.dag_id) for plan in plans for wave in plan.waves}
+    found = []
+    for dag, plan in _kept(folder, "wave.", known):
+        for wave in (wave for wave in plan.waves if safe(wave.dag_id) == dag):
+            members = tuple(vm for vm in plan.vms if vm.slug in wave.members)
+            found.append(replace(plan, vms=members, waves=(wave,)))
+            known.add(dag)
+    return found
+
+
 def _plans_of_runs(folder: Path, plans: list[Plan]) -> list[Plan]:
-    """Read the kept copies of plans that are not there any more, or not good any more, while runs of theirs work."""
+    """Read the kept copies of plans that have a VM no more while a run of it works: that VM, and no wave.
+
+    A wave needs all its members, and whether it may still start is not for a copy to say.
+    """
     known = {safe(vm.dag_id) for plan in plans for vm in plan.vms}
     found = []
+    for dag, plan in _kept(folder, "migrate.", known):
+        for vm in (vm for vm in plan.vms if safe(vm.dag_id) == dag):
+            found.append(replace(plan, vms=(vm,), waves=()))
+            known.add(dag)
+    return found
+
+
+def _kept(folder: Path, kind: str, known: set[str]) -> Iterator[tuple[str, Plan]]:
+    """Read the kept copies, each with the DAG whose run keeps it.
+
+    :param kind: how the ids of these DAGs begin
+    :param known: DAGs, as paths write them, whose copies are left alone; it may grow meanwhile
+    """
     for kept in kept_plans(folder):
-        if kept.dag in known:
+        if kept.dag in known or not kept.dag.startswith(kind):
             continue
         try:
-            plan = load_plan(kept.copy, original=kept.original)
+            yield kept.dag, load_plan(kept.copy, original=kept.original)
         except PlanError:  # its profile is gone as well, or the copy was half-written
             continue
-        found.append(replace(plan, vms=tuple(vm for vm in plan.vms if safe(vm.dag_id) == kept.dag)))
-        known.add(kept.dag)
-    return found
