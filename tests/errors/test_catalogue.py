@@ -49,7 +49,7 @@ TEXT_FROM_ELSEWHERE = {
     "kvmhost/images/qemu.py run": "qemu-img's own words, as the examples below",
     "kvmhost/images/qemu.py run_long": "qemu-img's own words, as the examples below",
     "kvmhost/images/receive.py update": "the operating system's words, which stage.explain adds advice to",
-    "kvmhost/images/sources.py is_stream_optimized": "a VmdkError behind the disk's path",
+    "kvmhost/images/sources.py read_header": "a VmdkError behind the disk's path",
     "kvmhost/ledger.py read": "the operating system's words, as the examples below",
     "kvmhost/manifest_file.py read_disks": "the faults that were collected in it, which have entries",
     "kvmhost/probe/watch.py _failure": "Machine.dead_end: the texts of DEAD_ENDS, which have entries",

@@ -14,6 +14,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.audit import audit
 from hyperflow.hooks.kvmhost_program import pack
+from hyperflow.kvmhost.job_result import parse_result
 from hyperflow.manifest.shown import shown
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 PYTHON = "/usr/bin/python3"  # the distribution's own: it is the one that has guestfs and nbd
 CHUNK = 32 * 1024  # bytes per read from a channel
+ANSWER_LIMIT = 16 * 1024 * 1024  # bytes that a command may say; ours say kilobytes
 COMMAND_LIMIT = 120.0  # seconds for a command that takes some 0.2 s; a job that is ended may take 15 s to die
 STAGE_LIMIT = 600.0  # seconds for a stage that is waited for: a check, a report, a cleanup
 
@@ -162,8 +164,10 @@ class KvmHostHook(SSHHook):
             output += piece
             while channel.recv_stderr_ready():
                 errors += channel.recv_stderr(CHUNK)
+            _require_short(output, errors)
         while piece := channel.recv_stderr(CHUNK):
             errors += piece
+            _require_short(output, errors)
         return channel.recv_exit_status(), bytes(output), bytes(errors)
 
     def ensure_program(self, client: paramiko.SSHClient) -> str:
@@ -204,7 +208,7 @@ class KvmHostHook(SSHHook):
         status, output, errors = self.run(client, [PYTHON, self.program, command, *arguments], stdin)
         try:
             answer = json.loads(output.split(b"\n", 1)[0])
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = {}
         if status != 0 or not isinstance(answer, dict) or not answer:
             reason = answer.get("error") if isinstance(answer, dict) else None
@@ -228,16 +232,18 @@ class KvmHostHook(SSHHook):
         for line in errors.decode(errors="replace").split("\n"):
             if line:
                 self.log.info("%s", shown(line))
-        try:
-            result = json.loads(output)
-        except ValueError:
-            result = None
-        if not isinstance(result, dict):
+        result, why_none = parse_result(output)
+        if result is None:
             raise KvmHostError(
                 f"connection {self.ssh_conn_id}: stage {stage} on {self.remote_host} ended with exit status "
-                f"{status} and left no result"
+                f"{status} and left no result: {why_none}"
             )
         return result
+
+
+def _require_short(*said: bytearray) -> None:
+    if sum(map(len, said)) > ANSWER_LIMIT:
+        raise OSError(f"it said more than {ANSWER_LIMIT >> 20} MiB, expected an answer")
 
 
 def spoken(command: list[str]) -> str:

@@ -70,6 +70,13 @@ class Manifest:
     disks: tuple[Disk, ...]
 
     @property
+    def vm_id(self) -> str | None:
+        """The VM at its source, as a MoRef; None where the manifest does not tell."""
+        source = self.document.get("source")
+        found = source.get("vm_id") if isinstance(source, dict) else None
+        return found if isinstance(found, str) and found else None
+
+    @property
     def boot_order(self) -> tuple[Disk, ...]:
         """The disks, boot disk first: lowest hint; on a tie a disk of type boot; then the order of the list."""
         return tuple(sorted(self.disks, key=lambda disk: (disk.boot_order_hint, disk.disk_type != "boot")))

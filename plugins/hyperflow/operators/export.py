@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import (
+    PREFLIGHT,
     HostStageOperator,
     MigrationOperator,
     job_directory,
@@ -44,7 +45,9 @@ class ExportDiskOperator(MigrationOperator, HostStageOperator):
 
     def options(self, context: Context) -> dict[str, Any]:
         """Give the download's options; the trigger adds what the lease tells, of which the URL is a secret."""
+        vm = context["ti"].xcom_pull(task_ids=PREFLIGHT, key="vm", map_indexes=-1)
         return {
+            "vm_id": vm["moref"],
             "target": self.settings.staged_disk(int(self.disk["id"].removeprefix("disk-"))),
             "disk_id": self.disk["id"],
             "source": f"{self.disk['uuid'] or self.disk['key']} of {self.snapshot['entity']}, run {run_key(context)}",

@@ -21,9 +21,14 @@ def finished(target: Path) -> Path:
     return target
 
 
+def put_in_place(target: Path) -> None:
+    """Do so with the partial file that is there."""
+    files.put_in_place(target, NOTE, files.partial_path(target).stat().st_ino)
+
+
 def test_a_finished_file_has_its_name_and_a_note_by_which_it_is_known(tmp_path: Path) -> None:
     target = finished(tmp_path / "disk")
-    files.put_in_place(target, NOTE)
+    put_in_place(target)
     note = files.read_note(target)
     assert note is not None
     assert {key: note[key] for key in NOTE} == NOTE
@@ -36,7 +41,7 @@ def test_a_note_that_is_there_with_somebody_elses_file_stays_as_it_is(tmp_path: 
     target.write_text("theirs")
     files.note_path(target).write_text("their note")
     with pytest.raises(BadRequest, match="appeared"):
-        files.put_in_place(target, NOTE)
+        put_in_place(target)
     assert (target.read_text(), files.note_path(target).read_text()) == ("theirs", "their note")
 
 
@@ -51,9 +56,23 @@ def test_a_note_that_another_run_has_written_over_ours_stays_with_its_file(
 
     monkeypatch.setattr(files, "write_atomically", write_and_be_overtaken)
     with pytest.raises(BadRequest, match="appeared"):
-        files.put_in_place(target, NOTE)
+        put_in_place(target)
     assert target.read_text() == "theirs"
     assert files.read_note(target) == {"kind": "theirs"}
+
+
+def test_a_partial_file_that_another_run_has_made_is_not_taken_for_ours(tmp_path: Path) -> None:
+    target = tmp_path / "disk"
+    ours = files.create_partial(target)
+    theirs = files.create_partial(target)
+    try:
+        with pytest.raises(BadRequest, match="another run writes the same file"):
+            files.put_in_place(target, NOTE, os.fstat(ours).st_ino)
+        files.put_in_place(target, NOTE, os.fstat(theirs).st_ino)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert target.stat().st_mode & 0o777 == 0o600, "a guest's files are for nobody else"
 
 
 def test_a_file_that_cannot_be_named_leaves_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +82,7 @@ def test_a_file_that_cannot_be_named_leaves_no_note(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "link", fail)
     target = finished(tmp_path / "disk")
     with pytest.raises(OSError, match="No space left on device"):
-        files.put_in_place(target, NOTE)
+        put_in_place(target)
     assert list(tmp_path.iterdir()) == [files.partial_path(target)]
 
 
@@ -72,7 +91,7 @@ def test_an_earlier_file_of_ours_that_was_changed_while_the_work_ran_is_not_remo
     tmp_path: Path, change: str
 ) -> None:
     target = finished(tmp_path / "disk")
-    files.put_in_place(target, NOTE)
+    put_in_place(target)
     held = files.state(target)
     if change == "replaced":
         target.unlink()

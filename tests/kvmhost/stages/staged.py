@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 
-def manifest(folder: Path, *paths: Path, source_format: str = "vmdk", **changes: Any) -> dict[str, str]:
-    """Write a manifest of the files; the reference that stages take."""
+def manifest(
+    folder: Path, *paths: Path, source_format: str = "vmdk", vm_id: str | None = None, **changes: Any
+) -> dict[str, str]:
+    """Write a manifest of the files; the reference that stages take.
+
+    :param vm_id: of the VM at its source
+    :param changes: of each disk's entry; None takes a key away
+    """
     disks = []
     for number, path in enumerate(paths):
         data = path.read_bytes()
@@ -23,5 +29,6 @@ def manifest(folder: Path, *paths: Path, source_format: str = "vmdk", **changes:
         }
         disks.append({key: value for key, value in entry.items() if value is not None})
     target = folder / "artifact-manifest.json"
-    target.write_text(json.dumps({"manifest_version": "1.0", "disks": disks}))
+    source = {} if vm_id is None else {"source": {"vm_id": vm_id}}
+    target.write_text(json.dumps({"manifest_version": "1.0", **source, "disks": disks}))
     return {"path": str(target), "sha256": hashlib.sha256(target.read_bytes()).hexdigest()}

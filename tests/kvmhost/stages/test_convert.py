@@ -117,6 +117,18 @@ def test_the_image_shows_the_staged_disk_with_its_fixes(tmp_path: Path, change: 
         images.qemu_img("check", "-f", asked["format"], image)
 
 
+def test_the_image_of_another_vm_is_not_replaced(tmp_path: Path) -> None:
+    source = staged_vmdk(tmp_path)
+
+    def of_vm(vm_id: str) -> dict[str, Any]:
+        reference = staged.manifest(source.parent, source, vm_id=vm_id)
+        return options(tmp_path, reference, format="raw", filename="disk-0.raw", uri="test:///default")
+
+    converted(of_vm("vm-1"))
+    refused(of_vm("vm-2"), "is of another VM (vm-1), expected one of vm-2")
+    converted({**of_vm("vm-1"), "format": "qcow2"})  # its own, in another form
+
+
 def test_a_parent_where_only_qemu_looks_for_one_is_refused(tmp_path: Path) -> None:
     """QEMU reads it from sector 1, whatever the header says of the descriptor's place."""
     source = staged_vmdk(tmp_path)

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -485,6 +486,16 @@ def test_a_file_of_an_earlier_export_is_replaced_when_the_new_one_is_complete(
     run(options(server, tmp_path, source="vm-1 snapshot-9"))
 
     assert (tmp_path / "web01-disk1.vmdk").read_bytes() == newer
+
+
+def test_the_disk_of_another_vm_is_never_replaced(server: Server, tmp_path: Path, vmdk: bytes) -> None:
+    run(options(server, tmp_path, vm_id="vm-1"))
+
+    with pytest.raises(BadRequest, match=re.escape("is of another VM (vm-1), expected one of vm-2")):
+        run(options(server, tmp_path, vm_id="vm-2", source="vm-2 snapshot-9 run-1"))
+
+    assert (tmp_path / "web01-disk1.vmdk").read_bytes() == vmdk
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("kind", ["file", "empty", "link", "dangling", "folder", "fifo"])

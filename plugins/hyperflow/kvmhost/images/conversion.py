@@ -65,6 +65,7 @@ class Made:
 
     :param content: of the image; the caller closes it
     :param staged_sha256: of the staged file, in the pass that read it
+    :param inode: of the partial file
     """
 
     content: ContentMap
@@ -72,6 +73,7 @@ class Made:
     staged_sha256: str
     staged_bytes: int
     bytes_written: int
+    inode: int
 
 
 def is_decoded(disk: Disk) -> bool:
@@ -162,6 +164,7 @@ def _decode(disk: Disk, target: Path, image_format: str, compression: Compressio
     job.tools.update(codecs.tools(compression.kind if compression else None))
     progress = job.progress(f"convert {disk.id}", disk.bytes)
     image = files.create_partial(target)
+    inode = os.fstat(image).st_ino
     try:
         with os.fdopen(files.open_regular(disk.path), "rb", buffering=0) as source:
             os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -184,7 +187,7 @@ def _decode(disk: Disk, target: Path, image_format: str, compression: Compressio
         os.close(image)
     progress.finish()
     written = decoded.bytes_written
-    return Made(decoder.content, decoded.header.capacity_bytes, decoded.sha256, decoded.bytes, written)
+    return Made(decoder.content, decoded.header.capacity_bytes, decoded.sha256, decoded.bytes, written, inode)
 
 
 def make_writer(image: int, image_format: str, compression: Compression | None, header: Header) -> ImageWriter:
@@ -229,8 +232,7 @@ class _Hashing(threading.Thread):
 
 def _copy(disk: Disk, target: Path, image_format: str, compression: Compression | None, job: Job) -> Made:
     """Make the image by qemu-img, and its content map by reading the source through QEMU."""
-    partial = files.partial_path(target)
-    files.remove_leftover(partial)
+    partial, inode = files.partial_path(target), make_partial(target)
     options = ["-m", str(workers())]
     if compression is not None:
         options += ["-c", "-o", f"compression_type={compression.kind}"]
@@ -245,4 +247,16 @@ def _copy(disk: Disk, target: Path, image_format: str, compression: Compression 
     require_unchanged(disk, sha256, count)
     progress = job.progress(f"digest {disk.id}", 0)
     content, size = nbd_reader.read_content(nbd_reader.describe(*source), target.parent, progress.advance)
-    return Made(content, size, sha256, count, partial.stat().st_blocks * 512)
+    return Made(content, size, sha256, count, partial.stat().st_blocks * 512, inode)
+
+
+def make_partial(target: Path) -> int:
+    """Make the partial file of ``target``, empty, for qemu-img to write into.
+
+    :return: its inode, which qemu-img keeps
+    """
+    descriptor = files.create_partial(target)
+    try:
+        return os.fstat(descriptor).st_ino
+    finally:
+        os.close(descriptor)

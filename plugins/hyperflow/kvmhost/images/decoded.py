@@ -50,7 +50,7 @@ class Decoding:
         self._folder = folder_of(working)
         discard(working)
         self._folder.mkdir(parents=True, mode=0o700)
-        self._image = os.open(self._folder / IMAGE, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._image = os.open(self._folder / IMAGE, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, files.MODE)
         self._make_writer = functools.partial(make_writer, self._image, image_format, compression)
 
     def make_writer(self, header: Header) -> ImageWriter:
@@ -117,8 +117,16 @@ def take_over(disk: Disk, working: Path, image_format: str, compression: Compres
         if note["image"] != files.state(folder / IMAGE) or content.digest() != digest:
             job.warn(f"{disk.id}: what was decoded during the download was changed since; decoded anew")
             return None
+        inode = (folder / IMAGE).stat().st_ino
         (folder / IMAGE).replace(files.partial_path(working))
-        made = Made(content, note["virtual_bytes"], note["staged_sha256"], note["staged_bytes"], note["bytes_written"])
+        made = Made(
+            content,
+            note["virtual_bytes"],
+            note["staged_sha256"],
+            note["staged_bytes"],
+            note["bytes_written"],
+            inode,
+        )
         content = None  # the caller's
     finally:
         if content is not None:

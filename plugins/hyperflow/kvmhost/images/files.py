@@ -22,6 +22,7 @@ from hyperflow.kvmhost.progress import size
 from hyperflow.kvmhost.stage import BadRequest, StageError, write_atomically
 
 WINDOW = 1024 * 1024  # bytes read at once
+MODE = 0o600  # of staged disks and images: a guest's files are for nobody else; libvirt hands an image to its QEMU
 NOTE_LIMIT = 1024 * 1024  # bytes of a note; ours have some hundred
 
 
@@ -58,7 +59,20 @@ def create_partial(target: Path) -> int:
     """
     partial = partial_path(target)
     remove_leftover(partial)
-    return os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    return os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
+
+
+def require_held(path: Path, inode: int) -> None:
+    """Hold a file to be the very one that this work has made.
+
+    :raises BadRequest: when another run has put its own there: both write the same file
+    """
+    found = state(path)
+    if found is None or found["inode"] != inode:
+        raise BadRequest(
+            f"{path}: was replaced while the work ran: another run writes the same file; see that two VMs have no "
+            "folder and name in common, and start again"
+        )
 
 
 def remove_leftover(path: Path) -> None:
@@ -95,17 +109,20 @@ def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> tuple
                 advance(count)
 
 
-def put_in_place(target: Path, note: Mapping[str, Any]) -> None:
+def put_in_place(target: Path, note: Mapping[str, Any], inode: int) -> None:
     """Give the finished partial file its name, after its note was written; never over another file.
 
+    :param inode: of the partial file that was made; another run may have made its own of that name
     :raises BadRequest: when something has that name meanwhile; it is left without a note, which would call it ours
     """
     partial = partial_path(target)
+    require_held(partial, inode)
     descriptor = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
     try:
         sync(descriptor)
     finally:
         os.close(descriptor)
+    require_held(partial, inode)
     if os.path.lexists(target) or not _take_name(target, note):
         raise BadRequest(f"{target}: appeared while the work ran; move it away and start again")
     remove_leftover(partial)

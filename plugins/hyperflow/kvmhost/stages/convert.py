@@ -49,7 +49,8 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     """
     compression = _check_options(options)
     qemu.note_version(job)
-    disk = manifest_file.load(options.manifest.path, options.manifest.sha256).disk(options.disk_id)
+    manifest = manifest_file.load(options.manifest.path, options.manifest.sha256)
+    disk = manifest.disk(options.disk_id)
     options.output_directory.mkdir(parents=True, exist_ok=True)
     target = options.output_directory / options.filename
     working, _ = conversion.working_image(target, options.format)
@@ -57,7 +58,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     replaced = os.path.lexists(target)
     held = files.state(target)
     if replaced:
-        earlier = _require_ours(target)
+        earlier = _require_ours(target, manifest.vm_id)
         if earlier.get("conversion") == identity:
             decoded.discard(working)
             return _reuse(target, earlier["observed"], job)
@@ -67,10 +68,11 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     _require_room(disk, options)
     job.creating("partial", *{files.partial_path(working), files.partial_path(target)})
     try:
-        observed = _make(options, disk, compression, target=target, job=job)
+        observed, inode = _make(options, disk, compression, target=target, job=job)
         if replaced:
             files.remove_earlier(target, held)
-        files.put_in_place(target, {"kind": "hyperflow-image", "conversion": identity, "observed": observed})
+        note = {"kind": "hyperflow-image", "vm_id": manifest.vm_id, "conversion": identity, "observed": observed}
+        files.put_in_place(target, note, inode)
     finally:
         for path in (working, target):
             files.remove_leftover(files.partial_path(path))
@@ -78,8 +80,13 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     return observed
 
 
-def _make(options: Options, disk: Disk, compression: Compression | None, *, target: Path, job: Job) -> dict[str, Any]:
-    """Make the partial file of ``target``; tell what it holds."""
+def _make(
+    options: Options, disk: Disk, compression: Compression | None, *, target: Path, job: Job
+) -> tuple[dict[str, Any], int]:
+    """Make the partial file of ``target``.
+
+    :return: what it holds, and its inode
+    """
     working, working_format = conversion.working_image(target, options.format)
     made = decoded.take_over(disk, working, working_format, compression, job)
     made = made or conversion.make(disk, working, working_format, compression, job)
@@ -88,16 +95,18 @@ def _make(options: Options, disk: Disk, compression: Compression | None, *, targ
         if options.overlay is not None:
             conversion.check_overlay(options.overlay, disk, made.virtual_bytes)
             partial = files.partial_path(working)
+            files.require_held(partial, made.inode)
             changed = conversion.lay_over(options.overlay, disk, (partial, working_format), content=content, job=job)
         content_sha256, clusters = content.digest()
-    partial = files.partial_path(target)
+    partial, inode = files.partial_path(target), made.inode
     if working != target:
-        files.remove_leftover(partial)
+        files.require_held(files.partial_path(working), made.inode)
+        inode = conversion.make_partial(target)
         qemu.convert((files.partial_path(working), "qcow2"), (partial, "vdi"), [], lambda _: None)
     job.bytes_read = made.staged_bytes
     sha256 = _hash(partial, f"hash {target.name}", job) if options.hash_image else None
     job.bytes_written = made.bytes_written
-    return {
+    observed = {
         "disk_id": disk.id,
         "path": str(target),
         "format": options.format,
@@ -110,6 +119,7 @@ def _make(options: Options, disk: Disk, compression: Compression | None, *, targ
         "changed_clusters": changed,
         "compress": None if compression is None else {"type": compression.kind, "level": compression.level},
     }
+    return observed, inode
 
 
 def _check_options(options: Options) -> Compression | None:
@@ -137,15 +147,21 @@ def _identity(options: Options, compression: Compression | None) -> dict[str, An
     }
 
 
-def _require_ours(target: Path) -> dict[str, Any]:
+def _require_ours(target: Path, vm_id: str | None) -> dict[str, Any]:
     """Read the note of the image at the target.
 
-    :raises BadRequest: when it is somebody else's
+    :param vm_id: the VM at its source; None where the manifest does not tell
+    :raises BadRequest: when it is somebody else's, or of another VM
     """
     note = files.read_note(target) or {}
     ours = note.get("kind") == "hyperflow-image" and isinstance(note.get("observed"), dict)
     if not ours or target.is_symlink() or not target.is_file():
         raise BadRequest(f"{target}: exists and is no image of ours; move it away or take another output directory")
+    if vm_id is not None and note.get("vm_id", vm_id) not in (None, vm_id):
+        raise BadRequest(
+            f"{target}: exists and is of another VM ({note['vm_id']}), expected one of {vm_id}; take another output "
+            "directory or name for one of the two, or move it away when that VM is no more"
+        )
     return note
 
 
@@ -219,8 +235,10 @@ def _require_room(disk: Disk, options: Options) -> None:
     directory, times = options.output_directory, 1
     if options.format == "vdi":
         times = 2  # the image it is made of is there at the same time
-    elif options.overlay is None and conversion.is_decoded(disk) and files.has_space(
-        directory, conversion.most_bytes(disk) + MARGIN
+    elif (
+        options.overlay is None
+        and conversion.is_decoded(disk)
+        and files.has_space(directory, conversion.most_bytes(disk) + MARGIN)
     ):
         return  # all of it would fit
     working, _ = conversion.working_image(directory / options.filename, options.format)

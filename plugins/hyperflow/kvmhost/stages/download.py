@@ -52,6 +52,7 @@ class Options:
     :param capacity_bytes: size of the guest's disk
     :param source: what is exported, a disk at one moment, in one text. A staged file is taken over only when it is of
         the same source; one of another source is stale and is replaced
+    :param vm_id: the VM whose disk it is; a staged file of another VM's is left alone. None where nobody knows
     :param expected_bytes: the file's size where somebody knows it, for the progress display only
     :param timeout_seconds: how long the server may send nothing
     :param decode: None to leave all decoding to convert, which a disk in grains below 64 KiB is left to in any case
@@ -66,6 +67,7 @@ class Options:
     thumbprints: list[str]
     capacity_bytes: int
     source: str
+    vm_id: Optional[str] = None  # noqa: UP045 - as above
     expected_bytes: Optional[int] = None  # noqa: UP045 - as above
     timeout_seconds: float = 60.0
     decode: Optional[DecodeTo] = None  # noqa: UP045 - as above
@@ -96,12 +98,13 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     connection = PinnedConnection(host, port, read_thumbprints(options.thumbprints), options.timeout_seconds)
     job.log(f"download {options.disk_id} from {host}:{port} to {options.target}")
     try:
-        received, facts = _download(connection, path, options, job)
+        received, inode, facts = _download(connection, path, options, job)
         if replaced:
             files.remove_earlier(options.target, held)
         note: dict[str, Any] = {"kind": "hyperflow-download", "disk_id": options.disk_id, "source": options.source}
-        note.update(sha256=received.sha256, bytes=job.bytes_read, virtual_bytes=received.header.capacity_bytes)
-        files.put_in_place(options.target, note)
+        note.update(vm_id=options.vm_id, sha256=received.sha256, bytes=job.bytes_read)
+        note.update(virtual_bytes=received.header.capacity_bytes)
+        files.put_in_place(options.target, note, inode)
     except BaseException:
         files.remove_leftover(files.partial_path(options.target))
         raise
@@ -110,10 +113,12 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     return _observed(options, received.sha256, job.bytes_read, received.header.capacity_bytes, facts)
 
 
-def _download(connection: PinnedConnection, path: str, options: Options, job: Job) -> tuple[Received, dict[str, Any]]:
+def _download(
+    connection: PinnedConnection, path: str, options: Options, job: Job
+) -> tuple[Received, int, dict[str, Any]]:
     """Bring the disk into the target's partial file.
 
-    :return: what came, and what else was observed: what HTTP said, and the seconds waited for the limit
+    :return: what came, the file's inode, and what else was observed: what HTTP said, the seconds waited for the limit
     """
     endpoint = f"{connection.host}:{connection.port}"
     with _transport_faults(endpoint, lambda: job.bytes_read):
@@ -123,6 +128,7 @@ def _download(connection: PinnedConnection, path: str, options: Options, job: Jo
         with contextlib.ExitStack() as stack:
             descriptor = files.create_partial(options.target)
             stack.callback(os.close, descriptor)
+            inode = os.fstat(descriptor).st_ino
             length = _check_response(response, endpoint, options)
             progress = job.progress(f"download {options.disk_id}", length or options.expected_bytes or 0)
 
@@ -160,7 +166,7 @@ def _download(connection: PinnedConnection, path: str, options: Options, job: Jo
     facts: dict[str, Any] = {"http": http_facts}
     if throttle is not None:
         facts["throttled_seconds"] = round(throttle.seconds, 3)
-    return received, facts
+    return received, inode, facts
 
 
 def _throttle(options: Options, job: Job, progress: Progress) -> Throttle | None:
@@ -217,6 +223,11 @@ def _require_ours(options: Options) -> dict[str, Any]:
         raise foreign
     if note.get("kind") != "hyperflow-download" or note.get("disk_id") != options.disk_id:
         raise foreign
+    if options.vm_id is not None and note.get("vm_id", options.vm_id) not in (None, options.vm_id):
+        raise BadRequest(
+            f"{target}: exists and is of another VM ({note['vm_id']}), expected one of {options.vm_id}; take another "
+            "staging directory or name for one of the two, or move it away when that VM is no more"
+        )
     return note
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from hyperflow.kvmhost import manifest_file
-from hyperflow.kvmhost.images.files import remove_temporaries, sync_directory
+from hyperflow.kvmhost.images.files import MODE, remove_temporaries, sync_directory
 from hyperflow.kvmhost.stage import BadRequest, Job, write_atomically
 
 
@@ -52,5 +52,5 @@ def run(options: Options, job: Job) -> dict[str, Any]:
 
 def _write(path: Path, text: str) -> None:
     remove_temporaries(path)
-    write_atomically(path, text)
+    write_atomically(path, text, MODE)  # a manifest may have the hashes of passwords
     sync_directory(path.parent)
