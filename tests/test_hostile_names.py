@@ -6,6 +6,7 @@ import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -77,8 +78,11 @@ def staged() -> list[StagedDisk]:
     return [StagedDisk(disk_id="disk-0", path="/s/web01-disk1.vmdk", bytes=1, sha256="0" * 64, virtual_bytes=512)]
 
 
-def plan_of(folder: Path, name: str) -> Any:
-    """A plan with that name, as a person writes it: a slash as vSphere shows it, what YAML cannot carry escaped."""
+def plan_of(folder: Path, name: str, **more: Any) -> Any:
+    """A plan with that name, as a person writes it: a slash as vSphere shows it, what YAML cannot carry escaped.
+
+    :param more: further keys of the plan
+    """
     document = {
         "plan": "autumn",
         "vcenter": {"connection": "vc"},
@@ -86,6 +90,7 @@ def plan_of(folder: Path, name: str) -> Any:
         "host": {"connection": "kvm01", "staging_directory": "/srv/staging", "output_directory": "/srv/images"},
         "networks": {"*": "default"},
         "vms": [{"name": name.replace("/", "%2f")[:80]}],
+        **more,
     }
     path = folder / "autumn.yaml"
     path.write_text(yaml.safe_dump(document, allow_unicode=False))
@@ -138,6 +143,19 @@ def test_a_dag_shows_a_name_and_obeys_none_of_it(tmp_path: Path, name: str) -> N
     assert set(re.findall(r"<(/?\w+)", html)) <= {"p", "/p", "code", "/code"}
     told = ElementTree.fromstring(f"<x>{html}</x>").findall(".//code")  # noqa: S314 - made above
     assert told[0].text == shown(vm.selector.value)
+
+
+@pytest.mark.parametrize("name", [NAMES["jinja"], "{{ conn.vcenter01.password }}", "{% raw %}"])
+def test_what_a_person_is_asked_shows_a_name_and_obeys_none_of_it(tmp_path: Path, name: str) -> None:
+    dag = build_dag(plan := plan_of(tmp_path, name, cutover={"strategy": "cold", "approval": {}}), plan.vms[0])
+    context: Any = {"conn": SimpleNamespace(vcenter01=SimpleNamespace(password="secret"))}
+    for task, question in (
+        ("approve_shutdown", f"Shut down {name}?"),
+        ("approve_start", f"Start {name} on KVM for good?"),
+    ):
+        asking: Any = dag.get_task(task)
+        asking.render_template_fields(context)
+        assert (asking.subject, asking.about, asking.body) == (question, question, None)
 
 
 @NAME

@@ -24,7 +24,7 @@ profile: kvm-migration
 host: {{connection: kvm01, staging_directory: /srv/staging, output_directory: /srv/images}}
 networks: {{"*": default}}
 people: {{alice: {{}}}}
-vms: [{", ".join(f"{{name: {group}{number}}}" for group in "abcdefghijk" for number in (1, 2, 3))}]
+vms: [{", ".join(f"{{name: {group}{number}}}" for group in "abcdefghijkl" for number in (1, 2, 3))}]
 waves:
   - {{name: stop, members: ["a*"], apart: [[a1, a2, a3]], on_failure: stop}}
   - {{name: silent, members: ["b*"], apart: [[b1, b2, b3]]}}
@@ -32,6 +32,7 @@ waves:
     members: ["c*"]
     apart: [[c1, c2, c3]]
     on_failure: ask
+    description: "{{{{ 7 * 7 }}}} {{% raw %}}"
     approval: {{by: [alice], timeout_minutes: 9}}
   - {{name: stopped, members: ["d*"], apart: [[d1, d2, d3]], on_failure: ask}}
   - {{name: unanswered, members: ["e*"], apart: [[e1, e2, e3]], on_failure: ask}}
@@ -43,11 +44,27 @@ waves:
   - name: window
     members: ["k*"]
     window: {{start: "{OPENS.astimezone(ZONE):%H:%M}", end: "{CLOSES.astimezone(ZONE):%H:%M}"}}
+  - name: rehearsed
+    members: ["l*"]
+    after: {{l2: [l1]}}
+    apart: [[l1, l3]]
+    on_failure: stop
+    approval: {{by: [alice], on_timeout: reject}}
+    window: {{start: "{CLOSES.astimezone(ZONE):%H:%M}", end: "{OPENS.astimezone(ZONE):%H:%M}"}}
 """
 ONCE = ["stop", "silent", "goes-on", "stopped", "unanswered", "one-of-two", "meanwhile", "yes", "no", "window", "again"]
 STORY = Story(
-    waves=[*((name, {}) for name in ONCE), ("again", {"again": True, "skip_boot": True})],
-    ends={**{f"{group}1": ["failed"] for group in "abcdefg"}, "g3": ["failed"]},
+    waves=[
+        *((name, {}) for name in ONCE),
+        ("again", {"again": True, "skip_boot": True}),
+        ("rehearsed", {"dry_run": True}),
+    ],
+    ends={
+        **{f"{group}1": ["failed"] for group in "abcdefgl"},
+        "g3": ["failed"],
+        "l2": ["rehearsed"],
+        "l3": ["rehearsed"],
+    },
     answers={
         "goes-on.approve": ["Approve"],
         "goes-on.vms.c2": [GO_ON],
@@ -66,7 +83,7 @@ NOBODY_BEGAN = {"1": "not started", "2": "not started", "3": "not started"}
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
     """What came of each wave, and of the one that was run ``again``."""
     runs = wave_runs.run(tmp_path_factory.mktemp("airflow"), PLAN, STORY)
-    return dict(zip([*ONCE[:-1], "left out", "again"], runs, strict=True))
+    return dict(zip([*ONCE[:-1], "left out", "again", "rehearsed"], runs, strict=True))
 
 
 def outcomes(told: Told) -> dict[str, str]:
@@ -175,3 +192,18 @@ def test_a_vm_of_a_wave_with_a_window_is_told_when_it_closes_and_one_of_another_
         assert list(conf) == ["not_after"]
         assert datetime.fromisoformat(str(parse_overrides(conf).not_after)) == CLOSES
     assert told["silent"].runs["b2"] == [{}]
+
+
+def test_a_question_tells_what_is_written_and_obeys_none_of_it(told: dict[str, Told]) -> None:
+    assert "{{ 7 * 7 }} {% raw %}" in told["goes-on"].questions["approve"]["body"]
+
+
+def test_a_rehearsal_is_every_vms_preflight_outside_of_the_window_asks_nobody_and_goes_on_after_a_failure(
+    told: dict[str, Told],
+) -> None:
+    wave = told["rehearsed"]
+    assert outcomes(wave) == {"1": "failed", "2": "rehearsed", "3": "rehearsed"}
+    assert wave.runs == {slug: [{"dry_run": True}] for slug in ("l1", "l2", "l3")}
+    assert wave.questions == {}
+    assert "window_end" not in wave.report
+    assert "reason" not in wave.report

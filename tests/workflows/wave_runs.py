@@ -49,6 +49,7 @@ ALICE = SimpleAuthManagerUser(username="alice", role="ADMIN")
 # How a VM's run may end: what its report's task tells.
 ENDS: dict[str, dict[str, Any]] = {
     "migrated": {"outcome": "migrated"},
+    "rehearsed": {"outcome": "rehearsed"},
     "failed": {"outcome": "failed", "errors": [{"stage": "boot", "message": "it does not come up"}]},
     "drifted": {"outcome": "failed", "drifted": True, "errors": [{"stage": "snapshot", "message": "it drifted"}]},
 }

@@ -28,6 +28,7 @@ class AskOperator(ApprovalOperator):
     :param about: what the answer lets happen, for the log and the report
     """
 
+    template_fields = ()  # Airflow's has subject and body, and a VM may be called {{ conn.vcenter.password }}
     ui_color = "#fdf0d0"
 
     def __init__(self, *, about: str, **kwargs: Any) -> None:
@@ -84,7 +85,22 @@ def deadline(wait: timedelta, left: timedelta | None, *, is_yes: bool) -> str:
 
 
 class ApproveWaveOperator(ApprovalOperator):
-    """The question whether a wave may begin. A no skips what follows, which the wave's report tells."""
+    """The question whether a wave may begin. A no skips what follows, which the wave's report tells.
+
+    What a person must know is what the wave's first task has left. A rehearsal asks nobody, and goes on.
+    """
+
+    template_fields = ()  # as above: what is asked is text, and nothing in it is obeyed
+
+    def execute(self, context: Context) -> Any:
+        """Ask."""
+        from hyperflow.operators.wave import CHECK, QUESTION_KEY, is_rehearsal  # which asks itself, by this module
+
+        if is_rehearsal(context):
+            self.log.info("a rehearsal: nobody is asked")
+            return None
+        self.body = context["ti"].xcom_pull(task_ids=CHECK, key=QUESTION_KEY, map_indexes=-1)
+        return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Keep who decided, and go on as Airflow does."""

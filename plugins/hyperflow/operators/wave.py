@@ -87,6 +87,9 @@ class MigrateVmOperator(TriggerDagRunOperator):
     which cannot begin within the window, or after a failure where the plan says so. One that is migrated and proven
     already is left as it is. A try after a crash, and a person's clearing, goes on with a run that still works.
 
+    In a rehearsal every VM is started that is not proven already: it only looks, so no window, no order that was not
+    kept and no other VM's failure is in its way.
+
     Returns and pushes as XCom ``summary`` what the VM's run tells (``VmSummary``).
 
     :param plan_file: path of the plan
@@ -155,10 +158,11 @@ class MigrateVmOperator(TriggerDagRunOperator):
         """Do so."""
         states = self.states(context)
         self.refuse_unapproved(context, states)
-        self.refuse_without(states)
+        if not is_rehearsal(context):
+            self.refuse_without(states)
         if (proven := self.proven_already(context)) is not None:
             return proven
-        if self.run_of_an_earlier_try(context) is None:
+        if self.run_of_an_earlier_try(context) is None and not is_rehearsal(context):
             self.refuse_beside_another(context)
             self.refuse_outside_window(context)
             self.heed_failures(context, states)
@@ -174,7 +178,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         """Skip where the wave did not begin; tasks that wait for others' ends run whatever these were."""
         if states.get(CHECK) != "success":
             raise AirflowSkipException("the wave was not started; its first task says why")
-        if self.approved_by_people:
+        if self.approved_by_people and not is_rehearsal(context):
             answer = context["ti"].xcom_pull(task_ids=APPROVE, map_indexes=-1)
             if not isinstance(answer, dict) or answer.get("chosen_options") != ["Approve"]:
                 raise AirflowSkipException("the wave was not approved")
@@ -458,6 +462,11 @@ def was_rolled_back(dag_id: str, run_id: str) -> bool:
 def asked_again(context: Context) -> bool:
     """Whether this run of the wave migrates also what is migrated and proven already."""
     return bool((context["dag_run"].conf or {}).get("again"))
+
+
+def is_rehearsal(context: Context) -> bool:
+    """Whether this run of the wave is every VM's preflight and nothing else."""
+    return bool((context["dag_run"].conf or {}).get("dry_run"))
 
 
 def _store(context: Context) -> Any:

@@ -13,7 +13,15 @@ from hyperflow.operators.base import run_key
 from hyperflow.operators.kept_plan import keep_plan
 from hyperflow.operators.preflight import plan_location
 from hyperflow.operators.proven import proven_run
-from hyperflow.operators.wave import OPENING_KEY, QUESTION_KEY, WaveOperator, asked_again, load_wave, telling
+from hyperflow.operators.wave import (
+    OPENING_KEY,
+    QUESTION_KEY,
+    WaveOperator,
+    asked_again,
+    is_rehearsal,
+    load_wave,
+    telling,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -43,8 +51,7 @@ class CheckWaveOperator(WaveOperator):
         keep_plan(plan_location(self.plan_file), run_key(context))
         asked = {key: value for key, value in (context["dag_run"].conf or {}).items() if value}
         audit_start(context, f"wave {wave.name}", {"plan": plan.name, "members": list(wave.members), **asked})
-        now = datetime.now(UTC)
-        opening = self.opening(context, wave, now)
+        opening = None if is_rehearsal(context) else self.opening(context, wave, datetime.now(UTC))
         ti = context["ti"]
         ti.xcom_push(key=OPENING_KEY, value=_written(opening))
         question = self.question(context, plan, wave, opening)

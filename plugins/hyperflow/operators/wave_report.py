@@ -21,6 +21,7 @@ from hyperflow.operators.wave import (
     OPENING_KEY,
     SKIPPED_KEY,
     WaveOperator,
+    is_rehearsal,
     load_wave,
     task_of,
 )
@@ -139,7 +140,7 @@ class WriteWaveReportOperator(WaveOperator):
             failure = ti.xcom_pull(task_ids=CHECK, key=FAILURE_KEY, map_indexes=-1)
             skipped = ti.xcom_pull(task_ids=CHECK, key=SKIPPED_KEY, map_indexes=-1)
             return str((failure or {}).get("message") or skipped or "its first task did not let it begin")
-        if wave.entry.approval is None:
+        if wave.entry.approval is None or is_rehearsal(context):
             return None
         decided = decisions_of(context["ti"], APPROVE)
         if not decided:

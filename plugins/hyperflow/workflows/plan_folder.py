@@ -67,7 +67,7 @@ def read_plan_folder() -> PlanFolder:
     checked = check_plans(discover(folder), notifiers=by_list(allowed_notifiers()))
     plans = [each.plan for each in checked if each.plan is not None and not each.faults]
     faults = [f"{each.path}: {fault}" for each in checked for fault in each.faults]
-    # A DAG that stands here twice is taken from the later one: of a VM from its good plan, else from its own run's copy.
+    # Of a DAG that stands here twice the later one counts: a VM's of its good plan, else of its own run's copy.
     return PlanFolder(_plans_of_waves(folder, plans) + plans + _plans_of_runs(folder, plans), faults)
 
 

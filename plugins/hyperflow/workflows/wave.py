@@ -13,7 +13,7 @@ from airflow.timetables.events import EventsTimetable  # airflow.sdk's own canno
 from hyperflow.manifest.shown import shown, shown_in_markdown
 from hyperflow.notifications.planned import told_of
 from hyperflow.operators.approval import ApproveWaveOperator
-from hyperflow.operators.wave import APPROVE, CHECK, GROUP, QUESTION_KEY, REPORT, MigrateVmOperator
+from hyperflow.operators.wave import APPROVE, CHECK, GROUP, REPORT, MigrateVmOperator
 from hyperflow.operators.wave_check import CheckWaveOperator
 from hyperflow.operators.wave_report import WriteWaveReportOperator
 from hyperflow.plans.pools import wave_pool
@@ -75,7 +75,6 @@ def add_tasks(plan: Plan, wave: Wave) -> None:
         asking = ApproveWaveOperator(
             task_id=APPROVE,
             subject=f"May wave {wave.name} of plan {plan.name} begin?",
-            body=f"{{{{ ti.xcom_pull(task_ids='{CHECK}', key='{QUESTION_KEY}') }}}}",
             defaults=ApprovalOperator.APPROVE if approval.on_timeout == "approve" else ApprovalOperator.REJECT,
             response_timeout=timedelta(minutes=approval.timeout_minutes),
             assigned_users=list(wave.approvers) or None,
@@ -110,6 +109,7 @@ def migrate(plan: Plan, wave: Wave, slug: str, place: int) -> MigrateVmOperator:
     """
     vm = plan.vm(slug)
     beside = [*wave.turns.get(slug, ()), *(one for one, before in wave.turns.items() if slug in before)]
+    is_behind = bool(wave.turns.get(slug) or wave.after.get(slug))
     approval = wave.entry.approval
     return MigrateVmOperator(
         task_id=slug,
@@ -130,8 +130,9 @@ def migrate(plan: Plan, wave: Wave, slug: str, place: int) -> MigrateVmOperator:
         # A slot is needed for the end of a VM's run too: who came first must not wait behind those that are to come.
         priority_weight=len(wave.members) - place,
         weight_rule="absolute",
-        # Who may not be at work with another one waits for that one's end, however it ended.
-        trigger_rule=TriggerRule.ALL_DONE if wave.turns.get(slug) else TriggerRule.ALL_SUCCESS,
+        # Who may not be at work with another one waits for that one's end, however it ended. Who comes after another
+        # does too, and says itself why it is not started then: a rehearsal goes on without those that failed.
+        trigger_rule=TriggerRule.ALL_DONE if is_behind else TriggerRule.ALL_SUCCESS,
     )
 
 
