@@ -39,7 +39,7 @@ class HostCheckOperator(BaseOperator):
             "staging_bytes": 0,
             "output_bytes": 0,
             "endpoints": [],
-            "domain": None,
+            "any_migration": True,
         }
         try:
             host = KvmHostHook(ssh_conn_id=self.ssh_conn_id, directory=f"{self.staging_directory}/{JOB_FOLDER}")

@@ -41,6 +41,18 @@ def test_a_host_that_is_ready_is_described(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "nothing is left where it tried to write"
 
 
+def test_a_host_that_is_to_take_any_migration_needs_libvirt(tmp_path: Path) -> None:
+    away = "qemu+unix:///system?socket=/nowhere/libvirt-sock"
+    result = running.run("check", options(tmp_path, any_migration=True, uri=away))
+    assert result["exit_status"] == 1
+    assert "systemctl enable --now libvirtd" in result["error"]["message"]
+
+    result = running.run("check", options(tmp_path, any_migration=True, uri="test:///default"))
+    assert result["exit_status"] == 0, result["log"]
+    assert result["observed"]["domain"]["domains"] == 1
+    assert result["observed"]["domain"]["firmware"]
+
+
 def test_every_fault_is_told_at_once_with_what_to_do(tmp_path: Path) -> None:
     wrong = options(
         tmp_path,

@@ -63,6 +63,7 @@ class Options:
     :param images: the final images; none may be a disk of a domain already
     :param domain: None when none will be defined
     :param guests: how many are inspected, fixed or booted here at once, by the plan's limits
+    :param any_migration: hold the host to all that a migration may need of it, of which no domain is known yet
     """
 
     staging_directory: Path
@@ -73,6 +74,7 @@ class Options:
     images: list[Path] = field(default_factory=list)
     domain: Optional[DomainPlan] = None  # noqa: UP045 - read at run time, by Python 3.9 too
     guests: int = 1
+    any_migration: bool = False
     uri: str = field(default="qemu:///system")
 
 
@@ -138,7 +140,9 @@ def _tools(options: Options, faults: list[str]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     if sys.version_info < (3, 9):  # noqa: UP036 - the host's Python, not the one this is checked with
         faults.append(f"python: found {platform.python_version()}, expected 3.9 or newer")
-    needed = {"qemu-img", "qemu-nbd"} | ({"virsh", "virt-install"} if options.domain else set())
+    needed = {"qemu-img", "qemu-nbd"} | (
+        {"virsh", "virt-install"} if options.domain or options.any_migration else set()
+    )
     for name, (question, debian, rhel) in PROGRAMS.items():
         found[name] = _version(name, question)
         if found[name] is None and name in needed:
@@ -242,6 +246,8 @@ def _reach(endpoint: str) -> dict[str, Any]:
 def _domain(options: Options, faults: list[str], job: Job) -> dict[str, Any] | None:
     """See that the domain can be defined: libvirt answers, networks exist, name, UUID and MACs are free."""
     plan = options.domain
+    if plan is None and options.any_migration:
+        plan = DomainPlan(name="", uuid="")
     if plan is None:
         return None
     try:
@@ -260,11 +266,14 @@ def _domain(options: Options, faults: list[str], job: Job) -> dict[str, Any] | N
     if closed is not None:
         job.warn(f"{closed} is closed to libvirt's QEMU user: the domain will not start before `chmod o+x {closed}`")
     uefi = None
-    if plan.firmware == "uefi":
+    if plan.firmware == "uefi" or options.any_migration:
         try:
             uefi = str(firmware.choose("q35", plan.secureboot, job).code)
         except StageError as fault:
-            faults.append(str(fault))
+            if plan.firmware == "uefi":
+                faults.append(str(fault))
+            else:
+                job.warn(f"guests with UEFI cannot be moved here: {fault}")
     return {"domains": len(existing), "networks": there, "firmware": uefi}
 
 
