@@ -105,7 +105,7 @@ class PreflightOperator(MigrationOperator):
                 selector = migration.selector
                 moref = find_vm(session, selector.value, kind=selector.kind, datacenter=migration.datacenter)
                 facts = read_vm(session, moref)
-                if cold and (lacking := missing_privileges(session, moref, for_cutover=True)):
+                if lacking := missing_privileges(session, moref, for_cutover=cold):
                     raise AirflowFailException("; ".join(one.sentence() for one in lacking))
                 facts = self.take_vm(context, session, facts, begins=not migration.dry_run)
         except (VsphereError, ValueError) as fault:
