@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 CHECK, APPROVE, REPORT, GROUP = "check", "approve", "report", "vms"  # ids of the tasks of a wave
 SKIPPED_KEY = "skipped"  # XCom: why a task was skipped
 QUESTION_KEY = "question"  # XCom: what a person must know to approve, Markdown
+RUN_KEY = "trigger_run_id"  # XCom, as Airflow calls it: the run of the VM that the task started
 OPENING_KEY = "opening"  # XCom: {"start", "end", "latest_start"}, ISO 8601; None where the wave has no window
 GO_ON, STOP = "Go on", "Stop"
 OVER = ["success", "failed"]  # states of a run that is over
