@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hyperflow.audit.chain import Anchor, append, head, verify
+from hyperflow.audit.anchors import Anchor, head_file, read_head
+from hyperflow.audit.chain import HeadNotWritten, append, head, read_entry, verify
 from hyperflow.audit.entry import TEXT_LIMIT, Entry, digest
 
 Lines = list[bytes]
@@ -38,6 +39,14 @@ def rewritten(line: bytes, **changes: object) -> bytes:
     """A line as somebody rewrites it who knows how digests are made."""
     document = json.loads(line) | changes
     return json.dumps(document | {"sha256": digest(document)}).encode() + b"\n"
+
+
+def forge(path: Path, count: int) -> None:
+    """Put a whole chain of other entries there, as somebody does who knows how digests are made."""
+    other = path.parents[1] / "another" / path.name
+    for number in range(count):
+        append(other, entry(100 + number))
+    other.replace(path)
 
 
 def test_what_was_appended_is_whole(file: Path) -> None:
@@ -101,9 +110,7 @@ def test_a_removed_end_is_found_by_what_the_report_knows(file: Path) -> None:
 
 def test_a_file_rewritten_as_a_whole_is_found_by_what_the_report_knows(file: Path) -> None:
     last = head(file)
-    file.unlink()
-    for number in range(11, 20):
-        append(file, entry(number))
+    forge(file, 9)
     assert verify(file).findings == ()
     (finding,) = verify(file, last).findings
     assert (finding.line, "the file was rewritten" in finding.problem) == (8, True)
@@ -158,7 +165,7 @@ def write_many(path: Path, count: int) -> None:
 
 
 def test_writers_in_several_processes_make_one_chain(tmp_path: Path) -> None:
-    path = tmp_path / "audit.jsonl"
+    path = tmp_path / "dag" / "run" / "audit.jsonl"
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=write_many, args=(path, 25)) for _ in range(4)]
     for writer in writers:
@@ -167,10 +174,124 @@ def test_writers_in_several_processes_make_one_chain(tmp_path: Path) -> None:
         writer.join()
     found = verify(path)
     assert (found.entries, found.findings) == (100, ())
+    assert read_head(path) == found.last
 
 
 def test_an_anchor_of_an_entry_that_was_never_written_is_found(tmp_path: Path) -> None:
-    path = tmp_path / "audit.jsonl"
+    path = tmp_path / "dag" / "run" / "audit.jsonl"
     append(path, entry(1))
     (finding,) = verify(path, Anchor(3, "0" * 64)).findings
     assert "entry 3, which is not here" in finding.problem
+
+
+def test_a_head_of_its_own_follows_each_entry(file: Path, tmp_path: Path) -> None:
+    assert head_file(file) == tmp_path / ".audit" / "dag" / "run" / "audit.head"
+    assert read_head(file) == head(file)
+    assert append(file, entry(9)) == read_head(file)
+    assert {path.name for path in head_file(file).parent.iterdir()} == {"audit.head"}
+
+
+def cut(lines: Lines) -> None:
+    del lines[2:]
+
+
+def test_entries_that_were_cut_off_leave_a_gap_however_many_come_after(file: Path) -> None:
+    assert spoil(file, cut) == []
+    assert append(file, entry(9)).entries == 9
+    append(file, entry(10))
+    assert spoil(file, lambda lines: None) == [(3, "entries 3 to 8 were removed before this line")]
+
+
+def test_a_file_that_was_removed_is_not_begun_anew(file: Path) -> None:
+    file.unlink()
+    append(file, entry(9))
+    assert spoil(file, lambda lines: None) == [(1, "entries 1 to 8 were removed before this line")]
+
+
+def test_a_file_that_was_written_anew_is_not_gone_on_with(file: Path) -> None:
+    forge(file, 8)
+    assert verify(file).findings == ()
+    append(file, entry(9))
+    (found,) = spoil(file, lambda lines: None)
+    assert found[0] == 9 and "does not follow the line before" in found[1]
+
+
+def test_entries_that_were_added_by_hand_are_told_of_by_the_next(file: Path) -> None:
+    known = head_file(file).read_bytes()
+    append(file, entry(9))
+    append(file, entry(10))
+    head_file(file).write_bytes(known)
+    append(file, entry(11))
+    ((line, problem),) = spoil(file, lambda lines: None)
+    assert line == 11 and "the run's head knew 8 entries: those after were added by hand" in problem
+    append(file, entry(12))
+    assert len(verify(file).findings) == 1
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"[]", b'{"entries": 8, "sha256": 1}'])
+def test_a_head_that_was_removed_or_damaged_is_told_of_by_the_next(file: Path, content: bytes | None) -> None:
+    head_file(file).unlink()
+    if content is not None:
+        head_file(file).write_bytes(content)
+    append(file, entry(9))
+    ((line, problem),) = spoil(file, lambda lines: None)
+    assert line == 9 and "the run's head knew 0 entries" in problem
+
+
+@pytest.mark.parametrize("before", [0, 1, 8])
+def test_a_writer_that_was_killed_before_it_wrote_the_head_harms_nothing(tmp_path: Path, before: int) -> None:
+    path = tmp_path / "dag" / "run" / "audit.jsonl"
+    for number in range(before):
+        append(path, entry(number))
+    known = head_file(path).read_bytes() if before else None
+    append(path, entry(before))
+    head_file(path).unlink()
+    if known is not None:
+        head_file(path).write_bytes(known)
+    append(path, entry(9))
+    found = verify(path, head=read_head(path))
+    assert (found.entries, found.findings) == (before + 2, ())
+
+
+def test_an_entry_whose_head_cannot_be_written_is_written(file: Path) -> None:
+    head_file(file).unlink()
+    head_file(file).mkdir()
+    with pytest.raises(HeadNotWritten) as caught:
+        append(file, entry(9))
+    assert caught.value.anchor == head(file)
+    assert verify(file).entries == 9
+
+
+def test_a_key_that_is_said_twice_is_found(file: Path) -> None:
+    found = spoil(file, lambda lines: lines.__setitem__(3, lines[3].replace(b'"by"', b'"by": "mallory", "by"')))
+    assert found == [(4, "entry 4 says 'by' more than once: the line was changed")]
+
+
+def test_a_key_that_is_said_twice_within_an_entrys_details_is_found(file: Path) -> None:
+    found = spoil(file, lambda lines: lines.__setitem__(3, lines[3].replace(b'{"n"', b'{"n": 99, "n"')))
+    assert found == [(4, "entry 4 says 'n' more than once: the line was changed")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"by": ', b'"by":'),
+        (b'"by"', b'"b\\u0079"'),
+        (b'"n": 4', b'"n": 4e0'),
+        (b"}\n", b"} \n"),
+        (b"}\n", b"}\r\n"),
+        (b'"alice"', b'"alic\\ud800"'),
+    ],
+)
+def test_a_line_that_is_written_in_another_way_is_found(file: Path, old: bytes, new: bytes) -> None:
+    found = spoil(file, lambda lines: lines.__setitem__(3, lines[3].replace(old, new)))
+    assert found[0][0] == 4 and "was changed" in found[0][1]
+    assert read_entry(file.read_bytes().split(b"\n")[3]) is None
+
+
+def test_all_that_an_entry_can_say_is_written_so_that_it_is_read_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "dag" / "run" / "audit.jsonl"
+    strange = {"\udc80": "\udc80", "a\u2028\x85\x00\x7f": 1e22, "b": -0.0, "c": True, "d": 10**30, "e": {"f": None}}
+    append(path, Entry("host", '\u2028\n\r\t"\\/\U0001f600', seconds=1e-9, exit=-9, details=strange))
+    assert verify(path).findings == ()
+    assert read_entry(path.read_bytes().removesuffix(b"\n")) is not None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+from hyperflow.audit.anchors import Anchor, read_head
 from hyperflow.audit.chain import verify
 
 from tests import own_airflow
@@ -38,8 +40,8 @@ if __name__ == "__main__":
 """
 
 
-def run(home: Path, **settings: str) -> str:
-    (home / "told.py").write_text(RUN)
+def run(home: Path, told: str = RUN, **settings: str) -> str:
+    (home / "told.py").write_text(told)
     return own_airflow.run(home / "told.py", own_airflow.make(home, **settings))
 
 
@@ -59,7 +61,16 @@ def test_a_runs_tasks_write_one_chain_with_who_did_what_when(tmp_path: Path) -> 
     assert (call["what"], call["on"]) == ("PowerOnVM_Task", "vc01 VirtualMachine:vm-1")
     assert call["details"] == {"host": "h", "answer": "Task:task-1"}
     assert (decision["by"], decision["details"]["answer"]) == ("alice", "Approve")
-    assert "audit: command 0 on kvm01 failed exit 3 0.1 s (no\\nway)" in output
+    assert f"audit: entry 2 sha256 {command['sha256']}: command 0 on kvm01 failed exit 3 0.1 s (no\\nway)" in output
+
+
+def test_the_tasks_logs_have_each_entrys_number_and_digest_and_the_run_has_a_head(tmp_path: Path) -> None:
+    output = run(tmp_path)
+    (file,) = (tmp_path / "hyperflow" / "told").glob("*/audit.jsonl")
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    logged = re.findall("audit: entry ([0-9]+) sha256 ([0-9a-f]{64}): ", output)
+    assert logged == [(str(entry["seq"]), entry["sha256"]) for entry in entries]
+    assert read_head(file) == Anchor(12, entries[-1]["sha256"])
 
 
 def test_a_run_whose_audit_file_cannot_be_written_is_not_begun(tmp_path: Path) -> None:
@@ -67,3 +78,22 @@ def test_a_run_whose_audit_file_cannot_be_written_is_not_begun(tmp_path: Path) -
     output = run(tmp_path, AIRFLOW__HYPERFLOW__RECORDS_FOLDER=str(tmp_path / "in-the-way" / "records"))
     assert "cannot be written, so nothing is started" in output
     assert "command 0" not in output
+
+
+def test_a_run_whose_head_cannot_be_written_is_not_begun(tmp_path: Path) -> None:
+    (tmp_path / "hyperflow").mkdir()
+    (tmp_path / "hyperflow" / ".audit").write_text("")
+    output = run(tmp_path)
+    assert "audit: the run's head could not be written" in output
+    assert "cannot be written, so nothing is started" in output
+    assert "command 0" not in output
+
+
+def test_a_head_that_cannot_be_written_later_stops_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "hyperflow" / ".audit"
+    in_the_way = f"import shutil; shutil.rmtree({str(folder)!r}); open({str(folder)!r}, 'w').close()"
+    told = RUN.replace("        failed = {", f"        {in_the_way}\n        failed = {{", 1)
+    output = run(tmp_path, told)
+    assert "audit: the run's head could not be written" in output
+    (file,) = (tmp_path / "hyperflow" / "told").glob("*/audit.jsonl")
+    assert verify(file).entries >= 4

@@ -1,8 +1,8 @@
 """Appends entries to an audit file and finds what was removed, changed or added in one.
 
 Each entry has a number, the digest of the entry before and its own. Who rewrites the whole file can make a chain that
-holds: against that the report, which lies on the KVM host, has the number and digest of the last entry it knew
-(:class:`Anchor`).
+holds, and who cuts off its end leaves one: against that number and digest of an entry are kept elsewhere
+(:mod:`hyperflow.audit.anchors`).
 """
 
 from __future__ import annotations
@@ -16,24 +16,31 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from hyperflow.audit.entry import FIRST, LINE_LIMIT, Entry, digest
+from hyperflow.audit.anchors import Anchor, AnchorFault, read_head, write_head
+from hyperflow.audit.entry import FIRST, LINE_LIMIT, Entry, digest, written
 
 NAME = "audit.jsonl"
 
 
-@dataclass(frozen=True)
-class Anchor:
-    """What is known of an audit file elsewhere: its entry of number ``entries`` had the digest ``sha256``."""
+KEY_SHOWN = 50  # characters of a key of a line that was changed
 
-    entries: int
-    sha256: str
+
+class HeadNotWritten(OSError):
+    """An entry was written, but the run's head was not.
+
+    :ivar anchor: number and digest of the entry
+    """
+
+    def __init__(self, anchor: Anchor, fault: OSError) -> None:
+        super().__init__(str(fault))
+        self.anchor = anchor
 
 
 @dataclass(frozen=True)
 class Finding:
     """What is wrong with an audit file.
 
-    :ivar line: of the file, from 1; the one after the last where its end is missing
+    :ivar line: of the file, from 1; the one after the last where its end is missing; 0 of the file as a whole
     :ivar problem: a sentence
     """
 
@@ -56,12 +63,15 @@ class Verified:
 
 
 def append(path: Path, entry: Entry) -> Anchor:
-    """Append an entry and sync it to the disk; writers on one machine, or on one NFS, take turns.
+    """Append an entry and sync it to the disk, then the run's head; writers on one machine, or on one NFS, take turns.
 
     A line that a killed writer, or a full disk, has cut off was never said to be written: it is cut away, and the next
-    entry tells so.
+    entry tells so (``cut_off_before``, in bytes). Entries that the head knows and the file has no more leave a gap that
+    stays; where the head was behind by more than the one entry of a killed writer, the next one tells how many it
+    knew (``head_before``).
 
     :return: number and digest of the entry
+    :raises HeadNotWritten: the entry was written, but the head was not
     :raises OSError: the file cannot be written; it is as it was
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,12 +80,15 @@ def append(path: Path, entry: Entry) -> Anchor:
         fcntl.flock(file, fcntl.LOCK_EX)
         size, torn, count, previous = _end_of(file)
         whole = size - torn
+        count, previous, behind = _after_head(file, path, count, previous)
         document = entry.document()
         if torn:
             document["cut_off_before"] = torn
+        if behind is not None:
+            document["head_before"] = behind
         document = {"seq": count + 1, **document, "previous": previous}
         document["sha256"] = digest(document)
-        line = json.dumps(document, ensure_ascii=False).encode() + b"\n"
+        line = written(document) + b"\n"
         try:
             file.truncate(whole)
             file.seek(whole)
@@ -84,7 +97,12 @@ def append(path: Path, entry: Entry) -> Anchor:
         except OSError:
             file.truncate(whole)
             raise
-    return Anchor(document["seq"], document["sha256"])
+        anchor = Anchor(document["seq"], document["sha256"])
+        try:
+            write_head(path, anchor)
+        except OSError as fault:
+            raise HeadNotWritten(anchor, fault) from fault
+    return anchor
 
 
 def head(path: Path) -> Anchor | None:
@@ -97,10 +115,11 @@ def head(path: Path) -> Anchor | None:
     return None if document is None else Anchor(document["seq"], document["sha256"])
 
 
-def verify(path: Path, anchor: Anchor | None = None) -> Verified:
+def verify(path: Path, report: Anchor | None = None, head: Anchor | None = None) -> Verified:
     """Look for entries that were removed, changed or added.
 
-    :param anchor: what the run's report says of the file
+    :param report: what the run's report says of the file
+    :param head: what the run's head says of it
     :raises OSError: the file cannot be read
     """
     lines = path.read_bytes().splitlines(keepends=True)
@@ -113,14 +132,51 @@ def verify(path: Path, anchor: Anchor | None = None) -> Verified:
             findings.append(Finding(number, "is no entry of an audit file: it was changed or cut off"))
             expected, previous = expected + 1, sha256(line.rstrip(b"\r\n")).hexdigest()
             continue
+        form = _problem_of_form(line[:-1], document)
+        findings += [Finding(number, form)] if form else []
         findings += [Finding(number, problem) for problem in _problems(document, expected, previous)]
         digests[document["seq"]] = (number, digest(document))
         expected, previous = document["seq"] + 1, document["sha256"]
-    if anchor is not None:
-        findings += _against(anchor, digests, len(lines))
+    for anchor, knows in ((report, "the run's report knows"), (head, "the run's head knows")):
+        if anchor is not None:
+            findings += _against(anchor, knows, digests, len(lines))
     last = max(digests, default=None)
     known = None if last is None else Anchor(last, digests[last][1])
     return Verified(len(lines), known, tuple(findings))
+
+
+def read_entry(line: bytes) -> dict[str, Any] | None:
+    """Read a line, without its end, to show it; None where it is no entry, or not as an entry is written."""
+    document = _entry_of(line)
+    return None if document is None or _problem_of_form(line, document) else document
+
+
+def _after_head(file: Any, path: Path, count: int, previous: str) -> tuple[int, str, int | None]:
+    """What the next entry follows.
+
+    Where the head knows an entry that is not in the file, the next one follows that: the gap is found however many
+    entries come after it.
+
+    :param count: number of the file's last entry; ``previous`` is its digest
+    :return: number and digest; how many entries the head knew, where it should have known more, else None
+    """
+    try:
+        known = read_head(path)
+    except AnchorFault:
+        known = None
+    if known is None:  # a writer may have been killed between the first entry and its head
+        return count, previous, 0 if count > 1 else None
+    if known == Anchor(count, previous):
+        return count, previous, None
+    if not _has(file, known):
+        return max(count, known.entries), known.sha256, None
+    return count, previous, None if count == known.entries + 1 else known.entries
+
+
+def _has(file: Any, anchor: Anchor) -> bool:
+    file.seek(0)
+    entries = (_entry_of(line) for line in file.read().splitlines())
+    return any(entry is not None and Anchor(entry["seq"], entry["sha256"]) == anchor for entry in entries)
 
 
 def _end_of(file: Any) -> tuple[int, int, int, str]:
@@ -155,16 +211,36 @@ def _problems(document: dict[str, Any], expected: int, previous: str) -> Iterato
         yield f"entry {seq} was added or moved here: entry {expected} should be in this line"
     elif document["previous"] != previous:
         yield f"entry {seq} does not follow the line before: that one was rewritten, or this one was added"
+    if "head_before" in document:
+        yield (
+            f"before entry {seq} was written, the run's head knew {document['head_before']!r} entries: those after "
+            "were added by hand, or their head was removed or could not be written; the tasks' logs have each entry"
+        )
 
 
-def _against(anchor: Anchor, digests: dict[int, tuple[int, str]], lines: int) -> Iterator[Finding]:
+def _problem_of_form(line: bytes, document: dict[str, Any]) -> str | None:
+    """What is wrong with how an entry is written; its digest is of what was read, and tells nothing of it."""
+    if written(document) == line:
+        return None
+    said: set[str] = set()
+
+    def once(pairs: list[tuple[str, Any]]) -> None:
+        keys = [key for key, _ in pairs]
+        said.update(key for key in keys if keys.count(key) > 1)
+
+    json.loads(line, object_pairs_hook=once)
+    twice = f"says {min(said)[:KEY_SHOWN]!r} more than once" if said else "is not written as Hyperflow writes it"
+    return f"entry {document['seq']} {twice}: the line was changed"
+
+
+def _against(anchor: Anchor, knows: str, digests: dict[int, tuple[int, str]], lines: int) -> Iterator[Finding]:
     if anchor.entries not in digests:
         missing = "the end was removed" if anchor.entries > max(digests, default=0) else "it was removed"
-        yield Finding(lines + 1, f"the run's report knows of entry {anchor.entries}, which is not here: {missing}")
+        yield Finding(lines + 1, f"{knows} of entry {anchor.entries}, which is not here: {missing}")
         return
     line, found = digests[anchor.entries]
     if found != anchor.sha256:
-        said = f"entry {anchor.entries} is not the one that the run's report knows: the file was rewritten"
+        said = f"entry {anchor.entries} is not the one that {knows}: the file was rewritten"
         yield Finding(line, said)
 
 
@@ -173,6 +249,7 @@ def _entry_of(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         document = json.loads(line)
+        written(document)  # half a surrogate pair can be read, and not be written
     except (ValueError, RecursionError):
         return None
     if not isinstance(document, dict) or type(document.get("seq")) is not int:

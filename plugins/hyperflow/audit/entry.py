@@ -59,7 +59,7 @@ class Entry:
             "seconds": None if self.seconds is None else round(self.seconds, 3),
             "exit": self.exit,
             "said": bounded(self.said),
-            "details": {str(key): bounded(value) for key, value in self.details.items()} or None,
+            "details": {bounded(str(key)): bounded(value) for key, value in self.details.items()} or None,
         }
         return {key: value for key, value in told.items() if value is not None}
 
@@ -87,3 +87,8 @@ def digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(
         json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     ).hexdigest()
+
+
+def written(document: Mapping[str, Any]) -> bytes:
+    """An entry's line as it is in the file, without the line's end; read and written again it is the same."""
+    return json.dumps(document, ensure_ascii=False).encode()

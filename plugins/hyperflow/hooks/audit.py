@@ -1,4 +1,8 @@
-"""Writes what a task does into its run's audit file, and into the task's log."""
+"""Writes what a task does into its run's audit file, and into the task's log, with the entry's number and digest.
+
+Who can write the records' folder can make an audit file and its head anew. The tasks' logs lie in Airflow's own place,
+so they tell what was there.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowFailException
 
-from hyperflow.audit.chain import NAME, append
+from hyperflow.audit.chain import NAME, HeadNotWritten, append
 from hyperflow.audit.entry import Entry
 from hyperflow.hooks.records import run_folder
 from hyperflow.manifest.shown import shown
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from hyperflow.audit.chain import Anchor
+    from hyperflow.audit.anchors import Anchor
     from hyperflow.audit.entry import Kind, State
     from hyperflow.vsphere.observed import Change
 
@@ -38,6 +42,7 @@ def audit(
     said: str | None = None,
     details: Mapping[str, Any] | None = None,
     task: Any = None,
+    with_head: bool = False,
 ) -> Anchor | None:
     """Write an entry of the task that works now; outside of a task there is no run to write it for.
 
@@ -45,6 +50,7 @@ def audit(
     so, and the run's first task has tried it before anything was changed (:func:`audit_start`).
 
     :param task: the task instance, where it is not the current context's: a trigger's
+    :param with_head: an entry whose head could not be written counts as not written
     :return: number and digest of the entry; None when it was not written
     """
     ti = task if task is not None else _current()
@@ -57,12 +63,18 @@ def audit(
         *(kind, what, state, by, on, where, seconds, exit_status, said),
         details=details or {},
     )
-    log.info("audit: %s", shown(entry.sentence()))
+    headed = True
     try:
-        return append(audit_file(ti.dag_id, ti.run_id), entry)
+        anchor = append(audit_file(ti.dag_id, ti.run_id), entry)
+    except HeadNotWritten as fault:
+        log.error("audit: the run's head could not be written: %s", fault)
+        anchor, headed = fault.anchor, False
     except OSError as fault:
         log.error("audit: the entry could not be written: %s", fault)
+        log.info("audit: no entry: %s", shown(entry.sentence()))
         return None
+    log.info("audit: entry %d sha256 %s: %s", anchor.entries, anchor.sha256, shown(entry.sentence()))
+    return anchor if headed or not with_head else None
 
 
 def audit_start(context: Context, what: str, details: Mapping[str, Any]) -> None:
@@ -75,7 +87,7 @@ def audit_start(context: Context, what: str, details: Mapping[str, Any]) -> None
     kind = str(getattr(dag_run.run_type, "value", dag_run.run_type))
     by = getattr(dag_run, "triggering_user_name", None)
     file = audit_file(context["dag"].dag_id, str(context["run_id"]))
-    if audit("run", f"{what} started", by=by, details={"run_type": kind, **details}) is None:
+    if audit("run", f"{what} started", by=by, details={"run_type": kind, **details}, with_head=True) is None:
         raise AirflowFailException(
             f"{file}: the run's audit file cannot be written, so nothing is started; the task's log says why. Make "
             "room there, or let Airflow's user write in [hyperflow] records_folder"
