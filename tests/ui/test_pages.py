@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
-from hyperflow.audit.chain import append
+from hyperflow.audit.anchors import head_file
+from hyperflow.audit.chain import append, head
 from hyperflow.audit.entry import Entry
 from hyperflow.cli.__main__ import main
 from hyperflow.manifest.report import BootProof, Hosts, ReportedVm, Run, StagePart
@@ -58,7 +61,19 @@ def write_records(records: Path) -> None:
     (damaged / "console.log").symlink_to("/etc/passwd")
     (damaged / "audit.jsonl").write_bytes((folder / "audit.jsonl").read_bytes().replace(b"alice", b"mallory") + b"[]\n")
     wave = records / WAVE / "w1"
-    wave.mkdir(parents=True)
+    for run in ("w1", "cut", "old", "gone", "held", "elsewhere"):
+        for number in range(3):
+            append(records / WAVE / run / "audit.jsonl", Entry("run", f"act {number}"))
+    (records / WAVE / "cut" / "audit.jsonl").write_bytes(
+        (wave / "audit.jsonl").read_bytes().partition(b"\n")[0] + b"\n"
+    )
+    head_file(records / WAVE / "old" / "audit.jsonl").unlink()
+    shutil.rmtree(records / WAVE / "gone")
+    last = head(records / WAVE / "held" / "audit.jsonl")
+    assert last is not None
+    (records / WAVE / "held" / "report.json").write_text(json.dumps({"audit": asdict(last)}))
+    (records / WAVE / "elsewhere" / "audit.jsonl").unlink()
+    (records / WAVE / "elsewhere" / "audit.jsonl").symlink_to(folder / "audit.jsonl")
     (wave / "wave-report.html").write_text("<h1>Wave</h1>")
     (wave / "wave-report.json").write_text("{}")
     (records / "secret").write_text("secret")
@@ -152,10 +167,32 @@ def test_files_are_served_as_what_they_are(viewer: httpx.Client) -> None:
 
 
 def test_the_audit_page_tells_whether_its_file_is_whole(viewer: httpx.Client) -> None:
-    assert "1 entries; none was removed, changed or added" in viewer.get(page("audit")).text
+    assert '<span class="mark good">1 entries; each follows the one before.</span>' in viewer.get(page("audit")).text
     damaged = viewer.get(page("audit", run="damaged")).text
     assert "This file is not whole" in damaged and "line 1: entry 1 was changed" in damaged
     assert "line 2: is no entry of an audit file" in damaged
+
+
+def told_of_wave(viewer: httpx.Client, run: str) -> str:
+    return viewer.get(page("audit", WAVE, run)).raise_for_status().text
+
+
+def test_the_audit_page_tells_what_the_file_was_held_to(viewer: httpx.Client) -> None:
+    whole, held, old = (told_of_wave(viewer, run) for run in ("w1", "held", "old"))
+    assert "mark good" in whole and "Held to its head only, which knows entry 3." in whole
+    assert "mark good" in held and "Held to its report, which knows entry 3, and to its head" in held
+    for shown in (whole, held):
+        assert "Whoever can write the records' folder can write" in shown
+    assert "mark doubt" in old and "mark good" not in old and "Held to nothing" in old
+
+
+def test_the_audit_page_tells_of_entries_that_were_cut_off_and_of_a_file_that_is_gone(viewer: httpx.Client) -> None:
+    cut, gone, elsewhere = (told_of_wave(viewer, run) for run in ("cut", "gone", "elsewhere"))
+    assert "mark good" not in cut and "head knows of entry 3, which is not here: the end was removed" in cut
+    for shown in (gone, elsewhere):
+        assert "mark good" not in shown and "audit.jsonl: is not there, and the run&#39;s head knows entry 3" in shown
+    assert HOSTILE not in elsewhere and "alice" not in elsewhere
+    assert 'href="audit"' in viewer.get(page("", WAVE, "gone")).text
 
 
 def test_a_wave_has_its_own_page(viewer: httpx.Client) -> None:

@@ -11,12 +11,13 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from pydantic import ValidationError
 
-from hyperflow.audit.chain import Anchor, verify
+from hyperflow.audit.chain import NAME as AUDIT
+from hyperflow.audit.held import Held, hold, lost
 from hyperflow.manifest.report import Report
 from hyperflow.operators.wave_record import JSON_NAME, PAGE_NAME
 from hyperflow.ui.access import may_read_dag, signed_in
 from hyperflow.ui.people import unknown_people
-from hyperflow.ui.record import audit_entries, parsed, record_file
+from hyperflow.ui.record import audit_entries, parsed, record_file, record_path
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; "
@@ -57,7 +58,8 @@ def people_page(user: Annotated[list[str], Query(max_length=PEOPLE_LIMIT)]) -> d
 
 def report_page(dag_id: str, run_id: str) -> Response:
     """Show ``report.json``, or lead to the wave's page where the run is a wave's."""
-    there = {name: record_file(dag_id, run_id, name) is not None for name in (*_names(), "audit.jsonl")}
+    there = {name: record_file(dag_id, run_id, name) is not None for name in _names()}
+    there[AUDIT] = record_file(dag_id, run_id, AUDIT) is not None or _lost_audit(dag_id, run_id) is not None
     if not any(there.values()):
         return _missing("this run has no records")
     path = record_file(dag_id, run_id, "report.json")
@@ -71,22 +73,21 @@ def report_page(dag_id: str, run_id: str) -> Response:
 
 
 def audit_page(dag_id: str, run_id: str) -> Response:
-    """Show ``audit.jsonl`` as a table, with what is wrong with its chain."""
-    path = record_file(dag_id, run_id, "audit.jsonl")
-    if path is None:
+    """Show ``audit.jsonl`` as a table, with what is wrong with its chain and what it was held to."""
+    path = record_file(dag_id, run_id, AUDIT)
+    held = _lost_audit(dag_id, run_id) if path is None else None
+    if path is None and held is None:
         return _missing("this run has no audit file")
-    entries = audit_entries(path)
-    findings = verify(path, _anchor(record_file(dag_id, run_id, "report.json"))).findings if entries is not None else ()
-    return _page("audit.html.j2", entries=entries, findings=findings, dag_id=dag_id, run_id=run_id)
+    entries = [] if path is None else audit_entries(path)
+    if path is not None and entries is not None:
+        held = hold(path, record_file(dag_id, run_id, "report.json"))
+    return _page("audit.html.j2", entries=entries, held=held, dag_id=dag_id, run_id=run_id)
 
 
-def _anchor(report: Path | None) -> Anchor | None:
-    """What the report beside an audit file says of it."""
-    found = parsed(report) if report is not None else None
-    told = found.get("audit") if isinstance(found, dict) else None
-    if not isinstance(told, dict) or type(told.get("entries")) is not int:
-        return None
-    return Anchor(told["entries"], str(told.get("sha256")))
+def _lost_audit(dag_id: str, run_id: str) -> Held | None:
+    """Tell of an audit file that should be there and is not."""
+    path = record_path(dag_id, run_id, AUDIT)
+    return None if path is None else lost(path, record_file(dag_id, run_id, "report.json"))
 
 
 def _names() -> list[str]:
