@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 from hyperflow.kvmhost.guest import interfaces, netplan, network
 from hyperflow.kvmhost.guest.interfaces import Interface
 from hyperflow.kvmhost.guest.network import Nic
+from hyperflow.kvmhost.stage import Job
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.kvmhost.guest.memory import guest
+
+MEGABYTES = 4 << 20
 
 IFUPDOWN = """source /etc/network/interfaces.d/*
 auto lo
@@ -180,3 +189,147 @@ def test_the_link_file_matches_the_card_and_not_what_borrows_its_address() -> No
     text = network.link_file("ens192", "00:50:56:9a:10:01")
     assert "[Match]\nMACAddress=00:50:56:9a:10:01\nDriver=virtio_net\n" in text
     assert "[Link]\nName=ens192\n" in text
+
+
+def test_a_guest_with_less_known_names_than_cards_is_not_named_by_an_order_that_may_be_another() -> None:
+    nics = [Nic("00:50:56:00:00:01"), Nic("00:50:56:00:00:02")]
+    naming = network.assign([Interface("ens224", "i", "f")], nics, {}, complete=False)
+    assert naming.pairs == ()
+    assert "ens224 were given to no network card: not all files" in naming.doubts[0]
+    one_card = network.assign([Interface("ens224", "i", "f")], nics[:1], {}, complete=False)
+    assert one_card.pairs == (("ens224", "00:50:56:00:00:01"),), "there is no other card that it could be"
+
+
+def test_a_key_in_front_of_megabytes_of_blanks_is_read_at_once() -> None:
+    with pytest.raises(netplan.NotUnderstood):
+        netplan.read("a" + " " * MEGABYTES + "x")
+    assert netplan.read("a" + " " * MEGABYTES + ": b") == {"a": "b"}
+    assert netplan.read("a" + ": " * (MEGABYTES // 2))
+
+
+def test_hundreds_of_thousands_of_lines_of_netplan_are_read_at_once() -> None:
+    assert len(netplan.read("".join(f"a{number}: b\n" for number in range(200_000)))) == 200_000
+    assert netplan.read("- a\n" * 200_000) == ["a"] * 200_000
+    assert netplan.read("- a: b\n  c: d\n" * 100_000) == [{"a": "b", "c": "d"}] * 100_000
+
+
+def test_a_line_that_is_not_understood_is_not_told_at_full_length() -> None:
+    with pytest.raises(netplan.NotUnderstood) as fault:
+        netplan.read("*" * MEGABYTES)
+    assert len(str(fault.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("line", "pair"),
+    [
+        ("a: b", ("a", "b")),
+        ("a :", ("a", "")),
+        ('"a: b" : c', ("a: b", "c")),
+        ("2001:db8::1/64: {label: x}", ("2001:db8::1/64", "{label: x}")),
+        ("a:b", None),
+        ('"a" b: c', None),
+        ('"a', None),
+        ("a#b: c", None),
+        ("[a: b", None),
+        ("a", None),
+    ],
+)
+def test_the_colon_behind_a_key_is_the_first_with_a_blank_behind_it(line: str, pair: tuple[str, str] | None) -> None:
+    assert netplan._key(line) == pair
+
+
+def test_megabytes_of_words_and_quotes_are_read_at_once() -> None:
+    assert interfaces.first_word("a" * MEGABYTES) == "a" * MEGABYTES
+    assert interfaces.first_word("''a" * 300_000) == "a" * 300_000
+    assert interfaces.first_word('"' + "a" * MEGABYTES) == '"' + "a" * MEGABYTES, "a quote without its end"
+
+
+@given(st.text(alphabet="ab \t\"'\\#\u00e9", max_size=12))
+def test_a_value_is_read_as_a_shell_reads_its_first_word(text: str) -> None:
+    try:
+        words = shlex.split(text, comments=True)
+    except ValueError:
+        return
+    assert interfaces.first_word(text) == (words[0] if words else "")
+
+
+def test_a_name_with_megabytes_of_digits_is_no_cards_and_ends_nothing() -> None:
+    assert not interfaces.is_physical("p1p" + "1" * MEGABYTES + "!")
+    found = interfaces.ifupdown("f", "auto eth0\niface eth" + "1" * 5000 + " inet dhcp\n")
+    assert network.assign(found, [Nic("00:50:56:00:00:01")], {}).pairs == ()
+
+
+GOOD = "network: {ethernets: {ens192: {addresses: [192.0.2.10/24]}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (
+            GOOD + "#" * interfaces.FILE_LIMIT,
+            f"found {len(GOOD) + interfaces.FILE_LIMIT} bytes, expected at most 65536",
+        ),
+        (GOOD + "#" * 20_000, "found a line of 20000 characters, expected at most 16384"),
+        ("a" + " " * 10_000 + "x", "not understood at the line 'a   "),
+    ],
+)
+def test_a_file_over_a_limit_is_a_warning_and_the_others_are_read(bad: str, why: str) -> None:
+    job = Job("inspect")
+    found = interfaces.read(guest({"/etc/netplan/a.yaml": bad, "/etc/netplan/b.yaml": GOOD}), job)
+    assert [one.file for one in found.interfaces] == ["/etc/netplan/b.yaml"]
+    assert not found.complete
+    (warning,) = job.warnings
+    assert warning.startswith(f"/etc/netplan/a.yaml in the guest: {why}")
+    assert warning.endswith("; its interfaces are not in the result")
+
+
+def test_a_guest_within_the_limits_is_complete() -> None:
+    job = Job("inspect")
+    found = interfaces.read(guest({"/etc/netplan/b.yaml": GOOD, "/etc/network/interfaces": IFUPDOWN}), job)
+    assert (found.complete, job.warnings) == (True, [])
+    assert {one.name for one in found.interfaces} == {"ens192", "ens224", "ens256", "ens161", "br0"}
+
+
+def test_a_folder_of_hostile_files_is_read_no_further_than_its_limit_and_never_all_at_once() -> None:
+    files = {f"/etc/netplan/{number:03}.yaml": GOOD + ("#\n" * 30_000) for number in range(500)}
+    files["/etc/sysconfig/network/ifcfg-eth0"] = WICKED
+    there, job = guest(files), Job("inspect")
+    found = interfaces.read(there, job)
+    assert len(there.handle.asked) <= interfaces.FOLDER_LIMIT // 60_000 + 3
+    assert found.interfaces[-1].name == "eth0", "another folder is read whatever this one holds"
+    (warning,) = job.warnings
+    assert "034.yaml in the guest and those behind it: found more than 2097152 bytes in /etc/netplan" in warning
+
+
+def test_more_files_than_are_read_are_told() -> None:
+    job = Job("inspect")
+    found = interfaces.read(guest({f"/etc/netplan/{number:03}.yaml": GOOD for number in range(501)}), job)
+    assert (len(found.interfaces), found.complete) == (500, False)
+    (warning,) = job.warnings
+    assert warning.startswith("/etc/netplan/500.yaml in the guest and those behind it: found 501 files")
+
+
+def test_more_interfaces_than_a_person_configures_are_told() -> None:
+    job = Job("inspect")
+    text = "".join(f"iface x{number} inet dhcp\n" for number in range(1500))
+    found = interfaces.read(guest({"/etc/network/interfaces": text}), job)
+    assert (len(found.interfaces), found.complete) == (interfaces.MOST, False)
+    (warning,) = job.warnings
+    assert "/etc/network/interfaces in the guest: found more than 1000 interfaces" in warning
+
+
+def test_a_folder_full_of_faults_does_not_fill_the_log() -> None:
+    job = Job("inspect")
+    files = guest({f"/etc/netplan/{number:03}.yaml": "*" for number in range(400)})
+    interfaces.read(files, job)
+    interfaces.read(files, job)
+    assert len(job.warnings) == interfaces.TOLD + 1, "and a second reading says nothing again"
+
+
+def test_rules_of_udev_over_a_limit_are_told() -> None:
+    rule = 'SUBSYSTEM=="net", ATTR{address}=="00:50:56:00:00:01", NAME="ens192"\n'
+    job = Job("fix")
+    files = {"/etc/udev/rules.d/70-net.rules": rule, "/etc/udev/rules.d/99.rules": rule * 1000}
+    assert interfaces.udev_names(guest(files), job) == {"ens192": "00:50:56:00:00:01"}
+    (warning,) = job.warnings
+    assert "99.rules in the guest: found 68000 bytes" in warning

@@ -66,7 +66,7 @@ def apply(files: GuestFiles, changes: Changes, wanted: Network, job: Job) -> lis
         written = {name: f"{KEYFILES}/hyperflow-{name}.nmconnection" for name in wanted.interfaces}
         for name, one in wanted.interfaces.items():
             changes.write(written[name], keyfile(name, one), 0o600)
-    found = {(one.name, one.file): one for one in interfaces.read(files, job)}
+    found = {(one.name, one.file): one for one in interfaces.read(files, job).interfaces}
     observed = []
     for name, one in wanted.interfaces.items():
         read = found.get((name, written[name]))

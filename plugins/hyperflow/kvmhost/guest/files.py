@@ -19,6 +19,10 @@ RUN = 'output=$1; shift; exec "$@" </dev/null >"$output" 2>&1'
 ENVIRONMENT = ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/root")
 
 
+class TooLarge(StageError):
+    """A file of the guest has more bytes than are read of it."""
+
+
 class GuestFiles:
     """The mounted guest's files; paths are the guest's, and links are followed inside the guest only.
 
@@ -34,7 +38,8 @@ class GuestFiles:
     def read(self, path: str, limit: int = TEXT_LIMIT) -> bytes | None:
         """Read a file; None where there is no regular file, such as a FIFO that would never end.
 
-        :raises StageError: when it has more than ``limit`` bytes, or is a link to a file that only its owner may read
+        :raises TooLarge: when it has more than ``limit`` bytes
+        :raises StageError: when it is a link to a file that only its owner may read
         """
         if not self.handle.is_file(path, followsymlinks=True):
             return None
@@ -43,7 +48,7 @@ class GuestFiles:
             status = self._status_of_target(path)
         found: int = status["st_size"]
         if found > limit:
-            raise StageError(f"{path} in the guest: found {found} bytes, expected at most {limit}")
+            raise TooLarge(f"{path} in the guest: found {found} bytes, expected at most {limit}")
         return self._content(path, found)
 
     def _status_of_target(self, path: str) -> dict[str, int]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Callable
 
 from hyperflow.kvmhost.guest import netplan
-from hyperflow.kvmhost.guest.files import GuestFiles
+from hyperflow.kvmhost.guest.files import GuestFiles, TooLarge, printable
 from hyperflow.kvmhost.stage import Job
 
 IFUPDOWN = "ifupdown"
@@ -21,10 +21,25 @@ IFCFG = "ifcfg"
 WICKED = "wicked"
 
 NETPLAN_KINDS = ("ethernets", "bonds", "bridges", "vlans")
-MANY = 500  # files of one folder that are read; a guest with more is not configured by people
+
+# What is read of a guest's network configuration; a guest with more is not configured by people. What is over a limit
+# is told as a warning, and is left as it is.
+MANY = 500  # files of one folder
+FILE_LIMIT = 64 * 1024  # bytes of one file; one of netplan with a hundred interfaces has some 20 kB
+FOLDER_LIMIT = 2 * 1024 * 1024  # characters of all files of one folder
+LINE_LIMIT = 16 * 1024  # characters; a certificate in a file of NetworkManager has some 4,000
+MOST = 1000  # interfaces
+TOLD = 20  # warnings of files that were left; the next one says that there are more
+NAME_LIMIT = 15  # characters of an interface's name: IFNAMSIZ with its zero is 16 bytes
+
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 # Names that udev or the kernel give to a network card; not bonds, bridges, VLANs, lo
 _PHYSICAL = re.compile(r"(?:en[opsxPv]\w+|eth\d+|em\d+|p\d+p\d+\w*)")
+
+
+# A part of a word as a shell reads it: plain, in either kind of quotes, or behind a backslash.
+_WORD_PART = re.compile(r"([^ \t\r\n\"'\\#]+)|\"((?:[^\"\\]|\\.)*)\"|'([^']*)'|\\(.)", re.DOTALL)
+_IN_QUOTES = re.compile(r"\\([\"\\])")
 
 
 @dataclass
@@ -48,9 +63,20 @@ class Interface:
         return {key: getattr(self, key) for key in keys}
 
 
+@dataclass(frozen=True)
+class Configured:
+    """What the guest's files say of interfaces.
+
+    :param complete: whether every file was read and understood; what was not was told as a warning
+    """
+
+    interfaces: list[Interface]
+    complete: bool
+
+
 def is_physical(name: str) -> bool:
     """Whether a name is a network card's, so that another machine may name the card otherwise."""
-    return _PHYSICAL.fullmatch(name) is not None
+    return len(name) <= NAME_LIMIT and _PHYSICAL.fullmatch(name) is not None
 
 
 def mac_address(value: str | None) -> str | None:
@@ -59,25 +85,21 @@ def mac_address(value: str | None) -> str | None:
     return text if _MAC.fullmatch(text) else None
 
 
-def read(files: GuestFiles, job: Job) -> list[Interface]:
-    """Read all the stacks whose files there are."""
+def read(files: GuestFiles, job: Job) -> Configured:
+    """Read all the stacks whose files there are, within limits; a file that is not understood is a warning."""
     found: list[Interface] = []
-    for path, text in _texts(files, ["/etc/network/interfaces"], "/etc/network/interfaces.d", r"[\w.-]+"):
-        found += ifupdown(path, text)
-    for path, text in _texts(files, [], "/etc/netplan", r"[^\0/]*\.yaml"):
-        try:
-            found += netplan_file(path, text)
-        except netplan.NotUnderstood as fault:
-            job.warn(f"{path} in the guest: not understood at {fault}; its interfaces are not in the result")
-    for path, text in _texts(files, [], "/etc/NetworkManager/system-connections", r"[^\0]*"):
-        found += keyfile(path, text)
-    for path, text in _texts(files, [], "/etc/systemd/network", r"[^\0]*\.network"):
-        found += networkd(path, text)
-    for path, text in _texts(files, [], "/etc/sysconfig/network-scripts", r"ifcfg-[^\0]*"):
-        found += ifcfg(path, text, IFCFG)
-    for path, text in _texts(files, [], "/etc/sysconfig/network", r"ifcfg-[^\0]*"):
-        found += ifcfg(path, text, WICKED)
-    return [one for one in found if one.name != "lo"]
+    reading = _Reading(files, job, "its interfaces are not in the result")
+    for parse, paths, folder, pattern in _STACKS:
+        for path, text in reading.texts(paths, folder, pattern):
+            try:
+                found += (one for one in parse(path, text) if one.name != "lo")
+            except netplan.NotUnderstood as fault:
+                reading.left(f"{path} in the guest: not understood at {fault}")
+            if len(found) > MOST:
+                del found[MOST:]
+                reading.left(f"{path} in the guest: found more than {MOST} interfaces up to here")
+                return Configured(found, complete=False)
+    return Configured(found, reading.complete)
 
 
 def ifupdown(path: str, text: str) -> list[Interface]:
@@ -187,11 +209,7 @@ def ifcfg(path: str, text: str, stack: str) -> list[Interface]:
     for line in text.split("\n"):
         key, equals, value = line.strip().partition("=")
         if equals and not key.startswith("#"):
-            try:
-                words = shlex.split(value, comments=True)
-            except ValueError:
-                words = [value]
-            values[key] = words[0] if words else ""
+            values[key] = first_word(value)
     name = values.get("DEVICE") or file_name
     mac = mac_address(values.get("HWADDR") or values.get("LLADDR"))
     one = Interface(name, stack, path, mac, gateway=values.get("GATEWAY") or None)
@@ -208,16 +226,41 @@ def ifcfg(path: str, text: str, stack: str) -> list[Interface]:
     return [one]
 
 
-def udev_names(files: GuestFiles) -> dict[str, str]:
+def first_word(text: str) -> str:
+    """Read the first word as a shell does, without its quotes; all of the text where a quote has no end."""
+    text = text.lstrip(" \t\r\n")
+    parts: list[str] = []
+    at = 0
+    while at < len(text) and text[at] not in " \t\r\n#":
+        match = _WORD_PART.match(text, at)
+        if match is None:
+            return text
+        parts.append(match[1] or match[3] or match[4] or _IN_QUOTES.sub(r"\1", match[2] or ""))
+        at = match.end()
+    return "".join(parts)
+
+
+_STACKS: tuple[tuple[Callable[[str, str], list[Interface]], Sequence[str], str, str], ...] = (
+    (ifupdown, ["/etc/network/interfaces"], "/etc/network/interfaces.d", r"[\w.-]+"),
+    (netplan_file, [], "/etc/netplan", r"[^\0/]*\.yaml"),
+    (keyfile, [], "/etc/NetworkManager/system-connections", r"[^\0]*"),
+    (networkd, [], "/etc/systemd/network", r"[^\0]*\.network"),
+    (partial(ifcfg, stack=IFCFG), [], "/etc/sysconfig/network-scripts", r"ifcfg-[^\0]*"),
+    (partial(ifcfg, stack=WICKED), [], "/etc/sysconfig/network", r"ifcfg-[^\0]*"),
+)
+
+
+def udev_names(files: GuestFiles, job: Job) -> dict[str, str]:
     """Names that the guest's own udev rules and .link files tie to a MAC address: name -> MAC address."""
     found = {}
-    for _, text in _texts(files, [], "/etc/udev/rules.d", r"[^\0]*\.rules"):
+    reading = _Reading(files, job, "the names that it gives are not known")
+    for _, text in reading.texts([], "/etc/udev/rules.d", r"[^\0]*\.rules"):
         for line in text.replace("\\\n", " ").split("\n"):
             mac = re.search(r'ATTRS?\{address\}=="([^"]*)"', line)
             name = re.search(r'\bNAME=?="([^"%$]+)"', line)
             if mac and name and not line.lstrip().startswith("#") and mac_address(mac[1]):
                 found[name[1]] = str(mac_address(mac[1]))
-    for _, text in _texts(files, [], "/etc/systemd/network", r"[^\0]*\.link"):
+    for _, text in reading.texts([], "/etc/systemd/network", r"[^\0]*\.link"):
         sections = _ini(text)
         match = sections.get("Match", [])
         link_mac = mac_address(_last(match, "MACAddress") or _last(match, "PermanentMACAddress"))
@@ -227,9 +270,56 @@ def udev_names(files: GuestFiles) -> dict[str, str]:
     return found
 
 
-def _texts(files: GuestFiles, paths: Iterable[str], folder: str, pattern: str) -> list[tuple[str, str]]:
-    every = [*paths, *(f"{folder}/{name}" for name in files.names(folder, pattern)[:MANY])]
-    return [(path, text) for path in every for text in [files.read_text(path)] if text is not None]
+class _Reading:
+    """Reads files of configuration one by one, within the limits of this module, and warns of what it leaves.
+
+    :param what: what is not known of a file that is left
+    """
+
+    def __init__(self, files: GuestFiles, job: Job, what: str) -> None:
+        self._files = files
+        self._job = job
+        self._what = what
+        self._left = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether no file was left."""
+        return not self._left
+
+    def texts(self, paths: Sequence[str], folder: str, pattern: str) -> Iterator[tuple[str, str]]:
+        """Read some files, then those of a folder whose names match; (path, text) of each."""
+        every = [*paths, *(f"{folder}/{name}" for name in self._files.names(folder, pattern))]
+        room = FOLDER_LIMIT
+        for number, path in enumerate(every):
+            if number == MANY:
+                self.left(f"{path} in the guest and those behind it: found {len(every)} files, expected at most {MANY}")
+                return
+            try:
+                text = self._files.read_text(path, FILE_LIMIT)
+            except TooLarge as fault:
+                self.left(str(fault))
+                continue
+            if text is None:
+                continue
+            room -= len(text)
+            if room < 0:
+                self.left(f"{path} in the guest and those behind it: found more than {FOLDER_LIMIT} bytes in {folder}")
+                return
+            longest = max(map(len, text.split("\n")))
+            if longest > LINE_LIMIT:
+                self.left(f"{path} in the guest: found a line of {longest} characters, expected at most {LINE_LIMIT}")
+                continue
+            yield path, text
+
+    def left(self, fault: str) -> None:
+        """Warn of a file that is left as it is, once however often it is read."""
+        self._left += 1
+        warning = f"{printable(fault)}; {self._what}"
+        if self._left > TOLD:
+            warning = f"network: more than {TOLD} files of the guest were left; {self._what}"
+        if warning not in self._job.warnings:
+            self._job.warn(warning)
 
 
 def _address(value: str, mask: str) -> list[str]:

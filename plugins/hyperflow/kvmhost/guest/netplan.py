@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-_KEY = re.compile(r"(\"[^\"]*\"|'[^']*'|[^\s:#\[\]{},&*!|>%@`\"'][^#]*?)\s*:(?:\s+(.*)|$)")
-
 DEPTH = 40  # levels; netplan's own files have some eight
+FLOW = 8  # levels of brackets in one line; each is gone through once more for the one around it
+SHOWN = 80  # characters of a line in a message
+_NO_KEY = frozenset(":#[]{},&*!|>%@`\"'")  # no key without quotes begins so
+
+Lines = list[tuple[int, str]]  # indent in blanks, and the text behind it
 
 
 class NotUnderstood(Exception):
@@ -29,89 +31,120 @@ def read(text: str) -> Any:
         lines.append((len(line) - len(line.lstrip(" ")), line.strip()))
     if not lines:
         return {}
-    value, rest = _block(lines, lines[0][0], 0)
-    if rest:
-        raise NotUnderstood(f"the line {rest[0][1]!r}")
+    value, at = _block(lines, 0, 0)
+    if at < len(lines):
+        raise _line_fault(lines[at][1])
     return value
 
 
-def _block(lines: list[tuple[int, str]], indent: int, depth: int) -> tuple[Any, list[tuple[int, str]]]:
+def _line_fault(line: str) -> NotUnderstood:
+    return NotUnderstood(f"the line {line[:SHOWN]!r}")
+
+
+def _block(lines: Lines, at: int, depth: int) -> tuple[Any, int]:
+    """Read the block that begins with a line.
+
+    :return: what it says, and the first line behind it
+    """
     if depth > DEPTH:
         raise NotUnderstood("too many levels")
-    if lines[0][1].startswith("- ") or lines[0][1] == "-":
-        return _sequence(lines, indent, depth)
-    return _mapping(lines, indent, depth)
+    return (_sequence if _is_item(lines[at][1]) else _mapping)(lines, at, depth)
 
 
-def _sequence(lines: list[tuple[int, str]], indent: int, depth: int) -> tuple[list[Any], list[tuple[int, str]]]:
+def _is_item(line: str) -> bool:
+    return line.startswith("- ") or line == "-"
+
+
+def _sequence(lines: Lines, at: int, depth: int) -> tuple[list[Any], int]:
     items: list[Any] = []
-    while lines and lines[0][0] == indent and (lines[0][1].startswith("- ") or lines[0][1] == "-"):
-        rest = lines[0][1][1:].lstrip()
-        lines = lines[1:]
-        if rest and _KEY.fullmatch(rest):
-            inner = indent + 2
-            taken = [(inner, rest)]
-            while lines and lines[0][0] > indent:
-                taken.append(lines[0])
-                lines = lines[1:]
-            deeper = [level for level, _ in taken[1:]]
-            if deeper and min(deeper) != inner:
-                taken[0] = (min(deeper), rest)
-            value, left = _block(taken, taken[0][0], depth + 1)
-            if left:
-                raise NotUnderstood(f"the line {left[0][1]!r}")
+    indent = lines[at][0]
+    while at < len(lines) and lines[at][0] == indent and _is_item(lines[at][1]):
+        rest = lines[at][1][1:].lstrip()
+        at += 1
+        if rest and _key(rest) is not None:
+            end = next((number for number in range(at, len(lines)) if lines[number][0] <= indent), len(lines))
+            inner = min((level for level, _ in lines[at:end]), default=indent + 2)
+            taken = [(inner, rest), *lines[at:end]]
+            value, used = _block(taken, 0, depth + 1)
+            if used < len(taken):
+                raise _line_fault(taken[used][1])
             items.append(value)
+            at = end
         elif rest:
-            items.append(_scalar(rest, depth))
-        elif lines and lines[0][0] > indent:
-            value, lines = _block(lines, lines[0][0], depth + 1)
+            items.append(_scalar(rest))
+        elif at < len(lines) and lines[at][0] > indent:
+            value, at = _block(lines, at, depth + 1)
             items.append(value)
         else:
             items.append("")
-    return items, lines
+    return items, at
 
 
-def _mapping(lines: list[tuple[int, str]], indent: int, depth: int) -> tuple[dict[str, Any], list[tuple[int, str]]]:
+def _mapping(lines: Lines, at: int, depth: int) -> tuple[dict[str, Any], int]:
     found: dict[str, Any] = {}
-    while lines and lines[0][0] == indent:
-        match = _KEY.fullmatch(lines[0][1])
-        if match is None:
-            raise NotUnderstood(f"the line {lines[0][1]!r}")
-        key, rest = match[1].strip("\"'"), (match[2] or "").strip()
-        lines = lines[1:]
+    indent = lines[at][0]
+    while at < len(lines) and lines[at][0] == indent:
+        pair = _key(lines[at][1])
+        if pair is None:
+            raise _line_fault(lines[at][1])
+        key, rest = pair
+        at += 1
         if rest:
-            found[key] = _scalar(rest, depth)
-        elif lines and (lines[0][0] > indent or (lines[0][0] == indent and lines[0][1].startswith("-"))):
-            found[key], lines = _block(lines, lines[0][0], depth + 1)
+            found[key] = _scalar(rest)
+        elif at < len(lines) and (lines[at][0] > indent or (lines[at][0] == indent and lines[at][1].startswith("-"))):
+            found[key], at = _block(lines, at, depth + 1)
         else:
             found[key] = ""
-    if lines and lines[0][0] > indent:
-        raise NotUnderstood(f"the line {lines[0][1]!r}")
-    return found, lines
+    if at < len(lines) and lines[at][0] > indent:
+        raise _line_fault(lines[at][1])
+    return found, at
 
 
-def _scalar(text: str, depth: int) -> Any:
-    if depth > DEPTH:
+def _key(line: str) -> tuple[str, str] | None:
+    """Split a line at the colon behind its key; None for a line without a key.
+
+    The colon is the first one with a blank or the end behind it; one that a quoted key has inside does not count.
+    """
+    quote = line[0] if line[0] in "\"'" else ""
+    if not quote and (line[0] in _NO_KEY or line[0].isspace()):
+        return None
+    at = line.find(quote, 1) + 1 if quote else 1
+    if quote and (not at or not line[at:].lstrip().startswith(":")):
+        return None
+    at = line.find(":", at)
+    while at >= 0 and line[at + 1 : at + 2].strip():
+        at = -1 if quote else line.find(":", at + 1)
+    if at < 0 or (not quote and "#" in line[:at]):
+        return None
+    return line[:at].rstrip().strip("\"'"), line[at + 1 :].strip()
+
+
+def _scalar(text: str, levels: int = FLOW) -> Any:
+    if levels < 0:
         raise NotUnderstood("too many levels")
     if text[0] in "&*!|>":
-        raise NotUnderstood(f"{text!r}")
+        raise _text_fault(text)
     if text[0] == "[":
         if text[-1] != "]":
             raise NotUnderstood("a list over several lines")
-        return [_scalar(one.strip(), depth + 1) for one in _split(text[1:-1]) if one.strip()]
+        return [_scalar(one.strip(), levels - 1) for one in _split(text[1:-1]) if one.strip()]
     if text[0] == "{":
         if text[-1] != "}":
             raise NotUnderstood("a mapping over several lines")
         pairs = (one.strip() for one in _split(text[1:-1]) if one.strip())
         return {
-            key.strip().strip("\"'"): _scalar(value.strip() or '""', depth + 1)
+            key.strip().strip("\"'"): _scalar(value.strip() or '""', levels - 1)
             for key, _, value in (one.partition(":") for one in pairs)
         }
     if text[0] in "\"'":
         if len(text) < 2 or text[-1] != text[0]:
-            raise NotUnderstood(f"{text!r}")
+            raise _text_fault(text)
         return text[1:-1]
     return text
+
+
+def _text_fault(text: str) -> NotUnderstood:
+    return NotUnderstood(f"{text[:SHOWN]!r}")
 
 
 def _split(text: str) -> list[str]:
@@ -133,6 +166,8 @@ def _split(text: str) -> list[str]:
 
 
 def _without_comment(line: str) -> str:
+    if "#" not in line:
+        return line
     quote = ""
     for index, char in enumerate(line):
         if quote:

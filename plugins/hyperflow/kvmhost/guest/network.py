@@ -48,13 +48,17 @@ class Naming:
     doubts: tuple[str, ...]
 
 
-def assign(interfaces: Sequence[Interface], nics: Sequence[Nic], fixed: dict[str, str]) -> Naming:
+def assign(
+    interfaces: Sequence[Interface], nics: Sequence[Nic], fixed: dict[str, str], complete: bool = True
+) -> Naming:
     """Tell which of the guest's interface names belongs to which network card.
 
     What the guest's files say about MAC addresses comes first, then addresses, then the order: names sorted as
     VMware numbers its slots, cards in the order of the VM.
 
     :param fixed: names that the guest's udev rules and .link files tie to a MAC address
+    :param complete: whether these are all interfaces that the guest configures. Where they are not, and there are more
+        cards than names, the order tells nothing: a name that is not known may be the first card's
     """
     macs = [mac for nic in nics for mac in [mac_address(nic.mac)] if mac]
     found: dict[str, str] = {name: mac for name, mac in fixed.items() if mac in macs}
@@ -71,7 +75,13 @@ def assign(interfaces: Sequence[Interface], nics: Sequence[Nic], fixed: dict[str
             found[one.name] = hits.pop()
     names = sorted({one.name for one in interfaces if is_physical(one.name) and one.name not in found}, key=slot_order)
     free = [mac for mac in macs if mac not in found.values()]
-    if len(names) > len(free):
+    if not complete and names and len(free) > len(names):
+        doubts.append(
+            f"{', '.join(names)} were given to no network card: not all files of the guest were read, so the order of "
+            f"{len(free)} cards tells nothing; see after the boot how the interfaces are named"
+        )
+        names = []
+    elif len(names) > len(free):
         doubts.append(f"the guest configures {', '.join(names)}, and there are {len(free)} network cards left for them")
     elif len(names) > 1 or (names and len(free) > len(names)):
         doubts.append(

@@ -151,8 +151,9 @@ class Fix:
         tables = self._tables()
         stale.forget_disks(self._files, self._changes)
         found = interfaces.read(self._files, self._job)
-        naming = network.assign(found, self._options.nics, interfaces.udev_names(self._files))
-        links = network.keep_names(self._files, self._changes, found, naming, self._job)
+        fixed = interfaces.udev_names(self._files, self._job)
+        naming = network.assign(found.interfaces, self._options.nics, fixed, found.complete)
+        links = network.keep_names(self._files, self._changes, found.interfaces, naming, self._job)
         self._steps.done("fstab and network")
         link_paths = [one["link"] for one in links if one["link"]]
         images = self._initramfs(kernels, link_paths)

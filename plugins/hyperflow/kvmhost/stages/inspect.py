@@ -83,7 +83,7 @@ def _facts(handle: Any, guest: Guest, options: Options, job: Job) -> dict[str, A
         "kind": bootloader.detect(files),
         "entries": [entry.as_json() for entry in bootloader.read_entries(files)],
     }
-    facts["network"] = [one.as_json() for one in interfaces.read(files, job)]
+    facts["network"] = [one.as_json() for one in interfaces.read(files, job).interfaces]
     packages = tools.packages(files) if options.collect_guest_info else []
     facts["vmware_tools"] = {"installed": tools.installed(files), "packages": [vars(one) for one in packages]}
     facts["qemu_guest_agent"] = tools.qemu_agent(files)

@@ -1,0 +1,71 @@
+"""A guest's files in memory: guestfs as far as files are read and written, without its appliance."""
+
+from __future__ import annotations
+
+import posixpath
+import stat
+from collections.abc import Callable, Mapping
+
+from hyperflow.kvmhost.guest.files import GuestFiles
+
+
+class Memory:
+    """Stands in for the guestfs handle.
+
+    :param files: path -> content
+    :param command: takes the arguments of a program of the guest; gives what it prints
+    """
+
+    def __init__(self, files: Mapping[str, str | bytes], command: Callable[[list[str]], bytes] | None = None) -> None:
+        self.files = {path: text if isinstance(text, bytes) else text.encode() for path, text in files.items()}
+        self.asked: list[str] = []  # files whose content was read
+        self._command = command
+
+    def is_file(self, path: str, followsymlinks: bool = False) -> bool:
+        return path in self.files
+
+    def is_dir(self, path: str, followsymlinks: bool = False) -> bool:
+        return any(one.startswith(f"{path.rstrip('/')}/") for one in self.files)
+
+    def exists(self, path: str) -> bool:
+        return self.is_file(path) or self.is_dir(path)
+
+    def is_symlink(self, path: str) -> bool:
+        return False
+
+    def realpath(self, path: str) -> str:
+        return path
+
+    def lstatns(self, path: str) -> dict[str, int]:
+        return {"st_mode": stat.S_IFREG | 0o644, "st_size": len(self.files[path]), "st_uid": 0, "st_gid": 0}
+
+    statns = lstatns
+
+    def pread(self, path: str, count: int, offset: int) -> bytes:
+        return self.read_file(path)[offset : offset + count]
+
+    def read_file(self, path: str) -> bytes:
+        self.asked.append(path)
+        return self.files[path]
+
+    def ls(self, directory: str) -> list[str]:
+        return [posixpath.basename(path) for path in self.files if posixpath.dirname(path) == directory]
+
+    def write(self, path: str, content: bytes) -> None:
+        self.files[path] = content
+
+    def mkdtemp(self, template: str) -> str:
+        return template.replace("XXXXXX", "abcdef")
+
+    def rm_rf(self, path: str) -> None:
+        self.files = {one: content for one, content in self.files.items() if not one.startswith(f"{path}/")}
+
+    def command(self, arguments: list[str]) -> None:
+        """Run what :meth:`GuestFiles.run` runs: the file for the output, and the program behind it."""
+        assert self._command is not None
+        output, *program = arguments[arguments.index("sh") + 1 :]
+        self.write(output, self._command(program))
+
+
+def guest(files: Mapping[str, str | bytes]) -> GuestFiles:
+    return GuestFiles(Memory(files))
