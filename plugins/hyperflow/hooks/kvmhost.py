@@ -14,7 +14,6 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.audit import audit
 from hyperflow.hooks.kvmhost_program import pack
-from hyperflow.kvmhost.job_result import parse_result
 from hyperflow.manifest.shown import shown
 
 if TYPE_CHECKING:
@@ -232,11 +231,14 @@ class KvmHostHook(SSHHook):
         for line in errors.decode(errors="replace").split("\n"):
             if line:
                 self.log.info("%s", shown(line))
-        result, why_none = parse_result(output)
-        if result is None:
+        try:
+            result = json.loads(output)
+        except (ValueError, RecursionError):
+            result = None
+        if not isinstance(result, dict):
             raise KvmHostError(
                 f"connection {self.ssh_conn_id}: stage {stage} on {self.remote_host} ended with exit status "
-                f"{status} and left no result: {why_none}"
+                f"{status} and left no result"
             )
         return result
 

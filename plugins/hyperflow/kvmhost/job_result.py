@@ -25,21 +25,12 @@ def read_result(path: Path) -> Reading:
     :return: the result and None, or None and why it is none
     """
     try:
-        result, why_none = parse_result(_content(path))
+        result = _parse(_content(path))
+        _check_shape(result)
     except _Unfit as fault:
         return None, f"{path}: {fault}"
     except OSError as fault:
         return None, f"{path}: {fault.strerror}, expected the stage's result"
-    return result, why_none and f"{path}: {why_none}"
-
-
-def parse_result(content: bytes) -> Reading:
-    """Read a result's bytes, as :func:`read_result` does."""
-    try:
-        result = _parse(content)
-        _check_shape(result)
-    except _Unfit as fault:
-        return None, str(fault)
     return result, None
 
 
