@@ -1,25 +1,43 @@
-"""Which VMs are migrated and proven: remembered by their runs, so that a wave that is run again leaves them alone."""
+"""Which VMs are migrated and proven: remembered by their runs, so that a wave that is run again leaves them alone.
+
+A VM whose plan wants a cold cutover is done when its target is the machine; a copy that was proven before is not that.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Variable
+from airflow.sdk.exceptions import AirflowFailException
 
 from hyperflow.hooks.records import safe
+from hyperflow.operators.cutover_record import MOVED, cutover_of
+
+if TYPE_CHECKING:
+    from hyperflow.plans.plan import PlannedVm
 
 SUMMARY_KEY = "summary"  # XCom: VmSummary as JSON, of a VM's run and of a wave's task
 PROVEN = "proven"  # outcome of a run whose guest was booted
+LIVE_COPY, COLD = "live-copy", "cold"  # cutover.strategy of a plan
+
+log = logging.getLogger(__name__)
 
 
-def remember_proven(dag_id: str, run_id: str, summary: dict[str, Any]) -> None:
+def strategy_of(vm: PlannedVm) -> str:
+    """How a VM's plan wants it to be cut over."""
+    return vm.settings.cutover.strategy if vm.settings.cutover else LIVE_COPY
+
+
+def remember_proven(dag_id: str, run_id: str, summary: dict[str, Any], strategy: str = LIVE_COPY) -> None:
     """Remember that a run proved its VM.
 
     :param summary: of the run (``VmSummary`` as JSON)
+    :param strategy: how the run cut the VM over
     """
     Variable.set(
         _key(dag_id),
-        {"run_id": run_id, "summary": summary},
+        {"run_id": run_id, "strategy": strategy, "summary": summary},
         description=f"Hyperflow: run {run_id} of {dag_id} proved its VM",
         serialize_json=True,
     )
@@ -27,12 +45,33 @@ def remember_proven(dag_id: str, run_id: str, summary: dict[str, Any]) -> None:
 
 def forget_proven(dag_id: str) -> None:
     """Forget it: the VM is being migrated once more, or was rolled back."""
-    if proven_run(dag_id) is not None:
+    if _remembered(dag_id) is not None:
         Variable.delete(_key(dag_id))
 
 
-def proven_run(dag_id: str) -> dict[str, Any] | None:
-    """The last run that proved the VM, ``{"run_id", "summary"}``; None when there is none."""
+def proven_run(dag_id: str, strategy: str = LIVE_COPY) -> dict[str, Any] | None:
+    """The last run after which the VM is done, ``{"run_id", "summary"}``; None when there is none.
+
+    :param strategy: how the VM's plan wants it to be cut over; with ``cold`` it is the run whose target is the machine
+        now, whatever else was proven
+    """
+    found = _remembered(dag_id)
+    if strategy != COLD:
+        return found
+    try:
+        record = cutover_of(dag_id)
+    except AirflowFailException as fault:
+        log.warning("%s", fault)
+        return None
+    if record is None or record["phase"] not in MOVED:
+        return None
+    if found is not None and found["run_id"] == record["run"]:
+        return found
+    known = {"dag_id": dag_id, "run_id": record["run"], "slug": dag_id.split(".", 2)[-1], "name": record["name"]}
+    return {"run_id": record["run"], "summary": known}  # its report had errors: the target was well all the same
+
+
+def _remembered(dag_id: str) -> dict[str, Any] | None:
     found = Variable.get(_key(dag_id), default=None, deserialize_json=True)
     sound = isinstance(found, dict) and isinstance(found.get("run_id"), str) and isinstance(found.get("summary"), dict)
     return found if sound else None

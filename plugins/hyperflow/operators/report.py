@@ -92,7 +92,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         ).to_document()
         context["ti"].xcom_push(key=SUMMARY_KEY, value=summary)
         if report.summary.outcome == PROVEN and not report.errors:
-            remember_proven(context["dag"].dag_id, str(context["run_id"]), summary)
+            remember_proven(context["dag"].dag_id, str(context["run_id"]), summary, self.settings.cutover.strategy)
         tell_arrival(context, self.plan, self.slug, report, place)
 
     def was_taken_back(self, context: Context) -> bool:

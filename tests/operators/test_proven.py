@@ -1,0 +1,123 @@
+"""What counts as done for a wave: a proven copy, or a machine that has moved, as the plan asks for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hyperflow.operators import cutover_record, proven, report
+from hyperflow.operators.cutover_record import put
+from hyperflow.operators.proven import COLD, LIVE_COPY, forget_proven, proven_run, remember_proven, strategy_of
+from hyperflow.plans.load import load_plan
+
+SLUG = "web01.example.org"
+DAG = f"migrate.autumn.{SLUG}"
+SUMMARY = {"outcome": "migrated", "dag_id": DAG, "run_id": "copy", "slug": SLUG}
+RECORD: dict[str, Any] = {
+    **dict.fromkeys(("vcenter", "moref", "vm", "power", "host", "domain", "uuid", "root"), "x"),
+    "name": "web01",
+    "run": "move",
+    "nics": [],
+}
+PLAN = """
+plan: autumn
+vcenter: {connection: vc}
+profile: kvm-migration
+host: {connection: kvm01, staging_directory: /srv/staging, output_directory: /srv/images}
+networks: {"*": default}
+vms: [{name: web01}, {name: web02, cutover: {strategy: cold}}]
+"""
+
+
+class Variables(dict[str, str]):
+    """Airflow's variables."""
+
+    def read(self, key: str, default: Any = None, deserialize_json: bool = False) -> Any:
+        if key not in self:
+            return default
+        return json.loads(self[key]) if deserialize_json else self[key]
+
+    def set(self, key: str, value: Any, description: str | None = None, serialize_json: bool = False) -> None:
+        self[key] = json.dumps(value) if serialize_json else value
+
+
+@pytest.fixture
+def variables(monkeypatch: pytest.MonkeyPatch) -> Variables:
+    kept = Variables()
+    as_airflow = SimpleNamespace(get=kept.read, set=kept.set, delete=kept.pop)
+    for module in (cutover_record, proven):
+        monkeypatch.setattr(module, "Variable", as_airflow)
+    return kept
+
+
+def test_a_copy_that_was_proven_is_not_the_cold_cutover_that_the_plan_asks_for(variables: Variables) -> None:
+    remember_proven(DAG, "copy", SUMMARY)
+    assert proven_run(DAG) == proven_run(DAG, LIVE_COPY)
+    assert (proven_run(DAG) or {})["run_id"] == "copy"
+    assert proven_run(DAG, COLD) is None
+
+
+@pytest.mark.parametrize(
+    ("phase", "done"),
+    [
+        ("source off", False),
+        ("target started", False),
+        ("cut over", True),
+        ("finalizing", True),
+        ("finalized", True),
+        ("rolling back", False),
+        ("rolled back", False),
+    ],
+)
+@pytest.mark.parametrize("remembered", ["move", "copy", None])
+def test_a_cold_cutover_is_done_when_the_target_is_the_machine(
+    variables: Variables, phase: str, done: bool, remembered: str | None
+) -> None:
+    put(DAG, {**RECORD, "phase": phase})
+    if remembered:
+        remember_proven(DAG, remembered, {**SUMMARY, "run_id": remembered, "bytes": 7}, COLD)
+    found = proven_run(DAG, COLD)
+    assert (found is not None) == done
+    if found is not None:
+        assert (found["run_id"], found["summary"]["run_id"], found["summary"]["slug"]) == ("move", "move", SLUG)
+        assert found["summary"].get("bytes") == (7 if remembered == "move" else None)
+
+
+def test_a_record_that_somebody_has_changed_does_not_count_as_done(variables: Variables) -> None:
+    variables[cutover_record.key_of(DAG)] = '"what a person wrote"'
+    remember_proven(DAG, "move", SUMMARY, COLD)
+    assert proven_run(DAG, COLD) is None
+
+
+def test_what_is_forgotten_is_gone(variables: Variables) -> None:
+    put(DAG, {**RECORD, "phase": "rolled back"})
+    remember_proven(DAG, "move", SUMMARY, COLD)
+    forget_proven(DAG)
+    assert proven_run(DAG) is None
+
+
+def test_the_plan_says_how_a_vm_is_cut_over(tmp_path: Path) -> None:
+    (tmp_path / "autumn.yaml").write_text(PLAN)
+    plan = load_plan(tmp_path / "autumn.yaml")
+    assert [strategy_of(plan.vm(slug)) for slug in ("web01", "web02")] == [LIVE_COPY, COLD]
+
+
+@pytest.mark.parametrize("strategy", [LIVE_COPY, COLD])
+def test_a_report_remembers_how_its_run_cut_the_vm_over(
+    variables: Variables, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    summary = SimpleNamespace(to_document=lambda: SUMMARY)
+    monkeypatch.setattr("hyperflow.manifest.wave_report.summarise_run", lambda *_, **__: summary)
+    monkeypatch.setattr(report, "tell_arrival", lambda *_: None)
+    made = report.WriteReportOperator(
+        task_id="report", plan="autumn", plan_file="", slug=SLUG, selector="", vcenter="", host_connection=""
+    )
+    made.settings = SimpleNamespace(cutover=SimpleNamespace(strategy=strategy))  # type: ignore[assignment]
+    ti = SimpleNamespace(xcom_push=lambda **_: None, xcom_pull=lambda **_: None)
+    context: Any = {"ti": ti, "dag": SimpleNamespace(dag_id=DAG), "run_id": "copy"}
+    told: Any = SimpleNamespace(summary=SimpleNamespace(outcome="proven"), errors=[])
+    made.tell(context, told, {"host": None, "path": ""})
+    assert json.loads(variables["hyperflow_proven_" + DAG])["strategy"] == strategy
