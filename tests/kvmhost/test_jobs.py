@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hyperflow.kvmhost import jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = 12 * 2**30  # bytes of a sparse disk: its checksum takes some ten seconds
@@ -222,3 +226,97 @@ def test_a_result_that_is_no_object_or_too_large_is_none(tmp_path: Path, task: P
 
 def test_there_is_no_job_where_nobody_started_one(tmp_path: Path) -> None:
     assert job("poll", "--job", str(tmp_path / "1"))[0]["state"] == "ABSENT"
+
+
+# A starter that is killed, by the kernel for want of memory say, as soon as it has forked the supervisor.
+KILLED_STARTER = """
+import os, signal, sys
+from hyperflow.kvmhost import jobs
+
+starter, launch = os.getpid(), os.waitpid
+
+def die(*arguments):
+    if os.getpid() == starter:
+        os.kill(starter, signal.SIGKILL)
+    return launch(*arguments)
+
+os.waitpid = die
+sys.argv[0] = "hyperflow"
+jobs.main(sys.argv[1:])
+"""
+
+
+def killed_start(directory: Path, options: str) -> None:
+    arguments = ("start", "--directory", str(directory), "--stage", "checksum", "--run", "dag/run")
+    killed = subprocess.run(
+        ["/usr/bin/python3", "-c", KILLED_STARTER, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "plugins")},
+        input=options.encode(),
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+
+
+def test_a_starter_that_is_killed_takes_the_lock_with_it(tmp_path: Path, task: Path) -> None:
+    options = options_for(tmp_path, LONG)
+    killed_start(task, options)
+    assert start(task, options) == {"job": str(task / "1"), "attached": True}
+    assert len(processes_of(str(task / "1"))) == 1, "it was attached to while it runs"
+
+
+def test_a_job_whose_starter_was_killed_is_ended_although_it_has_not_come_up(tmp_path: Path, task: Path) -> None:
+    killed_start(task, options_for(tmp_path, LONG))
+    assert job("kill", "--directory", str(task))[0] == {"killed": 1}
+    assert (task / "1" / "job.json").exists()
+    assert processes_of(str(task / "1")) == []
+
+
+@pytest.mark.parametrize("command", ["start", "kill", "remove"])
+def test_a_command_waits_for_another_one_that_is_at_work_on_the_task_and_not_for_ever(
+    task: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (task / "1").mkdir(parents=True)
+    directory = task.parent if command == "remove" else task
+    stage = ("--stage", "checksum", "--run", "dag/run") if command == "start" else ()
+    monkeypatch.setattr("sys.stdin", io.StringIO("{}"))
+    monkeypatch.setattr(jobs, "LOCK_GRACE", 0.3)
+    with (task / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert jobs.main([command, "--directory", str(directory), *stage]) == 75
+    assert "another command" in json.loads(capsys.readouterr().out)["error"]
+    assert (task / "1").is_dir()
+
+
+def test_who_has_waited_for_a_task_that_was_removed_meanwhile_has_no_lock_yet(task: Path) -> None:
+    task.mkdir(parents=True)
+    limit = time.monotonic() + LIMIT
+    with jobs._locked(task, limit) as stale:
+        shutil.rmtree(task)
+        assert not jobs._is_in_place(stale, task / "lock")
+        task.mkdir()
+        with jobs._locked(task, limit) as lock:
+            assert jobs._is_in_place(lock, task / "lock")
+            assert not jobs._is_in_place(stale, task / "lock")
+
+
+@pytest.mark.parametrize("command", ["start", "kill", "remove"])
+def test_processes_that_cannot_be_ended_are_named_and_nothing_is_done(
+    task: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process that waits for a dead disk is not made at will: one that shrugs off every signal stands for it."""
+    (task / "1").mkdir(parents=True)
+    me = {"pid": os.getpid(), "start_time": jobs._start_time(os.getpid()), "boot_id": jobs._boot_id(), "asked": 0}
+    (task / "1" / "job.json").write_text(json.dumps(me))
+    directory = task.parent if command == "remove" else task
+    more = ("--restart", "--stage", "checksum", "--run", "dag/run") if command == "start" else ()
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr("sys.stdin", io.StringIO("{}"))
+    monkeypatch.setattr(jobs, "_marked", lambda mark: [4711, 4712])
+    monkeypatch.setattr(os, "kill", lambda pid, signal_number: sent.append((pid, signal_number)))
+    monkeypatch.setattr(jobs, "KILL_GRACE", 0.2)
+    monkeypatch.setattr(jobs, "DEATH_GRACE", 0.4)
+    assert jobs.main([command, "--directory", str(directory), *more]) == 75
+    assert "processes 4711, 4712 could not be ended" in json.loads(capsys.readouterr().out)["error"]
+    assert {(4711, signal.SIGTERM), (4712, signal.SIGKILL)} <= set(sent)
+    assert [path.name for path in task.iterdir() if path.is_dir()] == ["1"]
+    (task / "1" / "job.json").unlink()

@@ -3,7 +3,7 @@
 A job belongs to one task of one run and has a directory of its own, ``JOBS/DAG/RUN/TASK/``. Each start that cannot
 attach to a running copy makes the next generation below it::
 
-    TASK/lock                   held while a generation is chosen: one start at a time
+    TASK/lock                   held by start, kill and remove: one of them at a time
     TASK/log, TASK/delivered    what the stages said, and who has read how much of it: see job_log.py
     TASK/1/job.json             the supervisor's pid and start time, the boot id, the stage
     TASK/1/reserve              disk for the last words of a stage on a full file system
@@ -50,6 +50,8 @@ ABSENT = "ABSENT"  # there is no such job
 
 START_GRACE = 30.0  # seconds a start may take from the generation's directory to its job.json
 KILL_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+DEATH_GRACE = 5.0  # seconds between SIGKILL and giving up: a process that waits for a dead disk cannot end
+LOCK_GRACE = 50.0  # seconds to wait for a task's lock: a start may end a job and bring up another one meanwhile
 LOOK = 0.2  # seconds between two looks whether the stage has ended
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -98,14 +100,12 @@ def main(arguments: list[str]) -> int:
         return 0
     if parsed.command == "wait":
         print(json.dumps(wait(parsed.job, parsed.seconds)))
-    elif parsed.command == "kill":
-        print(json.dumps({"killed": kill(parsed.directory)}))
     elif parsed.command == "collect":
         with job_log.full_disk_suppressed():
             write_atomically(parsed.job / "collected", "")
         print(json.dumps({"collected": True}))
     else:
-        print(json.dumps({"removed": remove(parsed.directory)}))
+        return _end_command(parsed)
     return 0
 
 
@@ -124,6 +124,19 @@ def _start_command(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _end_command(parsed: argparse.Namespace) -> int:
+    try:
+        if parsed.command == "kill":
+            answer = {"killed": kill(parsed.directory)}
+        else:
+            answer = {"removed": remove(parsed.directory)}
+    except (TimeoutError, ledger.LedgerError) as fault:
+        print(json.dumps({"error": str(fault)}))
+        return EXIT_TRY_AGAIN
+    print(json.dumps(answer))
+    return 0
+
+
 def start(
     directory: Path, stage: str, run: str, options: str, *, restart: bool = False, asked: float
 ) -> dict[str, Any]:
@@ -136,12 +149,13 @@ def start(
     :param asked: when the caller asked, by its clock, in seconds since 1970
     :return: ``{"job": generation directory, "attached": bool}``
     :raises Overtaken: when a later start has been here before
+    :raises TimeoutError: another command has the task's lock, what ran before cannot be ended, or nothing comes up
     """
     book = ledger.of_task(directory, run)
     if book is not None and not directory.is_dir():
         book.add(run, [ledger.Entry("job", str(directory))])
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(directory / "lock"):
+    with _locked(directory, time.monotonic() + LOCK_GRACE) as lock:
         generations = _generations(directory)
         if generations:
             last = generations[-1]
@@ -157,7 +171,7 @@ def start(
         except OSError:
             shutil.rmtree(job)
             raise
-        _launch(job, stage, run, options, asked)
+        _launch(job, stage, run, options, asked, lock=lock)
     return {"job": str(job), "attached": False}
 
 
@@ -249,26 +263,39 @@ def poll(job: Path, reader: str, offset: int) -> tuple[dict[str, Any], bytes]:
 
 
 def kill(directory: Path) -> int:
-    """End a task's job and everything it started.
+    """End a task's job and everything it started; a start that is at work is waited for.
 
     :return: how many generations were running
+    :raises TimeoutError: another command has the task's lock, or processes cannot be ended
     """
-    running = [job for job in _generations(directory) if observe(job)["state"] == RUNNING]
-    for job in running:
-        _end_processes(job)
+    with contextlib.ExitStack() as locks:
+        try:
+            locks.enter_context(_locked(directory, time.monotonic() + LOCK_GRACE))
+        except FileNotFoundError:  # there was no job, or it was removed until just now
+            return 0
+        running = [job for job in _generations(directory) if observe(job)["state"] == RUNNING]
+        for job in running:
+            _end_processes(job)
     return len(running)
 
 
 def remove(directory: Path) -> int:
-    """End and remove every job below a run's directory.
+    """End and remove every job below a run's directory; starts that are at work are waited for.
 
     :return: how many there were
+    :raises TimeoutError: another command has the lock of one of the tasks, or processes cannot be ended
     """
-    jobs = [path.parent for path in directory.glob("*/*/job.json")]
-    for job in jobs:
-        _end_processes(job)
-    if directory.is_dir():
-        shutil.rmtree(directory)
+    limit = time.monotonic() + LOCK_GRACE
+    with contextlib.ExitStack() as locks:
+        tasks = sorted(path for path in directory.glob("*") if path.is_dir())
+        for task in tasks:
+            with contextlib.suppress(FileNotFoundError):  # another one has removed it until just now
+                locks.enter_context(_locked(task, limit))
+        jobs = [job for task in tasks for job in _generations(task)]
+        for job in jobs:
+            _end_processes(job)
+        if directory.is_dir():
+            shutil.rmtree(directory)
     run = f"{directory.parent.name}/{directory.name}"
     book = ledger.of_task(directory / "any", run)
     if book is not None:
@@ -276,12 +303,17 @@ def remove(directory: Path) -> int:
     return len(jobs)
 
 
-def _launch(job: Path, stage: str, run: str, options: str, asked: float) -> None:
-    """Start the supervisor in a session of its own and wait until it has recorded itself."""
+def _launch(job: Path, stage: str, run: str, options: str, asked: float, *, lock: int) -> None:
+    """Start the supervisor in a session of its own and wait until it has recorded itself.
+
+    :param lock: descriptor of the task's lock, which the supervisor must not have: it would keep the lock for as long
+        as the stage runs, if this process were killed before it could unlock
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
+            os.close(lock)
             os.close(writer)
             _supervise(job, stage, run, reader, asked)
         finally:
@@ -359,16 +391,25 @@ def _die_with_parent() -> None:
 def _end_processes(job: Path) -> None:
     """End every process that carries the job's mark in its environment: SIGTERM first, SIGKILL after a while.
 
-    The mark is inherited, so helpers that left the stage's session (QEMU of libguestfs) are found too.
+    The mark is inherited, so helpers that left the stage's session (QEMU of libguestfs) are found too. A job whose
+    starter was killed may be about to come up, so its stage is waited for.
+
+    :raises TimeoutError: processes are there after SIGKILL: a call of the kernel that cannot be broken off
     """
+    while not (job / "job.json").exists() and observe(job)["state"] == RUNNING:
+        time.sleep(LOOK)
     limit = time.monotonic() + KILL_GRACE
-    sent = signal.SIGTERM
     while True:
         processes = _marked(f"HYPERFLOW_JOB={job}")
         if not processes:
             return
-        if time.monotonic() > limit:
-            sent = signal.SIGKILL
+        late = time.monotonic() - limit
+        if late > DEATH_GRACE:
+            raise TimeoutError(
+                f"{job}: processes {', '.join(map(str, sorted(processes)))} could not be ended, not by SIGKILL either; "
+                "most likely they wait for a disk or network storage that does not answer (state D in ps)"
+            )
+        sent = signal.SIGKILL if late > 0 else signal.SIGTERM
         for pid in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, sent)
@@ -422,10 +463,39 @@ def _start_time(pid: int) -> int | None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _locked(directory: Path, limit: float) -> Iterator[int]:
+    """Have a task for oneself: one command at a time starts and ends its jobs.
+
+    :param limit: when to give up, by the monotonic clock
+    :return: the lock's descriptor; who has a copy of it has the lock
+    :raises TimeoutError: another command has it
+    :raises FileNotFoundError: there is no such task
+    """
+    path = directory / "lock"
+    while True:
+        with path.open("w") as file:
+            _take(file.fileno(), path, limit)
+            if _is_in_place(file.fileno(), path):
+                yield file.fileno()
+                return
+
+
+def _take(lock: int, path: Path, limit: float) -> None:
+    while True:
         try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # by hand: the supervisor was forked with this lock and would keep it
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > limit:
+                raise TimeoutError(
+                    f"{path}: another command has been at work on this task for {LOCK_GRACE:.0f} s"
+                ) from None
+        time.sleep(0.05)
+
+
+def _is_in_place(lock: int, path: Path) -> bool:
+    """Tell whether a lock is still the task's: the task may have been removed, and begun anew, before it was free."""
+    try:
+        return os.path.samestat(os.fstat(lock), path.stat())
+    except FileNotFoundError:
+        return False
