@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from hyperflow.kvmhost.guest import tools
+import tracemalloc
 
-STATUS = """Package: open-vm-tools
+import pytest
+from hyperflow.kvmhost.guest import tools
+from hyperflow.kvmhost.guest.files import TooLarge
+
+from tests.kvmhost.guest.memory import guest
+
+STATUS = b"""Package: open-vm-tools
 Status: install ok installed
 Version: 2:12.2.0-1+deb12u4
 
@@ -20,3 +26,23 @@ Version: 1
 
 def test_installed_packages_are_found_and_removed_ones_are_not() -> None:
     assert tools.dpkg_packages(STATUS, tools.PACKAGES) == [tools.Package("open-vm-tools", "2:12.2.0-1+deb12u4")]
+
+
+def test_a_list_as_long_as_it_may_be_is_read_in_little_more_memory_than_its_bytes() -> None:
+    """Text with one such character would take four times the bytes, and its paragraphs as much again."""
+    filler = ("Package: x\nDescription: \U0001f427" + "x" * 60_000 + "\n\n").encode()
+    content = filler * ((tools.DPKG_STATUS_LIMIT - len(STATUS)) // len(filler)) + STATUS
+    files = guest({tools.DPKG_STATUS: content})
+    tracemalloc.start()
+    try:
+        found = tools.packages(files)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [one.name for one in found] == ["open-vm-tools"]
+    assert most < len(content) // 2, "besides the content itself, which was there before"
+
+
+def test_a_list_of_packages_beyond_every_measure_is_refused() -> None:
+    with pytest.raises(TooLarge, match="/var/lib/dpkg/status in the guest: found 33554433 bytes, expected at most"):
+        tools.packages(guest({tools.DPKG_STATUS: b"x" * (tools.DPKG_STATUS_LIMIT + 1)}))

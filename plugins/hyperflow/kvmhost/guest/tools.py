@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hyperflow.kvmhost.guest.backups import Changes
-from hyperflow.kvmhost.guest.files import GuestFiles
+from hyperflow.kvmhost.guest.files import GuestFiles, decode
 from hyperflow.kvmhost.stage import Job, StageError
 
 DPKG_STATUS = "/var/lib/dpkg/status"
-DPKG_STATUS_LIMIT = 256 * 1024 * 1024  # bytes; a desktop's has some 10 MB
+DPKG_STATUS_LIMIT = 32 * 1024 * 1024  # bytes; a desktop's has some 10 MB
 PACKAGES = re.compile(r"open-vm-tools(?:-[a-z-]+)?|vmware-tools(?:-[a-z-]+)?|kmod-vmware-tools|open-vm-dkms")
 UNITS = (
     "open-vm-tools.service",
@@ -38,14 +38,14 @@ class Package:
 
 def packages(files: GuestFiles, pattern: re.Pattern[str] = PACKAGES) -> list[Package]:
     """List the installed packages of that name, by dpkg's own list; none on a guest without dpkg."""
-    text = files.read_text(DPKG_STATUS, DPKG_STATUS_LIMIT)
-    return [] if text is None else dpkg_packages(text, pattern)
+    content = files.read(DPKG_STATUS, DPKG_STATUS_LIMIT)
+    return [] if content is None else dpkg_packages(content, pattern)
 
 
-def dpkg_packages(text: str, pattern: re.Pattern[str]) -> list[Package]:
+def dpkg_packages(content: bytes, pattern: re.Pattern[str]) -> list[Package]:
     """Read dpkg's status file; a package that was removed and left its configuration is not installed."""
     found = []
-    for paragraph in text.split("\n\n"):
+    for paragraph in _paragraphs(content):
         name = re.match(r"\n*Package: (\S+)", paragraph)
         if name is None or not pattern.fullmatch(name[1]):
             continue
@@ -54,6 +54,16 @@ def dpkg_packages(text: str, pattern: re.Pattern[str]) -> list[Package]:
         if status and status[1] in ("installed", "unpacked", "half-configured", "triggers-awaited", "triggers-pending"):
             found.append(Package(name[1], version[1] if version else ""))
     return found
+
+
+def _paragraphs(content: bytes) -> Iterator[str]:
+    """Give the paragraphs one by one: the whole file as text, and that in pieces, would be many times its bytes."""
+    at = 0
+    while at < len(content):
+        end = content.find(b"\n\n", at)
+        end = len(content) if end < 0 else end
+        yield decode(content[at:end])
+        at = end + 2
 
 
 def rpm_packages(files: GuestFiles) -> list[Package]:
