@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hyperflow.kvmhost.guest import bootloader
+from hyperflow.kvmhost.guest.backups import Changes
 from hyperflow.kvmhost.guest.devices import Devices, FileSystem
+from hyperflow.kvmhost.guest.files import GuestFiles
+from hyperflow.kvmhost.stage import Job
+
+from tests.kvmhost.guest.memory import Memory, guest
 
 UUID = "abf13a4d-d772-4338-92ec-c50b12fb5102"
 GUEST = Devices(
@@ -100,3 +106,39 @@ def test_entries_of_extlinux_and_grub_1_are_read() -> None:
     assert [(one.title, one.root) for one in bootloader.plain_entries("/m", grub1)] == [
         ("CentOS (2.6.32)", "/dev/sda1")
     ]
+
+
+def test_options_on_hundreds_of_thousands_of_lines_are_read_at_once() -> None:
+    text = "options x\n" * 400_000 + "options root=/dev/sda1\n"
+    assert bootloader.bls_entry("/x.conf", text, "").root == "/dev/sda1"
+
+
+def test_a_variable_that_is_named_a_hundred_thousand_times_does_not_fill_the_memory() -> None:
+    text = "options " + "$kernelopts " * 300_000
+    assert bootloader.bls_entry("/x.conf", text, "ro " * 300_000 + "root=/dev/sda1").root == "/dev/sda1"
+
+
+def test_an_entry_is_no_longer_than_a_person_reads() -> None:
+    long = "x" * 1_000_000
+    (entry,) = bootloader.grub_entries(
+        "/boot/grub/grub.cfg", f"menuentry '{long}' {{\nlinux /{long} root=/dev/{long}\n}}"
+    )
+    assert max(map(len, (entry.title, entry.kernel, entry.root))) == bootloader.SHOWN
+
+
+def test_more_entries_than_a_person_makes_are_told() -> None:
+    job = Job("inspect")
+    files = guest({"/boot/grub/grub.cfg": "menuentry 'many' {\n" + "linux /x root=/dev/sda1\n" * 100_000})
+    assert len(bootloader.read_entries(files, job)) == bootloader.MOST
+    (warning,) = job.warnings
+    assert warning.startswith("boot entries: found more than 1000; those from /boot/grub/grub.cfg, 'many' on")
+
+
+def test_of_what_grub_mkconfig_says_the_end_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    """A guest's program may print 64 MiB."""
+    there = {"/boot/grub/grub.cfg": GRUB_CFG, "/usr/sbin/grub-mkconfig": ""}
+    said = "".join(f"said {number}\n" for number in range(100_000))
+    files = GuestFiles(Memory(there, lambda _: said.encode()))
+    assert bootloader.regenerate(files, Changes(files, False, "/b"), GUEST, Job("fix")) == "/boot/grub/grub.cfg"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"/usr/sbin/grub-mkconfig: said {number}" for number in range(99_980, 100_000)]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Callable
 
 from hyperflow.kvmhost.guest.backups import Changes
 from hyperflow.kvmhost.guest.devices import Devices, hangs_on_hardware
-from hyperflow.kvmhost.guest.files import GuestFiles
+from hyperflow.kvmhost.guest.files import GuestFiles, printable
 from hyperflow.kvmhost.stage import Job
 
 GRUB_CONFIGS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
@@ -27,6 +28,9 @@ OTHERS = {
     "lilo": ("/etc/lilo.conf",),
 }
 GRUBENV_BYTES = 1024  # GRUB reads and writes its environment as one block of this size
+MOST = 1000  # boot entries that are read; ten kernels make some thirty
+SHOWN = 256  # characters of an entry's title, kernel and root
+LAST_LINES = 20  # of what a program of the guest said
 
 # Arguments of a kernel's command line that name a block device.
 _DEVICE_ARGUMENT = re.compile(r"(?<![^\s\"'=])((?:root|resume|real_root|journal_dev)=)(/dev/[^\s\"']+)")
@@ -61,29 +65,39 @@ def detect(files: GuestFiles) -> str:
     return next((kind for kind, paths in OTHERS.items() if files.first(paths)), "unknown")
 
 
-def read_entries(files: GuestFiles) -> list[BootEntry]:
-    """Read all boot entries there are, of whatever loader."""
-    found: list[BootEntry] = []
+def read_entries(files: GuestFiles, job: Job) -> list[BootEntry]:
+    """Read all boot entries there are, of whatever loader; a guest with more than :data:`MOST` is a warning."""
+    found = list(itertools.islice(_all_entries(files), MOST + 1))
+    if len(found) > MOST:
+        file, title = printable(found[MOST].file), printable(found[MOST].title)
+        job.warn(f"boot entries: found more than {MOST}; those from {file}, {title!r} on were not looked at")
+    return found[:MOST]
+
+
+def _all_entries(files: GuestFiles) -> Iterator[BootEntry]:
     for path in GRUB_CONFIGS:
         text = files.read_text(path)
         if text is not None:
-            found += grub_entries(path, text)
+            yield from grub_entries(path, text)
     options = kernel_options(files)
     for name in files.names(BLS_FOLDER, r"[^\0]*\.conf"):
         text = files.read_text(f"{BLS_FOLDER}/{name}")
         if text is not None:
-            found.append(bls_entry(f"{BLS_FOLDER}/{name}", text, options))
+            yield bls_entry(f"{BLS_FOLDER}/{name}", text, options)
     for kind in ("grub1", "extlinux"):
         for path in OTHERS[kind]:
             text = files.read_text(path)
             if text is not None:
-                found += plain_entries(path, text)
-    return found
+                yield from plain_entries(path, text)
 
 
-def grub_entries(path: str, text: str) -> list[BootEntry]:
+def _entry(path: str, title: str, kernel: str, root: str) -> BootEntry:
+    """Make an entry of texts that may be as long as their file; a whole title would be kept with each entry of it."""
+    return BootEntry(path, title[:SHOWN], kernel[:SHOWN], root[:SHOWN])
+
+
+def grub_entries(path: str, text: str) -> Iterator[BootEntry]:
     """Read the ``menuentry`` blocks of a grub.cfg: one entry a kernel line."""
-    found = []
     title = ""
     for line in text.split("\n"):
         match = _TITLE.match(line)
@@ -93,8 +107,7 @@ def grub_entries(path: str, text: str) -> list[BootEntry]:
         match = _LINUX.match(line)
         if match:
             root = _ROOT.search(f" {match[2]}")
-            found.append(BootEntry(path, title, match[1].strip("\"'"), root[1] if root else ""))
-    return found
+            yield _entry(path, title, match[1].strip("\"'"), root[1] if root else "")
 
 
 def bls_entry(path: str, text: str, kernel_opts: str) -> BootEntry:
@@ -103,18 +116,20 @@ def bls_entry(path: str, text: str, kernel_opts: str) -> BootEntry:
     :param kernel_opts: what ``$kernelopts`` stands for: a variable of GRUB's environment
     """
     keys: dict[str, str] = {}
+    options: list[str] = []  # may stand on several lines
     for line in text.split("\n"):
         key, _, value = line.strip().partition(" ")
-        if key and not key.startswith("#"):
-            keys[key] = f"{keys[key]} {value.strip()}" if key == "options" and key in keys else value.strip()
-    options = keys.get("options", "").replace("$kernelopts", kernel_opts)
-    root = _ROOT.search(f" {options}")
-    return BootEntry(path, keys.get("title", ""), keys.get("linux", ""), root[1] if root else "")
+        if key == "options":
+            options.append(value.strip())
+        elif key and not key.startswith("#"):
+            keys[key] = value.strip()
+    # only the first: the root is the first one, and a text may name the variable a hundred thousand times
+    root = _ROOT.search(" " + " ".join(options).replace("$kernelopts", kernel_opts, 1))
+    return _entry(path, keys.get("title", ""), keys.get("linux", ""), root[1] if root else "")
 
 
-def plain_entries(path: str, text: str) -> list[BootEntry]:
+def plain_entries(path: str, text: str) -> Iterator[BootEntry]:
     """Read menu.lst of GRUB 1 (``title``, ``kernel``) or a configuration of extlinux (``label``, ``append``)."""
-    found = []
     title = kernel = ""
     for line in text.split("\n"):
         word, _, rest = line.strip().partition(" ")
@@ -125,8 +140,7 @@ def plain_entries(path: str, text: str) -> list[BootEntry]:
             kernel = rest.split(" ", 1)[0]
         root = _ROOT.search(f" {rest}")
         if word in ("kernel", "append", "linux") and root:
-            found.append(BootEntry(path, title, kernel, root[1]))
-    return found
+            yield _entry(path, title, kernel, root[1])
 
 
 def kernel_options(files: GuestFiles) -> str:
@@ -196,10 +210,10 @@ def regenerate(files: GuestFiles, changes: Changes, devices: Devices, job: Job) 
     changes.before_regeneration(path)
     # os-prober would find the appliance's own disk and put it into the menu
     said = files.run([program, "-o", path], ["GRUB_DISABLE_OS_PROBER=true"])
-    for line in said.splitlines():
+    for line in said.splitlines()[-LAST_LINES:]:
         job.log(f"{program}: {line}")
     text = files.read_text(path)
-    if text is None or not grub_entries(path, text):
+    if text is None or not any(grub_entries(path, text)):
         job.warn(f"{path}: {program} made no entry with a kernel")
     return path
 

@@ -236,7 +236,7 @@ class Fix:
         if self._options.update_grub:
             bootloader.stabilize(self._files, self._changes, self._guest.devices, self._job)
             bootloader.regenerate(self._files, self._changes, self._guest.devices, self._job)
-        entries = bootloader.read_entries(self._files)
+        entries = bootloader.read_entries(self._files, self._job)
         wrong = bootloader.faults(entries, self._guest.devices, self._guest.root.uuid)
         if not any(entry.root for entry in entries):
             wrong.append("found no boot entry that names a root file system")

@@ -81,7 +81,7 @@ def _facts(handle: Any, guest: Guest, options: Options, job: Job) -> dict[str, A
     ]
     facts["boot_loader"] = {
         "kind": bootloader.detect(files),
-        "entries": [entry.as_json() for entry in bootloader.read_entries(files)],
+        "entries": [entry.as_json() for entry in bootloader.read_entries(files, job)],
     }
     facts["network"] = [one.as_json() for one in interfaces.read(files, job).interfaces]
     packages = tools.packages(files) if options.collect_guest_info else []
