@@ -118,6 +118,14 @@ def test_the_order_joins_dependencies_of_groups_with_turns_of_those_that_may_not
     assert wave.steps() == [["db01", "db02"], ["web01"], ["web02", "mail01"]]
 
 
+def test_a_group_of_two_can_be_kept_apart_by_its_name_and_one_vm_cannot(tmp_path):
+    wave = {"name": "one", "members": ["*"], "groups": {"databases": ["db*"]}, "apart": [["databases"]]}
+    assert load(tmp_path, wave).wave("one").turns == {"db02": ("db01",)}
+    assert Draft7Validator(plan_schema()).is_valid(document(wave))
+    (said,) = faults(tmp_path, {**wave, "apart": [["db01"]]})
+    assert said.startswith('waves[0].apart[0]: found "db01" alone, expected two VMs or more of the wave')
+
+
 def test_those_kept_apart_take_turns_in_the_order_of_their_dependencies_so_that_no_ring_comes_of_it(tmp_path):
     wave = load(
         tmp_path,
@@ -243,6 +251,95 @@ def test_what_one_key_of_a_wave_has_wrong_hides_no_fault_of_its_other_keys(tmp_p
         "waves[0].window.unknown",
         "waves[0].schedule.cron",
         "waves[1].members[0]",
+        "waves[1].schedule.cron",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wave", "said"),
+    [
+        ({"schedule": {"cron": "@weekly"}}, ['waves[0].schedule.cron: found "@weekly"']),
+        ({"schedule": {"cron": None}}, ["waves[0].schedule.cron: found null"]),
+        (
+            {"schedule": {"at": ["2026-03-29T02:30", "x", "2026-02-30T10:00"]}},
+            [
+                'waves[0].schedule.at[0]: found "2026-03-29T02:30", when clocks',
+                'waves[0].schedule.at[1]: found "x"',
+                'waves[0].schedule.at[2]: found "2026-02-30T10:00", expected a day',
+            ],
+        ),
+        (
+            {"schedule": {"cron": "@weekly", "at": ["x"]}},
+            [
+                "waves[0].schedule: found both cron and at",
+                'waves[0].schedule.cron: found "@weekly"',
+                'waves[0].schedule.at[0]: found "x"',
+            ],
+        ),
+        (
+            {"members": ["web9", 7, {"labl": "gold"}, "db*", "mail9"], "after": {"web01": ["db01"], "zz": ["db01"]}},
+            [
+                'waves[0].members[0]: found "web9"',
+                "waves[0].members[1]: found 7",
+                "waves[0].members[2].labl: found an unknown key",
+                'waves[0].members[4]: found "mail9"',
+                'waves[0].after.zz: found "zz"',
+            ],
+        ),
+        (
+            {"apart": [[7], ["db01", 7, "zz"], [7, "db01", "db02"], ["yy", "db01"]]},
+            [
+                "waves[0].apart[0][0]: found 7",
+                "waves[0].apart[1][1]: found 7",
+                'waves[0].apart[1][2]: found "zz"',
+                "waves[0].apart[2][0]: found 7",
+                'waves[0].apart[3][0]: found "yy"',
+            ],
+        ),
+        (
+            {"groups": {"a": [7], "b": ["yy", 7]}, "after": {"a": ["b"], "zz": ["a"]}, "apart": [["a", "db01"]]},
+            [
+                "waves[0].groups.a[0]: found 7",
+                'waves[0].groups.b[0]: found "yy"',
+                "waves[0].groups.b[1]: found 7",
+                'waves[0].after.zz: found "zz"',
+            ],
+        ),
+        (
+            {"schedule": {"cron": "0 12 * * sat"}, "window": {"days": ["sta"], "start": "22:00", "end": "23:00"}},
+            ['waves[0].window.days[0]: found "sta"'],
+        ),
+        (
+            {"schedule": {"cron": "0 0 30 2 *"}, "window": {"start": 22, "end": "23:00"}},
+            ["waves[0].schedule.cron: found '0 0 30 2 *'", "waves[0].window.start: found 22"],
+        ),
+        ({"[key]": 1, "after": {"zz": ["db01"]}}, ["waves[0]: found an unknown key", 'waves[0].after.zz: found "zz"']),
+        (
+            {"name": "-", "approval": {"by": ["carol", 7, "dave"]}},
+            [
+                'waves[0].name: found "-"',
+                'waves[0].approval.by[0]: found "carol"',
+                "waves[0].approval.by[1]: found 7",
+                'waves[0].approval.by[2]: found "dave"',
+            ],
+        ),
+    ],
+)
+def test_what_the_models_refuse_in_a_wave_hides_and_causes_no_other_fault(tmp_path, wave, said):
+    told = faults(tmp_path, {"name": "one", "members": ["db*"], **wave})
+    assert len(told) == len(said), told
+    for line in said:
+        assert any(each.startswith(line) for each in told), told
+
+
+def test_a_wave_without_a_good_member_still_has_its_name(tmp_path):
+    said = faults(tmp_path, {"name": "one", "members": [7]}, {"name": "one", "members": []}, {"name": "one"})
+    assert [line.partition(", expected")[0] for line in said] == [
+        "waves[0].members[0]: found 7",
+        "waves[1].name: found the name of waves[0] again",
+        "waves[1].members: found a list of 0",
+        "waves[2].members: found nothing",
+        "waves[2].name: found the name of waves[0] again",
     ]
 
 
@@ -317,6 +414,41 @@ def test_a_window_is_held_to_the_longest_vm(tmp_path):
     vms = ["db01", {"name": "db02", "expected_minutes": 241}]
     (said,) = faults(tmp_path, {"name": "one", "members": ["*"], "window": window}, vms=vms)
     assert said.startswith("waves[0].window: found 240 minutes, less than the 241 that db02 is expected to take")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        (
+            {"cron": "55 23 * * *"},
+            "waves[0].schedule.cron: found Thu 2026-01-01 23:55, 15 minutes before the window closes, "
+            "expected times that leave db02 the 60 minutes it is expected to take",
+        ),
+        (
+            {"at": ["2026-12-05T23:10", "2026-12-06T23:11", "2026-12-07T21:00"]},
+            "waves[0].schedule.at[1]: found Sun 2026-12-06 23:11, 59 minutes before the window closes",
+        ),
+    ],
+)
+def test_a_start_is_held_to_the_longest_vm(tmp_path, schedule, said):
+    window = {"start": "22:00", "end": "00:10"}
+    vms = ["db01", {"name": "db02", "expected_minutes": 60}, {"name": "db03", "expected_minutes": 20}]
+    told = faults(tmp_path, {"name": "one", "members": ["*"], "window": window, "schedule": schedule}, vms=vms)
+    assert told[0].startswith(said)
+    assert [line.partition(", when the window")[0] for line in told[1:]] == (
+        ["waves[0].schedule.at[2]: found Mon 2026-12-07 21:00"] if "at" in schedule else []
+    )
+    fitting = {"name": "one", "members": ["*"], "window": window, "schedule": {"cron": "10 23 * * *"}}
+    assert load(tmp_path, fitting, vms=vms).waves
+
+
+def test_a_night_that_clocks_shorten_counts_for_its_date_and_not_for_a_cron(tmp_path):
+    wave = {"name": "one", "members": ["*"], "window": {"days": ["sat"], "start": "22:00", "end": "04:00"}}
+    vms = [{"name": "db01", "expected_minutes": 301}]
+    assert load(tmp_path, {**wave, "schedule": {"cron": "0 22 * * sat"}}, vms=vms).waves
+    assert load(tmp_path, {**wave, "schedule": {"at": ["2027-03-20T22:00"]}}, vms=vms).waves
+    (said,) = faults(tmp_path, {**wave, "schedule": {"at": ["2027-03-27T22:00"]}}, vms=vms)
+    assert said.startswith("waves[0].schedule.at[0]: found Sat 2027-03-27 22:00, 300 minutes before the window closes")
 
 
 def test_a_time_needs_a_time_zone_that_exists(tmp_path):

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from croniter import croniter
 from pydantic import ValidationError
 
-from hyperflow.manifest.faults import Location, did_you_mean, show
+from hyperflow.manifest.faults import NO_KEYS, Location, did_you_mean, render, show
 from hyperflow.plans import times
 from hyperflow.plans.reading import PlacedFault, fault
 from hyperflow.plans.wave_settings import Approval, MemberRule, Person, Schedule, WaveEntry
@@ -103,48 +103,115 @@ def resolve_waves(plan: Any, candidates: Sequence[Candidate]) -> tuple[tuple[Wav
     names: dict[str, int] = {}
     for index, item in enumerate(written):
         at: Location = ("waves", index)
-        entry = _what_holds(item)
-        if entry is None:
+        if not isinstance(item, dict):
             continue
-        if entry.name in names:
-            faults.append(fault((*at, "name"), f"the name of waves[{names[entry.name]}] again", "a name for each wave"))
-        names.setdefault(entry.name, index)
-        one = _Resolving(entry, at, candidates, zone_name)
+        readable = _what_holds(item)
+        name = readable.entry.name
+        if name in names:
+            faults.append(fault((*at, "name"), f"the name of waves[{names[name]}] again", "a name for each wave"))
+        if name:
+            names.setdefault(name, index)
+        one = _Resolving(readable, at, candidates, zone_name)
         wave = one.wave(str(plan.get("plan")), people)
         for slug in wave.members:
             if slug in taken:
-                found = f"{show(slug)}, which is in wave {taken[slug]} already"
+                found = f"{show(slug)}, which is in {taken[slug]} already"
                 faults.append(fault((*at, "members"), found, "each VM in one wave"))
-            taken.setdefault(slug, entry.name)
+            taken.setdefault(slug, f"wave {name}" if name else render(at))
         faults += one.faults
         waves.append(wave)
     return tuple(waves), faults
 
 
-def _what_holds(item: Any) -> WaveEntry | None:
-    """Read a wave without what the models refuse of it, so that its other faults are told in the same run.
+@dataclass(frozen=True)
+class _Readable:
+    """A wave without what the models refuse of it, so that its other faults are told in the same run.
 
-    None where its name or its members are refused: the rest says nothing without them.
+    :param entry: what is good of it; without name or members where these are refused
+    :param schedule: keys that its schedule is written with, refused or not
+    :param refused: places in the wave of what is left out
+    :param kept: place in ``entry`` of a list that lacks something -> where its elements are written
     """
-    while isinstance(item, dict):
+
+    entry: WaveEntry
+    schedule: frozenset[str]
+    refused: frozenset[Location]
+    kept: Mapping[Location, Sequence[int]]
+
+    def place(self, where: Location) -> Location:
+        """Tell where something of ``entry`` is written."""
+        return tuple(
+            self.kept[where[:depth]][part] if isinstance(part, int) and where[:depth] in self.kept else part
+            for depth, part in enumerate(where)
+        )
+
+    def lacks(self, *places: Location) -> bool:
+        """Tell whether one of these places, or something in it, is left out."""
+        return any(one[: len(place)] == place for place in places for one in self.refused)
+
+
+def _what_holds(item: dict[str, Any]) -> _Readable:
+    """Read a wave without what the models refuse of it."""
+    schedule = item.get("schedule")
+    refused: set[Location] = set()
+    kept: dict[Location, Sequence[int]] = {}
+    held = item
+    while True:
+        needed = {"name": "none", "members": ["*"], **held}
         try:
-            return WaveEntry.model_validate(item)
+            entry = WaveEntry.model_validate(needed)
+            break
         except ValidationError as error:
-            places = [detail["loc"] for detail in error.errors(include_url=False, include_input=False)]
-        if any(place[:1] in ((), ("name",), ("members",)) for place in places):
-            return None
-        for place in places:
-            item = _without(item, place)
-    return None
+            places = {_left_out_with(one["loc"]) for one in error.errors(include_url=False, include_input=False)}
+        if refused:  # now the object lacks what it needs, and its indices are not those written
+            places = {place[:1] for place in places}
+        refused |= places
+        held = _without(held, places, (), kept)
+    empty: dict[str, Any] = {"name": "", "members": []}
+    absent = {key: value for key, value in empty.items() if key not in held}
+    keys = frozenset(schedule if isinstance(schedule, dict) else ())
+    return _Readable(entry.model_copy(update=absent), keys, frozenset(refused), kept)
 
 
-def _without(item: dict[str, Any], place: Location) -> dict[str, Any]:
-    """Leave out of an object what stands at a place: the list that it is in, or the object that it is missing from."""
-    key, *deeper = place
-    inner = item.get(str(key))
-    if isinstance(inner, dict) and deeper and deeper[0] in inner:
-        return {**item, str(key): _without(inner, tuple(deeper))}
-    return {name: value for name, value in item.items() if name != key}
+def _left_out_with(place: Location) -> Location:
+    """Tell what cannot stand without a value that is refused: it would say something else."""
+    place = (place[0], *(part for part in place[1:] if part not in NO_KEYS))
+    if place[:2] == ("window", "days"):
+        return place[:1]
+    return place[:2] if place[0] == "members" else place
+
+
+def _without(value: Any, places: Iterable[Location], here: Location, kept: dict[Location, Sequence[int]]) -> Any:
+    """Leave out of an object or a list what stands at some places, and what something is missing from.
+
+    :param here: where the value is in what is left
+    :param kept: where each element of a list that lacks something was; grows
+    """
+    below: dict[str | int, list[Location]] = {}
+    for key, *deeper in places:
+        below.setdefault(key, []).append(tuple(deeper))
+    left: list[tuple[Any, Any]] = []
+    for key, inner in enumerate(value) if isinstance(value, list) else value.items():
+        wrong = below.get(key, [])
+        there = (*here, len(left) if isinstance(value, list) else key)
+        if not all(_holds(inner, place) for place in wrong):
+            continue
+        rest = _without(inner, wrong, there, kept) if wrong else inner
+        if wrong and rest == []:
+            kept.pop(there, None)
+            continue
+        left.append((key, rest))
+    if not isinstance(value, list):
+        return dict(left)
+    if len(left) < len(value):
+        kept[here] = [index for index, _ in left]
+    return [rest for _, rest in left]
+
+
+def _holds(value: Any, place: Location) -> bool:
+    if not place:
+        return False
+    return place[0] in value if isinstance(value, dict) else isinstance(value, list)
 
 
 def _time_zone(plan: dict[str, Any], waves: list[Any]) -> tuple[str | None, list[PlacedFault]]:
@@ -174,8 +241,9 @@ def _people(plan: dict[str, Any]) -> dict[str, Person]:
 class _Resolving:
     """One wave while it is resolved; ``faults`` grows."""
 
-    def __init__(self, entry: WaveEntry, at: Location, candidates: Sequence[Candidate], zone: str | None) -> None:
-        self.entry = entry
+    def __init__(self, readable: _Readable, at: Location, candidates: Sequence[Candidate], zone: str | None) -> None:
+        self.readable = readable
+        self.entry = readable.entry
         self.at = at
         self.candidates = candidates
         self.zone = zone
@@ -186,7 +254,7 @@ class _Resolving:
         slugs = [one.slug for one in members]
         after = self.after(members)
         order = self.order(slugs, after)
-        self.schedule()
+        self.schedule(members)
         self.window(members)
         return Wave(
             name=self.entry.name,
@@ -200,7 +268,7 @@ class _Resolving:
         )
 
     def refuse(self, where: Location, found: str, expected: str) -> None:
-        self.faults.append(fault((*self.at, *where), found, expected))
+        self.faults.append(fault((*self.at, *self.readable.place(where)), found, expected))
 
     def members(self) -> list[Candidate]:
         chosen: dict[str, Candidate] = {}
@@ -233,22 +301,23 @@ class _Resolving:
     ) -> list[Candidate]:
         if word in groups:
             return groups[word]
-        if "*" in word or "?" in word:
-            found = [one for one in among if fnmatchcase(one.name, word) or fnmatchcase(one.slug, word)]
-        else:
-            found = [one for one in among if word == one.slug] or [
-                one for one in among if word in (one.value, one.name)
-            ]
-            if len(found) > 1:
-                names = ", ".join(one.slug for one in found)
-                self.refuse(where, f"{show(word)}, which is {names}", "one of them")
-                return []
-        if not found and among:  # none are good: the members' own fault says it
+        found = _called(word, among)
+        if len(found) > 1 and not _is_pattern(word):
+            names = ", ".join(one.slug for one in found)
+            self.refuse(where, f"{show(word)}, which is {names}", "one of them")
+            return []
+        if not found and not self.may_be_refused(word, among):
             known = sorted({*groups, *(one.slug for one in among)})
             outside = [one for one in self.candidates if one not in among and word in (one.slug, one.value, one.name)]
             found_words = f"{show(word)}, which is no member of this wave" if outside else show(word)
             self.refuse(where, found_words, did_you_mean(word, known))
         return found
+
+    def may_be_refused(self, word: str, among: Sequence[Candidate]) -> bool:
+        """Tell whether a word may mean what has a fault of its own: all VMs, a group, or a member."""
+        if not among or self.readable.lacks(("groups", word)) or ("groups",) in self.readable.refused:
+            return True
+        return self.readable.lacks(("members",)) and bool(_called(word, self.candidates))
 
     def after(self, members: Sequence[Candidate]) -> dict[str, set[str]]:
         groups = {
@@ -288,24 +357,25 @@ class _Resolving:
     def turns(self, members: Sequence[Candidate], order: Sequence[str]) -> dict[str, tuple[str, ...]]:
         turns: dict[str, list[str]] = {}
         for index, words in enumerate(self.entry.apart):
-            chosen = {
-                one.slug
-                for place, word in enumerate(words)
-                for one in self.called(("apart", index, place), word, members, self.groups)
-            }
+            found = [
+                self.called(("apart", index, place), word, members, self.groups) for place, word in enumerate(words)
+            ]
+            chosen = {one.slug for each in found for one in each}
             queue = [slug for slug in order if slug in chosen]
-            if len(queue) == 1:
+            whole = all(found) and ("apart", index) not in self.readable.kept
+            if len(queue) == 1 and whole and not self.readable.lacks(("members",), ("groups",)):
                 self.refuse(("apart", index), f"{show(queue[0])} alone", "two VMs or more of the wave")
             for first, second in pairwise(queue):
                 turns.setdefault(second, []).append(first)
         return {slug: tuple(dict.fromkeys(before)) for slug, before in turns.items()}
 
-    def schedule(self) -> None:
+    def schedule(self, members: Sequence[Candidate]) -> None:
         schedule = self.entry.schedule
         if schedule is None:
             return
-        if (schedule.cron is None) == (schedule.at is None):
-            found = "both cron and at" if schedule.cron is not None else "neither cron nor at"
+        written = self.readable.schedule & {"cron", "at"}
+        if len(written) != 1:
+            found = "both cron and at" if written else "neither cron nor at"
             self.refuse(("schedule",), found, "exactly one of cron and at")
             return
         if schedule.cron is not None and (wrong := times.cron_fault(schedule.cron, self.zone)) is not None:
@@ -314,13 +384,15 @@ class _Resolving:
         if self.zone is None:
             return
         where = ZoneInfo(self.zone)
-        dates = [self.date(("schedule", "at", index), at, where) for index, at in enumerate(schedule.at or ())]
-        if all(dates):
-            self.fires_in_window(schedule, where)
+        for index, at in enumerate(schedule.at or ()):
+            if self.date(("schedule", "at", index), at, where):
+                self.in_window(("schedule", "at", index), [_moment(at, where)], where, members)
+        if schedule.cron is not None:
+            self.in_window(("schedule", "cron"), _fires(schedule, where), where, members)
 
     def date(self, place: Location, written: str, where: ZoneInfo) -> bool:
         try:
-            local = datetime.fromisoformat(written.replace(" ", "T"))
+            local = _local(written)
         except ValueError:
             self.refuse(place, show(written), "a day of the calendar")
             return False
@@ -329,17 +401,32 @@ class _Resolving:
             return False
         return True
 
-    def fires_in_window(self, schedule: Schedule, where: ZoneInfo) -> None:
+    def in_window(
+        self, place: Location, moments: Iterable[datetime], where: ZoneInfo, members: Sequence[Candidate]
+    ) -> None:
+        """Find the first start at which the window lets no VM start, or is too short for the longest VM."""
         window = self.entry.window
         if window is None or not times.is_sound(window):
             return
-        place: Location = ("schedule", "cron" if schedule.cron else "at")
-        for moment in _fires(schedule, where):
+        slug, expected_minutes = _longest(members)
+        for moment in moments:
+            told = f"{moment.astimezone(where):%a %Y-%m-%d %H:%M}"
             opening = times.opening_at(window, where, moment)
             if opening is None or moment >= opening.latest_start:
-                found = f"{moment.astimezone(where):%a %Y-%m-%d %H:%M}, when the window does not let VMs start"
-                self.refuse(place, found, "times in the wave's window, before its latest start")
+                expected = "times in the wave's window, before its latest start"
+                self.refuse(place, f"{told}, when the window does not let VMs start", expected)
                 return
+            left = self.left(moment, opening.end, where)
+            if left < expected_minutes <= times.minutes_open(window):
+                expected = f"times that leave {slug} the {expected_minutes} minutes it is expected to take"
+                self.refuse(place, f"{told}, {left} minutes before the window closes", expected)
+                return
+
+    def left(self, moment: datetime, end: datetime, where: ZoneInfo) -> int:
+        """Tell how many minutes are left of a window; of a cron, which fires on many nights, as on most of them."""
+        if self.entry.schedule is not None and self.entry.schedule.cron is not None:
+            moment, end = (each.astimezone(where).replace(tzinfo=None) for each in (moment, end))
+        return int((end - moment).total_seconds()) // 60
 
     def window(self, members: Sequence[Candidate]) -> None:
         window = self.entry.window
@@ -352,11 +439,9 @@ class _Resolving:
         elif self.zone is not None:
             for key, found in times.skipped_by_window(window, self.zone):
                 self.refuse(("window", key), found, "a time that every day has")
-        longest = max(members, key=lambda one: one.expected_minutes or 0, default=None)
-        if longest is not None and (longest.expected_minutes or 0) > length:
-            found = (
-                f"{length} minutes, less than the {longest.expected_minutes} that {longest.slug} is expected to take"
-            )
+        slug, expected_minutes = _longest(members)
+        if expected_minutes > length:
+            found = f"{length} minutes, less than the {expected_minutes} that {slug} is expected to take"
             self.refuse(("window",), found, "a window in which its longest VM fits")
 
     def approvers(self, approval: Approval | None, people: Mapping[str, Person]) -> Iterator[dict[str, str]]:
@@ -388,7 +473,7 @@ def _fires(
     schedule: Schedule, where: ZoneInfo, after: datetime | None = None, count: int = FIRES_LOOKED_AT
 ) -> Iterator[datetime]:
     if schedule.at is not None:
-        moments = sorted(times.instant(datetime.fromisoformat(at.replace(" ", "T")), where) for at in schedule.at)
+        moments = sorted(_moment(at, where) for at in schedule.at)
         yield from [moment for moment in moments if after is None or moment > after][:count]
         return
     if schedule.cron is None:
@@ -397,6 +482,31 @@ def _fires(
     following: Iterable[datetime] = croniter(schedule.cron, begin.astimezone(where), ret_type=datetime)
     for _, moment in zip(range(count), following, strict=False):
         yield moment.astimezone(UTC)
+
+
+def _local(written: str) -> datetime:
+    return datetime.fromisoformat(written.replace(" ", "T"))
+
+
+def _moment(written: str, where: ZoneInfo) -> datetime:
+    return times.instant(_local(written), where)
+
+
+def _longest(members: Iterable[Candidate]) -> tuple[str, int]:
+    """Find the VM that is expected to take longest: its slug and its minutes, 0 where none is known."""
+    return max(((one.slug, one.expected_minutes or 0) for one in members), key=lambda one: one[1], default=("", 0))
+
+
+def _is_pattern(word: str) -> bool:
+    return "*" in word or "?" in word
+
+
+def _called(word: str, among: Iterable[Candidate]) -> list[Candidate]:
+    """Find the VMs that a word means: those that a pattern fits, else the one of that slug, or those of that name."""
+    among = list(among)
+    if _is_pattern(word):
+        return [one for one in among if fnmatchcase(one.name, word) or fnmatchcase(one.slug, word)]
+    return [one for one in among if word == one.slug] or [one for one in among if word in (one.value, one.name)]
 
 
 def _fits(rule: MemberRule, one: Candidate) -> bool:

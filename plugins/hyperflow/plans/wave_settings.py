@@ -96,8 +96,8 @@ class WaveEntry(ClosedSection):
     after: dict[Word, Annotated[list[Word], Field(min_length=1, max_length=200)]] = Field(
         default_factory=dict, description="VM or group -> those that must have arrived before it starts"
     )
-    apart: Annotated[list[Annotated[list[Word], Field(min_length=2, max_length=50)]], Field(max_length=200)] = Field(
-        default_factory=list, description="VMs of which never two are at work at once, such as an HA pair"
+    apart: Annotated[list[Annotated[list[Word], Field(min_length=1, max_length=50)]], Field(max_length=200)] = Field(
+        default_factory=list, description="VMs or groups of which never two VMs are at work at once, such as an HA pair"
     )
     max_in_flight: Annotated[int, Field(ge=1, le=500), WHOLE] = Field(default=4, description="VMs at work at once")
     schedule: Maybe[Schedule] = None
