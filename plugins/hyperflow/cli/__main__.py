@@ -147,7 +147,10 @@ def _add_wave(parser: argparse.ArgumentParser) -> None:
         if action == "start":
             command.add_argument("--again", action="store_true", help="also VMs that are migrated and proven already")
             command.add_argument(
-                "--rehearse", action="store_true", help="preflight of every VM only; nothing is changed"
+                "--rehearse",
+                action="store_true",
+                help="preflight of every VM only; nothing is changed. Implies --wait where the wave's DAG is paused, "
+                "which it is again afterwards",
             )
             command.add_argument("--wait", action="store_true", help="show it until it ended")
         _add_airflow(command)

@@ -200,6 +200,19 @@ class AirflowApi:
         """Let a DAG run."""
         self.request("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
 
+    def pause(self, dag_id: str) -> None:
+        """Let no task of a DAG begin, and no run by its schedule."""
+        self.request("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": True})
+
+    def is_paused(self, dag_id: str) -> bool:
+        """Whether a DAG is paused."""
+        return bool(self.request("GET", f"/api/v2/dags/{dag_id}")["is_paused"])
+
+    def paused_dags(self, prefix: str) -> set[str]:
+        """The paused ones of the DAGs whose ids begin so."""
+        found = self._all("/api/v2/dags", "dags", {"dag_id_prefix_pattern": prefix, "paused": True})
+        return {str(item["dag_id"]) for item in found if item["dag_id"].startswith(prefix)}
+
     def last_run(self, dag_id: str) -> str | None:
         """Id of the run that was started last; None when there is none."""
         query = {"order_by": "-run_after", "limit": 1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ PROVEN_VARIABLE = "hyperflow_proven_"
 DATES_SHOWN = 3
 READ_LIMIT = 120.0  # seconds until Airflow must have read a changed plan and its survey; 30 s by default
 GROUP = "vms."
+SLOT_COUNTS = timedelta(minutes=15)  # as long after its time a start by schedule still counts (operators/wave_check.py)
 
 
 class BadPlan(Exception):
@@ -157,7 +158,7 @@ def missing_in_airflow(api: AirflowApi, plan: Plan, wave: Wave) -> tuple[list[st
 
 
 def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: set[str], wait: bool) -> int:
-    """Start a wave, when its pools are as they must be and Airflow knows whom it asks.
+    """Start a wave, when its pools are as they must be, Airflow knows whom it asks, and no VM's DAG is paused.
 
     :param asked: ``again``, ``dry_run``
     """
@@ -166,10 +167,68 @@ def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: s
         raise Refused("\n".join(wrong))
     wait_for_dag(api, wave.dag_id)
     wait_for_pools(api, plan, wave)
+    refuse_paused(api, plan, wave)
+    is_rehearsal = "dry_run" in asked
+    if is_rehearsal and api.is_paused(wave.dag_id):
+        return rehearse_paused(api, wave, console, asked)
     api.unpause(wave.dag_id)
+    run_id = trigger(api, wave, console, asked)
+    if wave.entry.schedule is not None and not is_rehearsal:
+        dates = fires(wave, datetime.now(UTC), 1)
+        following = f"it starts again at {_local(dates[0], wave)}" if dates else "its dates are over"
+        console.print(f"the schedule of {wave.dag_id} counts from now on: {following}", soft_wrap=True)
+    return follow_wave(api, wave, run_id, console) if wait else 0
+
+
+def trigger(api: AirflowApi, wave: Wave, console: Console, asked: set[str]) -> str:
+    """Trigger a run of a wave and say so; the run's id."""
     run_id = api.trigger(wave.dag_id, dict.fromkeys(sorted(asked), True))
     console.print(f"started {wave.dag_id}, run {run_id}: {api.url}/dags/{wave.dag_id}/runs/{run_id}", soft_wrap=True)
-    return follow_wave(api, wave, run_id, console) if wait else 0
+    return run_id
+
+
+def refuse_paused(api: AirflowApi, plan: Plan, wave: Wave) -> None:
+    """Name the VMs whose DAGs somebody has paused: their runs would wait for ever, and the wave for them.
+
+    :raises Refused: there are such
+    """
+    paused = api.paused_dags(f"migrate.{plan.name}.")
+    found = [dag_id for slug in wave.members if (dag_id := plan.vm(slug).dag_id) in paused]
+    if found:
+        raise Refused(f"{', '.join(found)}: paused in Airflow, so a run would wait without a word: un-pause first")
+
+
+def rehearse_paused(api: AirflowApi, wave: Wave, console: Console, asked: set[str]) -> int:
+    """Rehearse a wave whose DAG is paused, which it is again afterwards: its schedule must not count for a rehearsal.
+
+    A DAG has to be un-paused for its runs to work, and then its schedule starts it in earnest. So there is no rehearsal
+    while a start is due.
+
+    :raises Refused: a start of the schedule is due, or has come while the rehearsal was at work
+    """
+    due = next(iter(fires(wave, datetime.now(UTC) - SLOT_COUNTS, 1)), None)
+    if due is not None and due < datetime.now(UTC) + SLOT_COUNTS:
+        raise Refused(
+            f"{wave.dag_id} is paused, and has to be un-paused for its rehearsal: its start of {_local(due, wave)} "
+            f"would then be in earnest. Rehearse it {minutes_text(SLOT_COUNTS.total_seconds() / 60)} after that, or "
+            "take the date out of the plan"
+        )
+    run_id = trigger(api, wave, console, asked)
+    ended = False
+    try:
+        api.unpause(wave.dag_id)
+        status = follow_wave(api, wave, run_id, console, before=due)
+        ended = True
+    finally:
+        try:
+            api.pause(wave.dag_id)
+        except (AirflowUnavailable, Refused) as fault:
+            raise AirflowUnavailable(
+                f"{wave.dag_id} could not be paused again, so its schedule counts: pause it in Airflow. {fault}"
+            ) from fault
+        left = "" if ended else f"; run {run_id} is not over, and goes on when somebody un-pauses it"
+        console.print(f"{wave.dag_id} is paused again{left}", soft_wrap=True)
+    return status
 
 
 def wait_for_pools(api: AirflowApi, plan: Plan, wave: Wave) -> None:
@@ -200,8 +259,12 @@ def status(api: AirflowApi, wave: Wave, console: Console) -> int:
     return follow_wave(api, wave, run_id, console)
 
 
-def follow_wave(api: AirflowApi, wave: Wave, run_id: str, console: Console) -> int:
-    """Show a run of a wave until it is over; a table that is drawn anew on a terminal, a line per change elsewhere."""
+def follow_wave(api: AirflowApi, wave: Wave, run_id: str, console: Console, *, before: datetime | None = None) -> int:
+    """Show a run of a wave until it is over; a table that is drawn anew on a terminal, a line per change elsewhere.
+
+    :param before: when the wave's schedule starts it next, for a run that must be over by then
+    :raises Refused: it is not, a minute before
+    """
     said: dict[str, str] = {}
     with Live(console=console, auto_refresh=False) as live:
         while True:
@@ -217,6 +280,11 @@ def follow_wave(api: AirflowApi, wave: Wave, run_id: str, console: Console) -> i
                         console.print(line, markup=False, soft_wrap=True)
             if state in OVER:
                 break
+            if before is not None and datetime.now(UTC) > before - timedelta(minutes=1):
+                raise Refused(
+                    f"run {run_id} of {wave.dag_id} was stopped where it was: the schedule starts the wave at "
+                    f"{_local(before, wave)}, in earnest. Rehearse it after that"
+                )
             time.sleep(POLL)
     report = api.xcom(wave.dag_id, run_id, "report", "report")
     told = f"report: {report['path']}" if isinstance(report, dict) else "no report was written; see its tasks"
@@ -297,6 +365,10 @@ def survey(file: Path, api: AirflowApi, console: Console) -> int:
     for slug, why in sorted(found["missing"].items()):
         console.print(f"{shown(slug)}: {shown(why)}", style="red", markup=False, soft_wrap=True)
     return EXIT_FAILED if found["missing"] else 0
+
+
+def _local(moment: datetime, wave: Wave) -> str:
+    return f"{moment.astimezone(wave.zone):%a %Y-%m-%d %H:%M %Z}"
 
 
 def _row(name: str, task: TaskInstance, now: str) -> dict[str, str]:
