@@ -24,7 +24,7 @@ profile: kvm-migration
 host: {{connection: kvm01, staging_directory: /srv/staging, output_directory: /srv/images}}
 networks: {{"*": default}}
 people: {{alice: {{}}}}
-vms: [{", ".join(f"{{name: {group}{number}}}" for group in "abcdefghijkl" for number in (1, 2, 3))}]
+vms: [{", ".join(f"{{name: {group}{number}}}" for group in "abcdefghijklm" for number in (1, 2, 3))}]
 waves:
   - {{name: stop, members: ["a*"], apart: [[a1, a2, a3]], on_failure: stop}}
   - {{name: silent, members: ["b*"], apart: [[b1, b2, b3]]}}
@@ -44,6 +44,7 @@ waves:
   - name: window
     members: ["k*"]
     window: {{start: "{OPENS.astimezone(ZONE):%H:%M}", end: "{CLOSES.astimezone(ZONE):%H:%M}"}}
+  - {{name: hindered, members: ["m*"], apart: [[m1, m2, m3]]}}
   - name: rehearsed
     members: ["l*"]
     after: {{l2: [l1]}}
@@ -52,7 +53,8 @@ waves:
     approval: {{by: [alice], on_timeout: reject}}
     window: {{start: "{CLOSES.astimezone(ZONE):%H:%M}", end: "{OPENS.astimezone(ZONE):%H:%M}"}}
 """
-ONCE = ["stop", "silent", "goes-on", "stopped", "unanswered", "one-of-two", "meanwhile", "yes", "no", "window", "again"]
+ONCE = ["stop", "silent", "goes-on", "stopped", "unanswered", "one-of-two", "meanwhile", "yes", "no", "window"]
+ONCE += ["hindered", "again"]
 STORY = Story(
     waves=[
         *((name, {}) for name in ONCE),
@@ -64,6 +66,7 @@ STORY = Story(
         "g3": ["failed"],
         "l2": ["rehearsed"],
         "l3": ["rehearsed"],
+        "m1": ["deleted"],
     },
     answers={
         "goes-on.approve": ["Approve"],
@@ -75,6 +78,7 @@ STORY = Story(
         "meanwhile.vms.g2": [GO_ON, STOP],
     },
     proven=["j1", "j2"],
+    paused=["m2"],
 )
 NOBODY_BEGAN = {"1": "not started", "2": "not started", "3": "not started"}
 
@@ -207,3 +211,11 @@ def test_a_rehearsal_is_every_vms_preflight_outside_of_the_window_asks_nobody_an
     assert wave.questions == {}
     assert "window_end" not in wave.report
     assert "reason" not in wave.report
+
+
+def test_a_run_that_is_deleted_and_a_dag_that_is_paused_are_failures_and_not_waited_for(told: dict[str, Told]) -> None:
+    wave = told["hindered"]
+    assert outcomes(wave) == {"1": "failed", "2": "failed", "3": "migrated"}
+    assert "of migrate.autumn.m1 is not there any more: somebody has deleted it" in wave.reason("m1")
+    assert "migrate.autumn.m2 is paused in Airflow" in wave.reason("m2")
+    assert set(wave.runs) == {"m3"}

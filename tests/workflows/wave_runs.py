@@ -51,6 +51,7 @@ ENDS: dict[str, dict[str, Any]] = {
     "migrated": {"outcome": "migrated"},
     "rehearsed": {"outcome": "rehearsed"},
     "failed": {"outcome": "failed", "errors": [{"stage": "boot", "message": "it does not come up"}]},
+    "deleted": {"outcome": "deleted"},  # by a person, in the middle of it
     "drifted": {"outcome": "failed", "drifted": True, "errors": [{"stage": "snapshot", "message": "it drifted"}]},
 }
 
@@ -64,12 +65,14 @@ class Story:
     :param answers: ``wave.task`` -> what alice answers there, in turn. Of questions that are open together the first
         here is answered first, and the next when what came of that has been done. Others nobody answers in time
     :param proven: slugs of VMs that a run has proven before
+    :param paused: slugs of VMs whose DAGs somebody has paused
     """
 
     waves: list[tuple[str, dict[str, Any]]]
     ends: dict[str, list[str]] = field(default_factory=dict)
     answers: dict[str, list[str]] = field(default_factory=dict)
     proven: list[str] = field(default_factory=list)
+    paused: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,9 @@ def end_runs(session: Any, story: Story, ended: Counter[str]) -> None:
         ends = story.ends.get(slug, [])
         told = ENDS[ends[ended[slug]] if ended[slug] < len(ends) else "migrated"]
         ended[slug] += 1
+        if told["outcome"] == "deleted":
+            session.delete(found)
+            continue
         summary = {"dag_id": found.dag_id, "run_id": found.run_id, "slug": slug, **told}
         where = {"task_id": "report", "dag_id": found.dag_id, "run_id": found.run_id}
         XComModel.set(key="summary", value=summary, serialize=False, session=session, **where)
@@ -219,7 +225,7 @@ def dags_of(plan: Plan, story: Story) -> Iterator[DAG]:
     for wave in plan.waves:
         yield build_wave(plan, wave)
     for vm in plan.vms:
-        with DAG(vm.dag_id, schedule=None) as dag:
+        with DAG(vm.dag_id, schedule=None, is_paused_upon_creation=vm.slug in story.paused) as dag:
             EmptyOperator(task_id="report")
         yield dag
     with DAG("before", schedule=None) as dag:

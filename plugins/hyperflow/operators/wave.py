@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.providers.standard.triggers.external_task import DagStateTrigger
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import (
     AirflowException,
@@ -25,6 +24,7 @@ from hyperflow.operators.cutover_record import MOVED, ROLLED_BACK, cutover_of
 from hyperflow.operators.decisions import decisions_of, keep_decision, moment, user_name
 from hyperflow.operators.preflight import plan_location
 from hyperflow.operators.proven import SUMMARY_KEY, proven_run
+from hyperflow.triggers.vm_run import ACTIVE, VmRunTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,6 @@ RUN_KEY = "trigger_run_id"  # XCom, as Airflow calls it: the run of the VM that 
 OPENING_KEY = "opening"  # XCom: {"start", "end", "latest_start"}, ISO 8601; None where the wave has no window
 GO_ON, STOP = "Go on", "Stop"
 OVER = ["success", "failed"]  # states of a run that is over
-ACTIVE = ["queued", "running"]  # states of a run that works
 PASSED_ON = ("dry_run", "skip_boot")  # what a wave's run asks of the runs of its VMs
 POLL = 5  # seconds between looks at a VM's run
 
@@ -98,7 +97,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
     :param slug: the VM
     :param dag_id: the VM's DAG
     :param needs: slugs of VMs that must have arrived
-    :param apart: DAGs of the VMs next to it in a queue of those that take turns
+    :param apart: DAGs of the VMs that it may not be at work beside: all those that it takes turns with
     :param approved_by_people: whether the wave has a task that asks
     :param on_failure: go-on, stop or ask
     :param approvers: who is asked, ``{"id", "name"}`` each
@@ -331,13 +330,22 @@ class MigrateVmOperator(TriggerDagRunOperator):
         earlier = self.run_of_an_earlier_try(context)
         if earlier is not None:
             self.log.info("going on with run %s of %s", earlier, self.trigger_dag_id)
-            self.wait_for(earlier)
+            self.wait_for(context, earlier)
+        if context["ti"].get_dag(self.trigger_dag_id).is_paused:
+            raise AirflowFailException(
+                f"{self.slug}: {self.trigger_dag_id} is paused in Airflow, so a run would wait without a word: "
+                "un-pause it, and clear this task"
+            )
         self.trigger_run_id = self.next_run(context)
         asked = context["dag_run"].conf or {}
         self.conf = {name: True for name in PASSED_ON if asked.get(name)}
         if opening := self.opening(context):
             self.conf["not_after"] = opening["end"]
-        return super().execute(context)
+        try:
+            super().execute(context)
+        except DagRunTriggerException as wanted:
+            start_run(self.trigger_dag_id, self.trigger_run_id, wanted.conf)
+        self.wait_for(context, self.trigger_run_id)
 
     def next_run(self, context: Context) -> str:
         """Name the run that is started now, and keep the name first.
@@ -373,10 +381,11 @@ class MigrateVmOperator(TriggerDagRunOperator):
             states.append("failed")
         return run_id if ti.get_dr_count(dag_id=self.trigger_dag_id, run_ids=[run_id], states=states) else None
 
-    def wait_for(self, run_id: str) -> None:
-        """Defer until a run is over."""
+    def wait_for(self, context: Context, run_id: str) -> None:
+        """Defer until a run is over, or is there no more."""
+        context["ti"].xcom_push(key=RUN_KEY, value=run_id)
         self.defer(
-            trigger=DagStateTrigger(
+            trigger=VmRunTrigger(
                 dag_id=self.trigger_dag_id, states=cast("Any", OVER), run_ids=[run_id], poll_interval=POLL
             ),
             method_name="execute_complete",
@@ -393,6 +402,12 @@ class MigrateVmOperator(TriggerDagRunOperator):
         """Do so."""
         run_id = event[1]["run_ids"][0]
         state = event[1].get(run_id)
+        if state is None:
+            _store(context).set("told", run_id)
+            raise AirflowFailException(
+                f"{self.slug}: run {run_id} of {self.trigger_dag_id} is not there any more: somebody has deleted it in "
+                "Airflow. Look at the VM for what it has left, and clear this task to migrate it anew"
+            )
         ti = context["ti"]
         summary = ti.xcom_pull(
             dag_id=self.trigger_dag_id, run_id=run_id, task_ids=REPORT, key=SUMMARY_KEY, map_indexes=-1
@@ -433,14 +448,23 @@ def telling(context: Context, function: Any, *arguments: Any) -> Any:
     """Call a function, and keep why it failed or skipped for the wave's report."""
     try:
         return function(*arguments)
-    except DagRunTriggerException:  # how a run is started; no fault
-        raise
     except AirflowSkipException as skip:
         context["ti"].xcom_push(key=SKIPPED_KEY, value=str(skip))
         raise
     except AirflowException as fault:
         keep_failure(context, context["ti"].task_id, fault)
         raise
+
+
+def start_run(dag_id: str, run_id: str, conf: Any) -> None:
+    """Start a run; one that is there already, as the try before may have started it at its last, is the one wanted.
+
+    Airflow starts one itself for a :class:`DagRunTriggerException`, and then waits with a trigger of its own.
+    """
+    from airflow.sdk.execution_time.comms import TriggerDagRun
+    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+    SUPERVISOR_COMMS.send(TriggerDagRun(dag_id=dag_id, run_id=run_id, logical_date=None, conf=conf))
 
 
 def decision_on(failed: Sequence[str], decided: Sequence[dict[str, Any]]) -> str | None:
