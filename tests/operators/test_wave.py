@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowSkipException
 from hyperflow.operators.wave import GO_ON, STOP, decision_on
 from hyperflow.operators.wave_check import CheckWaveOperator
@@ -79,12 +80,27 @@ def test_answers_about_each_that_failed_let_the_wave_go_on_and_one_stop_stops_it
     assert decision_on(failed, [{"answer": answer, "of": of} for answer, of in decided]) == then
 
 
-def test_who_takes_turns_looks_at_those_before_and_after_it(plan: Plan) -> None:
+def test_who_takes_turns_looks_at_all_others_of_its_sets_and_at_nobody_else(tmp_path: Path) -> None:
+    text = PLAN.replace("{name: d}]", "{name: d}, {inventory_path: /dc/vm/web-1}, {name: e}]")
+    text = text.replace("apart: [[a, b, c]]", "groups: {some: [a, b, c]}\n    apart: [[some], [c, d], [web-*, e]]")
+    (tmp_path / "move.yaml").write_text(text)
+    plan = load_plan(tmp_path / "move.yaml")
     dag = build_wave(plan, plan.wave("saturday"))
-    apart = {slug: dag.get_task(f"vms.{slug}").apart for slug in "abcd"}
-    assert apart == {
-        "a": ["migrate.move.b"],
-        "b": ["migrate.move.a", "migrate.move.c"],
-        "c": ["migrate.move.b"],
-        "d": [],
+    apart = {
+        slug: {dag_id.rpartition(".")[2] for dag_id in dag.get_task(f"vms.{slug}").apart} for slug in members_of(dag)
     }
+    assert apart == {
+        "a": {"b", "c"},
+        "b": {"a", "c"},
+        "c": {"a", "b", "d"},
+        "d": {"c"},
+        "web-1": {"e"},
+        "e": {"web-1"},
+    }
+    chain = {slug: dag.get_task(f"vms.{slug}").upstream_task_ids for slug in "abcd"}
+    assert chain == {"a": {"check"}, "b": {"vms.a"}, "c": {"vms.b"}, "d": {"vms.c"}}
+
+
+def members_of(dag: DAG) -> list[str]:
+    """Slugs of a wave's DAG."""
+    return [task.removeprefix("vms.") for task in dag.task_ids if task.startswith("vms.")]
