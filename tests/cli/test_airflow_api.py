@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from hyperflow.cli import airflow_api
-from hyperflow.cli.airflow_api import AirflowApi, Refused, ServerFault
+from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused, ServerFault
 
 LOCKED = {"detail": {"reason": "Database error", "message": "database is locked"}}
 
@@ -24,6 +24,7 @@ class Airflow(ThreadingHTTPServer):
         self.runs: list[str] = []
         self.faults = 0
         self.done_despite_fault = False
+        self.token: tuple[int, Any] = (201, {"access_token": "t"})  # how it lets in: status, and object or text
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -32,7 +33,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/auth/token":
-            self.answer(201, {"access_token": "t"})
+            self.answer(*self.server.token)
         elif self.server.faults:
             self.server.faults -= 1
             if self.server.done_despite_fault:
@@ -50,6 +51,12 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(500, LOCKED)
         elif "xcom" in self.path:
             self.answer(200, {"value": 7})
+        elif self.path.endswith("/pool-list"):
+            self.answer(200, [])
+        elif self.path.endswith("/page"):
+            self.answer(200, "<html>")
+        elif self.path.endswith("/refused-by-a-list"):
+            self.answer(409, ["no"])
         elif self.path.rpartition("/")[2] in [run.replace("+", "%2B") for run in self.server.runs] + self.server.runs:
             self.answer(200, {"state": "queued"})
         else:
@@ -60,11 +67,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.faults -= 1
         self.answer(500 if self.server.faults >= 0 else 200, LOCKED if self.server.faults >= 0 else body)
 
-    def answer(self, status: int, body: dict[str, Any]) -> None:
+    def answer(self, status: int, body: Any) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
+        self.wfile.write((body if isinstance(body, str) else json.dumps(body)).encode())
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keep the test's output clean."""
@@ -82,11 +89,16 @@ def airflow() -> Iterator[Airflow]:
 
 
 @pytest.fixture
-def api(airflow: Airflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AirflowApi:
-    monkeypatch.setattr(airflow_api, "WAITS", (0.01, 0.01))
-    endpoint = tmp_path / "airflow.json"
+def endpoint(airflow: Airflow, tmp_path: Path) -> Path:
+    path = tmp_path / "airflow.json"
     port = airflow.server_address[1]
-    endpoint.write_text(json.dumps({"url": f"http://127.0.0.1:{port}", "user": "u", "password": "p"}))
+    path.write_text(json.dumps({"url": f"http://127.0.0.1:{port}", "user": "u", "password": "p"}))
+    return path
+
+
+@pytest.fixture
+def api(endpoint: Path, monkeypatch: pytest.MonkeyPatch) -> AirflowApi:
+    monkeypatch.setattr(airflow_api, "WAITS", (0.01, 0.01))
     return AirflowApi(endpoint)
 
 
@@ -123,3 +135,58 @@ def test_what_a_thing_is_to_be_is_said_again(airflow: Airflow, api: AirflowApi) 
 def test_a_refusal_is_not_asked_again(api: AirflowApi) -> None:
     with pytest.raises(Refused, match="not found"):
         api.run_state("d", "no-such-run")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "7",
+        "{}",
+        '{"url": 7, "user": "u", "password": "p"}',
+        '{"url": "http://127.0.0.1:9", "user": null, "password": "p"}',
+        '{"url": "http://[::1", "user": "u", "password": "p"}',
+        '{"url": "http://127.0.0.1:x", "user": "u", "password": "p"}',
+        b"\xff",
+        "[" * 100_000,
+        None,
+    ],
+)
+def test_a_file_that_names_no_airflow_is_refused_in_a_sentence(tmp_path: Path, content: str | bytes | None) -> None:
+    path = tmp_path / "airflow.json"
+    if content is None:
+        path.mkdir()  # which no user can read as a file
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(AirflowUnavailable, match=r"airflow\.json: .*expected JSON with url, user and password"):
+        AirflowApi(path)
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        ((200, "<html>" + "x" * 1000), "200 without a JSON object"),
+        ((200, "[]"), "200 without a JSON object"),
+        ((302, ""), "302 without a JSON object"),
+        ((200, {"value": "t"}), "gives no token"),
+        ((200, {"access_token": None}), "gives no token"),
+        ((404, "<html>\n" + "x" * 1000), "gives no token: <html> x"),
+    ],
+)
+def test_a_url_at_which_something_else_answers_is_told(
+    airflow: Airflow, endpoint: Path, token: tuple[int, Any], said: str
+) -> None:
+    airflow.token = token
+    with pytest.raises(AirflowUnavailable) as told:
+        AirflowApi(endpoint)
+    assert f"answers, but not as Airflow ({said}" in str(told.value)
+    assert len(str(told.value)) < 250
+
+
+def test_an_answer_that_is_no_object_is_told(api: AirflowApi) -> None:
+    for path in ("/page", "/pool-list"):
+        with pytest.raises(AirflowUnavailable, match="200 without a JSON object"):
+            api.request("GET", path)
+    with pytest.raises(Refused, match="no"):
+        api.request("GET", "/refused-by-a-list")

@@ -112,6 +112,24 @@ def test_a_vm_that_the_plan_does_not_have_is_named_with_those_it_has() -> None:
     assert "web01" in said
 
 
+def test_a_fault_with_what_looks_like_markup_is_shown_as_it_is(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN.replace("name: web01", 'name: "[/x]"', 1).replace("connection: kvm01", 'connection: "[/y]"'))
+    for arguments in (("migrate", str(plan), "x"), ("rollback", str(plan), "x"), ("plan", "check", str(plan))):
+        status, said = hyperflow(*arguments)
+        assert status == 2
+        assert 'found "[/y]"' in said
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("command", ["migrate", "rollback", "finalize"])
+@pytest.mark.parametrize("plan", ["inlcude/plans/x.yaml", "x.yml", "./autumn"])
+def test_a_file_that_is_not_there_is_not_taken_for_a_plans_name(command: str, plan: str, tmp_path: Path) -> None:
+    status, said = hyperflow(command, plan, "web01", "--airflow", str(tmp_path / "none.json"))
+    assert status == 2
+    assert said.strip() == f"{plan}: PLAN: found no such file, expected the file of a plan, or the name of one"
+
+
 def test_wrong_usage_exits_2() -> None:
     assert hyperflow("plan")[0] == 2
     assert hyperflow("migrate", "example", "web01", "--set", "compress")[0] == 2

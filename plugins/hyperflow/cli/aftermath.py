@@ -9,7 +9,7 @@ from rich.console import Console
 
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused
-from hyperflow.cli.migrate import OVER, POLL, find_dag
+from hyperflow.cli.migrate import OVER, POLL, find_dag, words_of
 from hyperflow.plans.plan import PlanError
 
 
@@ -30,7 +30,7 @@ def aftermath(what: str, plan: str, vm: str, *, target_is_off: bool, endpoint: P
             time.sleep(POLL)
         failure = api.xcom(dag_id, run_id, what, "failure")
     except (PlanError, KeyError) as fault:
-        errors.print(str(fault), style="red", markup=False, soft_wrap=True)
+        errors.print(words_of(fault), style="red", markup=False, soft_wrap=True)
         return EXIT_USAGE
     except AirflowUnavailable as fault:
         errors.print(str(fault), style="red", markup=False, soft_wrap=True)

@@ -13,6 +13,8 @@ from typing import Any
 
 import httpx
 
+from hyperflow.manifest.faults import SHOWN
+
 LAB_ENDPOINT = Path(__file__).resolve().parents[3] / ".lab" / "airflow.json"
 TIMEOUT = 90.0  # seconds; on SQLite a writer may wait long for its turn
 WAITS = (1.0, 3.0, 10.0)  # seconds before asking again after a fault of Airflow's own
@@ -61,18 +63,32 @@ class AirflowApi:
         path = endpoint or Path(os.environ.get("HYPERFLOW_AIRFLOW", LAB_ENDPOINT))
         try:
             settings = json.loads(path.read_text())
-            self.url: str = settings["url"].rstrip("/")
-            credentials = {"username": settings["user"], "password": settings["password"]}
+            url, user, password = (settings[key].strip() for key in ("url", "user", "password"))
         except FileNotFoundError as fault:
             raise AirflowUnavailable(
                 f"{path}: not found; start the lab ('./hyperflow lab up'), or name a JSON file with url, user and "
                 "password of your Airflow by --airflow"
             ) from fault
-        except (ValueError, KeyError, AttributeError) as fault:
+        except OSError as fault:
+            found = fault.strerror or type(fault).__name__
+            raise AirflowUnavailable(f"{path}: {found}; expected JSON with url, user and password") from fault
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as fault:
             raise AirflowUnavailable(f"{path}: expected JSON with url, user and password ({fault!r})") from fault
-        self._client = httpx.Client(base_url=self.url, timeout=TIMEOUT)
-        answer = self.request("POST", "/auth/token", json=credentials)
-        self._client.headers["Authorization"] = f"Bearer {answer['access_token']}"
+        self.url: str = url.rstrip("/")
+        try:
+            self._client = httpx.Client(base_url=self.url, timeout=TIMEOUT)
+            answer = self.request("POST", "/auth/token", json={"username": user, "password": password})
+        except httpx.InvalidURL as fault:
+            raise AirflowUnavailable(f"{path}: expected JSON with url, user and password ({fault})") from fault
+        except Refused as fault:
+            raise self._no_airflow(f"gives no token: {_first_words(str(fault))}") from fault
+        token = answer.get("access_token")
+        if not isinstance(token, str):
+            raise self._no_airflow("gives no token")
+        self._client.headers["Authorization"] = f"Bearer {token}"
+
+    def _no_airflow(self, how: str) -> AirflowUnavailable:
+        return AirflowUnavailable(f"{self.url}: answers, but not as Airflow ({how}); is it the url of Airflow's API?")
 
     def trigger(self, dag_id: str, conf: dict[str, Any]) -> str:
         """Start a run.
@@ -255,16 +271,29 @@ class AirflowApi:
         if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             raise AirflowUnavailable(f"{self.url}: {response.status_code}: user or password refused, or no right")
         if response.is_error:
-            try:
-                detail = response.json().get("detail", response.text)
-            except ValueError:
-                detail = response.text
+            detail = (_object(response) or {}).get("detail", response.text)
             if response.is_server_error:
                 raise ServerFault(f"{self.url}: {response.status_code}: {detail}")
             raise Refused(f"{detail}")
-        answer = response.json()
-        assert isinstance(answer, dict)  # noqa: S101 - every call of the API used here answers with an object
+        answer = _object(response)
+        if answer is None:  # every call of the API used here answers with an object
+            raise self._no_airflow(f"{response.status_code} without a JSON object")
         return answer
+
+
+def _object(response: httpx.Response) -> dict[str, Any] | None:
+    """Read the JSON object that an answer is; None where it is something else."""
+    try:
+        answer = response.json()
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _first_words(text: str) -> str:
+    """Keep of a text, which may be a page, what fits into a sentence."""
+    words = " ".join(text.split())
+    return words if len(words) <= SHOWN else f"{words[:SHOWN]}..."
 
 
 def _json_or_text(value: Any) -> Any:

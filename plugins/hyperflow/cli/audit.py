@@ -80,7 +80,7 @@ def _show(file: Path) -> int:
 
     :return: how many lines are no entries
     """
-    table = Table(box=None, pad_edge=False, title=str(file), title_justify="left")
+    table = Table(box=None, pad_edge=False, title=Text(shown(str(file))), title_justify="left")
     for title in ("", "when (UTC)", "task", "who", "what", "on", "", "s", "exit"):
         table.add_column(title, overflow="fold")
     damaged = 0

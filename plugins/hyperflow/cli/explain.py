@@ -51,13 +51,13 @@ def advice(code: str) -> str:
 
 
 def _show(console: Console, entry: Entry) -> None:
-    console.print(f"{entry.code}: {entry.meaning}", style="bold")
-    console.print(f"Likely cause: {entry.cause}")
-    console.print(f"What to do: {entry.what_to_do}")
+    console.print(f"{entry.code}: {entry.meaning}", style="bold", markup=False)
+    console.print(f"Likely cause: {entry.cause}", markup=False)
+    console.print(f"What to do: {entry.what_to_do}", markup=False)
     if entry.patterns:
         console.print("Messages:")
         for pattern in entry.patterns:
-            console.print(f"  {pattern.replace(FIELD, '...')}")
+            console.print(f"  {pattern.replace(FIELD, '...')}", markup=False)
 
 
 def _list(console: Console, as_json: bool) -> None:
@@ -65,9 +65,9 @@ def _list(console: Console, as_json: bool) -> None:
         print(json.dumps([_as_json(entry) for area in areas() for entry in area.entries], indent=2, ensure_ascii=False))
         return
     for area in areas():
-        console.print(f"{area.area}: {area.title}", style="bold")
+        console.print(f"{area.area}: {area.title}", style="bold", markup=False)
         for entry in area.entries:
-            console.print(f"  {entry.code}  {entry.meaning}")
+            console.print(f"  {entry.code}  {entry.meaning}", markup=False)
 
 
 def _as_json(entry: Entry) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE
@@ -39,14 +40,15 @@ def check(connection: str, staging: str, output: str, *, endpoint: Path | None) 
         message = failure["message"] if isinstance(failure, dict) else f"see run {run_id} of DAG {DAG_ID}"
         console.print(f"{connection}: {message}", style="red", markup=False)
         return EXIT_FAILED
-    table = Table(title=connection, box=None)
+    table = Table(title=escape(connection), box=None)
     table.add_column("what")
     table.add_column("found")
     for name, version in observed["tools"].items():
-        table.add_row(name, str(version))
-    table.add_row("acceleration", f"{observed['acceleration']['kind']}: {observed['acceleration']['reason']}")
+        table.add_row(name, escape(str(version)))
+    acceleration = observed["acceleration"]
+    table.add_row("acceleration", escape(f"{acceleration['kind']}: {acceleration['reason']}"))
     table.add_row("CPUs, memory", f"{observed['cpus']}, {observed['memory_mb']} MB")
     for directory, space in observed["space"].items():
-        table.add_row(directory, f"{space['free_bytes'] / 2**30:.1f} GiB free")
+        table.add_row(escape(directory), f"{space['free_bytes'] / 2**30:.1f} GiB free")
     console.print(table)
     return 0

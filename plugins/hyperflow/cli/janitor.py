@@ -41,7 +41,8 @@ def janitor(*, dry_run: bool, keep_days: float | None, as_json: bool, endpoint: 
         errors.print(str(fault), style="red", markup=False, soft_wrap=True)
         return EXIT_FAILED
     if not isinstance(found, dict):
-        errors.print(f"the janitor left no result; see run {run_id} of DAG {DAG_ID}", style="red", soft_wrap=True)
+        told = f"the janitor left no result; see run {run_id} of DAG {DAG_ID}"
+        errors.print(told, style="red", markup=False, soft_wrap=True)
         return EXIT_FAILED
     if as_json:
         print(json.dumps(found, indent=2))

@@ -17,6 +17,7 @@ from rich.table import Table
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused, TaskInstance
 from hyperflow.cli.explain import advice
+from hyperflow.manifest.faults import Fault
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.plan import PlanError
 from hyperflow.plans.slug import Selector, slugs
@@ -50,34 +51,55 @@ def migrate(plan: str, vm: str, *, overrides: list[str], wait: bool, endpoint: P
 
     :return: the exit status
     """
-    errors = Console(stderr=True, highlight=False)
+    errors, console = Console(stderr=True, highlight=False), Console(highlight=False)
     try:
         dag_id = find_dag(plan, vm)
         conf = read_overrides(overrides)
+    except (PlanError, ValueError, KeyError) as fault:
+        errors.print(words_of(fault), style="red", markup=False, soft_wrap=True)
+        return EXIT_USAGE
+    try:
         api = AirflowApi(endpoint)
         wait_for_dag(api, dag_id)
         run_id = api.trigger(dag_id, conf)
-    except (PlanError, ValueError, KeyError, Refused) as fault:
-        errors.print(f"[red]{fault}[/red]", soft_wrap=True)
+        told = f"started {dag_id}, run {run_id}: {api.url}/dags/{dag_id}/runs/{run_id}"
+        console.print(told, markup=False, soft_wrap=True)
+        return show_to_the_end(api, dag_id, run_id, console) if wait else 0
+    except Refused as fault:
+        errors.print(str(fault), style="red", markup=False, soft_wrap=True)
         return EXIT_USAGE
     except AirflowUnavailable as fault:
-        errors.print(f"[red]{fault}[/red]", soft_wrap=True)
+        errors.print(str(fault), style="red", markup=False, soft_wrap=True)
         return EXIT_UNAVAILABLE
-    console = Console(highlight=False)
-    console.print(f"started {dag_id}, run {run_id}: {api.url}/dags/{dag_id}/runs/{run_id}", soft_wrap=True)
-    if not wait:
-        return 0
+
+
+def show_to_the_end(api: AirflowApi, dag_id: str, run_id: str, console: Console) -> int:
+    """Show a run until it ended, then its outcome; the exit status."""
     outcome = follow(api, dag_id, run_id, console)
-    console.print(f"{outcome.state}: {report_path(api, outcome)}", soft_wrap=True)
+    console.print(f"{outcome.state}: {report_path(api, outcome)}", markup=False, soft_wrap=True)
     for line in what_failed(api, outcome):
-        console.print(f"[red]{escape(line)}[/red]", soft_wrap=True)
+        console.print(line, style="red", markup=False, soft_wrap=True)
     return 0 if outcome.state == "success" else EXIT_FAILED
 
 
 def find_dag(plan: str, vm: str) -> str:
-    """Find the DAG of a VM: from a plan's file, or from its name and the VM's."""
+    """Find the DAG of a VM: from a plan's file, or from its name and the VM's.
+
+    :raises PlanError: the file has faults, or there is none and it can be no plan's name
+    :raises KeyError: the file's plan has no such VM
+    """
     path = Path(plan)
-    return load_plan(path).vm(vm).dag_id if path.is_file() else f"migrate.{plan}.{slugs([Selector('name', vm)])[0]}"
+    if path.is_file():
+        return load_plan(path).vm(vm).dag_id
+    if "/" in plan or "." in plan:  # no name of a plan has one
+        found = "a folder" if path.is_dir() else "no such file"
+        raise PlanError(plan, [Fault("PLAN", found, "the file of a plan, or the name of one")])
+    return f"migrate.{plan}.{slugs([Selector('name', vm)])[0]}"
+
+
+def words_of(fault: Exception) -> str:
+    """What an error says; Python writes a KeyError's words in quotes."""
+    return str(fault.args[0]) if isinstance(fault, KeyError) and fault.args else str(fault)
 
 
 def read_overrides(settings: Iterable[str]) -> dict[str, Any]:
