@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hyperflow.kvmhost.bandwidth import Limit, RateFrom
 from hyperflow.kvmhost.images import files
 from hyperflow.kvmhost.stage import BadRequest, Job, StageError, TryAgain
 from hyperflow.kvmhost.stages import download
@@ -428,6 +429,91 @@ def test_a_server_that_stalls_is_tried_again(
     server.answer = answer
     refused(options(server, tmp_path, timeout_seconds=0.3), TryAgain, capsys, "too long", "bytes so far")
     over.set()
+
+
+def drip(handler: Handler, data: bytes, over: threading.Event) -> None:
+    for place in range(len(data)):
+        handler.wfile.write(data[place : place + 1])
+        handler.wfile.flush()
+        if over.wait(0.01):
+            return
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "PATIENCE", 0.5)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("form", ["body", "chunked", "chunk's length", "head"])
+def test_a_server_that_drips_is_tried_again_whatever_its_drops_are_part_of(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], vmdk: bytes, form: str
+) -> None:
+    """Each byte comes in time for the timeout of the connection. It would hold the lease and the snapshot for ever."""
+    over = threading.Event()
+
+    def answer(handler: Handler) -> None:
+        if form == "head":
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+            drip(handler, b"x" * 3_000, over)
+            return
+        if form == "body":
+            handler.start(len(vmdk))
+            handler.wfile.write(vmdk[:70_000])
+        else:
+            handler.start(None, Transfer_Encoding="chunked")
+            handler.chunk(vmdk[:70_000])
+            if form == "chunked":
+                handler.wfile.write(b"300000\r\n")
+        drip(handler, b"0" * 3_000, over)
+
+    server.answer = answer
+    refused(
+        options(server, tmp_path, timeout_seconds=20.0),
+        TryAgain,
+        capsys,
+        "bytes came in the last",
+        "s of waiting for them, expected at least 1048576 in 0 s",
+        f"127.0.0.1:{server.server_address[1]}",
+    )
+    over.set()
+
+
+def test_a_server_that_is_slow_but_steady_is_waited_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vmdk: bytes
+) -> None:
+    """Four MiB in more than PATIENCE, each MiB of them in less."""
+    monkeypatch.setattr(download, "PATIENCE", 0.9)
+    over = threading.Event()
+
+    def answer(handler: Handler) -> None:
+        handler.start(len(vmdk))
+        for start in range(0, len(vmdk), 1 << 18):
+            handler.wfile.write(vmdk[start : start + (1 << 18)])
+            over.wait(0.1)
+
+    server.answer = answer
+    assert run(options(server, tmp_path))["sha256"] == hashlib.sha256(vmdk).hexdigest()
+
+
+def test_time_that_is_waited_for_the_bandwidth_limit_is_not_the_servers(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vmdk: bytes
+) -> None:
+    """Four MiB at 4 MB/s, so that a MiB takes longer than PATIENCE."""
+    monkeypatch.setattr(download, "PATIENCE", 0.2)
+    limit = Limit(tmp_path / "jobs", [RateFrom(0.0, 4_000_000)])
+
+    observed = run(options(server, tmp_path, bandwidth=limit))
+
+    assert observed["sha256"] == hashlib.sha256(vmdk).hexdigest()
+    assert observed["throttled_seconds"] > 0.5
+
+
+def test_the_end_is_waited_for_without_a_look_at_the_pace() -> None:
+    pace = download._Pace("esxi1:443")
+    pace.count(0, download.PATIENCE + 1)
+    with pytest.raises(TryAgain, match="only 1 bytes came in the last 601 s"):
+        pace.count(1, 0.0)
 
 
 def test_a_server_that_speaks_no_tls_is_tried_again(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import os
 import socket
 import ssl
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from hyperflow.kvmhost.tls import PinnedConnection, read_thumbprints
 RETRY_STATUSES = (408, 429, 500, 502, 503, 504)
 LEASE_STATUSES = (401, 403, 404, 410)  # the URL's ticket counts no more; the next try has a lease of its own
 MARGIN = 16 << 20  # bytes to leave on the file system
+LEAST = 1 << 20  # bytes that come in PATIENCE, or the server is as good as silent: it holds lease and snapshot for ever
+PATIENCE = 600.0  # seconds spent waiting for the server; what is waited for the bandwidth limit is not counted
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
 
     :raises BadRequest: wrong certificate, redirect, a file of somebody else's at the target, another capacity, no
         bandwidth at all
-    :raises TryAgain: the connection failed, stalled or ended early
+    :raises TryAgain: the connection failed, stalled, dripped or ended early
     """
     host, port, path = _split(options.url)
     if options.bandwidth is not None:
@@ -122,7 +126,7 @@ def _download(
     """
     endpoint = f"{connection.host}:{connection.port}"
     with _transport_faults(endpoint, lambda: job.bytes_read):
-        response = _request(connection, path)
+        response = _request(connection, path, _Pace(endpoint))
         job.creating("partial", files.partial_path(options.target))
         job.creating("staged-disk", options.target)
         with contextlib.ExitStack() as stack:
@@ -298,7 +302,67 @@ def _transport_faults(endpoint: str, received: Callable[[], int]) -> Iterator[No
         raise TryAgain(f"{endpoint}: {fault.strerror or fault}") from fault
 
 
-def _request(connection: PinnedConnection, path: str) -> http.client.HTTPResponse:
+class _Pace:
+    """Sees that a server that sends a byte now and then, too often for the connection's timeout, is not waited for.
+
+    :param endpoint: the server's name, for the message
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._waited = 0.0  # seconds, since there were LEAST bytes
+        self._came = 0
+
+    def count(self, came: int, waited: float) -> None:
+        """Count what came in a read, and the seconds that it took.
+
+        :raises TryAgain: too little for too long; never at the end, where nothing comes
+        """
+        self._came += came
+        self._waited += waited
+        if self._came >= LEAST:
+            self._came, self._waited = 0, 0.0
+        elif came and self._waited >= PATIENCE:
+            raise TryAgain(
+                f"{self._endpoint}: only {self._came} bytes came in the last {self._waited:.0f} s of waiting for them, "
+                f"expected at least {LEAST} in {PATIENCE:.0f} s; see what slows the server or the network down"
+            )
+
+
+class _Paced(io.RawIOBase):
+    """The bytes of a connection as they come, each read counted; below all buffers, which read until they are full.
+
+    :param raw: is closed with this
+    """
+
+    def __init__(self, raw: io.RawIOBase, pace: _Pace) -> None:
+        super().__init__()
+        self._raw = raw
+        self._pace = pace
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
+        started = time.monotonic()
+        count = self._raw.readinto(buffer)
+        self._pace.count(count or 0, time.monotonic() - started)
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _request(connection: PinnedConnection, path: str, pace: _Pace) -> http.client.HTTPResponse:
+    class Response(http.client.HTTPResponse):
+        """One whose head and body are read at the pace."""
+
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self.fp = io.BufferedReader(_Paced(self.fp.detach(), pace))
+
+    connection.response_class = Response
     headers = {"Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close", "User-Agent": "hyperflow"}
     connection.request("GET", path, headers=headers)
     return connection.getresponse()
