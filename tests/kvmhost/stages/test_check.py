@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hyperflow.kvmhost.images import files
 
 from lab import kvmhost
 from tests.kvmhost.stages import running
@@ -144,6 +148,71 @@ def test_a_domain_whose_name_and_network_are_free_passes_and_another_does_not(
     assert good["exit_status"] == 0, good["log"]
     assert good["observed"]["domain"]["networks"][host.network] is True
     assert "network no-such-network: found none" in bad["error"]["message"]
+
+
+def image_of_ours(folder: Path) -> Path:
+    image = folder / "output/disk-0.qcow2"
+    image.parent.mkdir()
+    descriptor = files.create_partial(image)
+    os.write(descriptor, b"ours")
+    os.close(descriptor)
+    note = {"kind": "hyperflow-image", "observed": {"bytes": 4}}
+    files.put_in_place(image, note, files.partial_path(image).stat().st_ino)
+    return image
+
+
+def rewrite_in_place(image: Path) -> None:
+    """What a guest does that was started from it: the file and its size are as before."""
+    with image.open("r+b") as file:
+        file.write(b"work")
+    os.utime(image, ns=(image.stat().st_atime_ns, image.stat().st_mtime_ns + 1))
+
+
+def forget_state(image: Path) -> None:
+    """As an older version has noted it."""
+    note = json.loads(files.note_path(image).read_text())
+    del note["file"]
+    files.note_path(image).write_text(json.dumps(note))
+
+
+def put_back(image: Path) -> None:
+    """As from a backup: another inode, and else as before."""
+    copy = image.with_name("copy")
+    shutil.copy2(image, copy)
+    copy.replace(image)
+
+
+def grow(image: Path) -> None:
+    forget_state(image)
+    image.write_bytes(b"ours, and more")
+
+
+@pytest.mark.parametrize("act", [rewrite_in_place, grow])
+def test_an_image_that_a_guest_has_written_to_is_refused_before_anything_is_shut_down(
+    tmp_path: Path, act: Callable[[Path], None]
+) -> None:
+    image = image_of_ours(tmp_path)
+    act(image)
+    result = running.run("check", options(tmp_path, images=[str(image)]))
+    assert result["exit_status"] == 1
+    message = result["error"]["message"]
+    assert f"{image}: found " in message
+    assert "the image was changed since it was converted (was the VM started?); move it and its note" in message
+
+
+@pytest.mark.parametrize("act", [lambda _: None, put_back, forget_state])
+def test_an_image_that_may_be_made_anew_is_no_fault(tmp_path: Path, act: Callable[[Path], None]) -> None:
+    image = image_of_ours(tmp_path)
+    act(image)
+    result = running.run("check", options(tmp_path, images=[str(image), str(tmp_path / "output/disk-1.qcow2")]))
+    assert result["exit_status"] == 0, result["log"]
+
+
+def test_a_file_of_somebody_elses_is_refused_before_anything_is_shut_down(tmp_path: Path) -> None:
+    image = image_of_ours(tmp_path)
+    files.note_path(image).unlink()
+    result = running.run("check", options(tmp_path, images=[str(image)]))
+    assert f"{image}: exists and is no image of ours; move it away" in result["error"]["message"]
 
 
 def test_an_endpoint_that_is_none_is_a_bad_request(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Optional
 from hyperflow.kvmhost import acceleration, commands, domains, firmware
 from hyperflow.kvmhost.guest.appliance import MEMORY_MB
 from hyperflow.kvmhost.hardware import MAC, Nic, mac
+from hyperflow.kvmhost.images import files
 from hyperflow.kvmhost.progress import size
 from hyperflow.kvmhost.stage import BadRequest, Job, StageError
 
@@ -60,7 +61,7 @@ class Options:
     :param staging_bytes: worst case of the staged disks
     :param output_bytes: worst case of the final images
     :param endpoints: ``host:port`` of every ESXi and vCenter that disks come from
-    :param images: the final images; none may be a disk of a domain already
+    :param images: the final images; none may be a disk of a domain already, or hold what a guest has written
     :param domain: None when none will be defined
     :param guests: how many are inspected, fixed or booted here at once, by the plan's limits
     :param any_migration: hold the host to all that a migration may need of it, of which no domain is known yet
@@ -110,14 +111,38 @@ def run(options: Options, job: Job) -> dict[str, Any]:
 
 
 def _image_faults(options: Options) -> list[str]:
-    there = [image for image in options.images if image.exists()]
+    """Say which images the conversion would refuse: a cold cutover has shut the source down by then."""
+    there = [image for image in options.images if os.path.lexists(image)]
     if not there:
         return []
     try:
         existing = domains.every_domain(options.uri)
     except StageError:
-        return []  # that libvirt does not answer is a fault of its own, told above
-    return [fault for image in there if (fault := domains.use_fault(image, existing)) is not None]
+        existing = []  # that libvirt does not answer is a fault of its own, told above
+    found = [domains.use_fault(image, existing) or _reuse_fault(image) for image in there]
+    return [fault for fault in found if fault is not None]
+
+
+def _reuse_fault(image: Path) -> str | None:
+    """Say why an image that no domain uses is kept all the same; None when it may be made anew, as far as is seen
+    without reading it.
+    """
+    note, found = files.read_note(image) or {}, files.state(image)
+    observed = note.get("observed")
+    ours = note.get("kind") == "hyperflow-image" and image.is_file() and not image.is_symlink()
+    if not ours or not isinstance(observed, dict) or found is None:
+        return f"{image}: exists and is no image of ours; move it away or take another output directory"
+    noted = note.get("file")
+    if not isinstance(noted, dict):  # an older version's note has the size alone
+        noted = {"bytes": observed.get("bytes")}
+    changed = [key for key in ("bytes", "mtime_ns") if key in noted and found[key] != noted[key]]
+    if not changed:
+        return None
+    told = ", ".join(f"{key} {found[key]}, expected {noted[key]}" for key in changed)
+    return (
+        f"{image}: found {told}; the image was changed since it was converted (was the VM started?); move it and its "
+        f"note {files.note_path(image).name} away to convert again, or take another output directory"
+    )
 
 
 def _require_sound(options: Options) -> None:
