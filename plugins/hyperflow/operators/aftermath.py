@@ -39,7 +39,8 @@ class AftermathOperator(BaseOperator):
         """Do the work with the VM for this run alone, and keep why it failed."""
         try:
             record = self.record()
-            audit_start(context, f"{self.task_id} of {record['name']}", {"dag": self.vm_dag, "phase": record["phase"]})
+            told = {"dag": self.vm_dag, "phase": record["phase"], **self.said()}
+            audit_start(context, f"{self.task_id} of {record['name']}", told)
             claim(context, record["vm"], record["name"])
             try:
                 return self.work(context, self.record())  # another run may have written it until the VM was claimed
@@ -64,6 +65,10 @@ class AftermathOperator(BaseOperator):
             raise AirflowFailException(f"{record['name']} was finalized at {record['at']}: that is not taken back")
         return record
 
+    def said(self) -> dict[str, Any]:
+        """What else the person has said, for the audit."""
+        return {}
+
     def work(self, context: Context, record: dict[str, Any]) -> Any:
         """Do it."""
         raise NotImplementedError
@@ -80,6 +85,10 @@ class RollBackLaterOperator(AftermathOperator):
     def __init__(self, *, target_is_off: Any = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.target_is_off = target_is_off
+
+    def said(self) -> dict[str, Any]:
+        """Whether the person has waived the guard against two machines with one address."""
+        return {"target_is_off": self.target_is_off is True}
 
     def work(self, context: Context, record: dict[str, Any]) -> dict[str, Any]:
         """Roll back."""
