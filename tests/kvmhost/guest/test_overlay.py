@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -52,3 +53,14 @@ def test_the_uuid_that_vmware_gave_a_disk_is_read_from_its_descriptor(tmp_path: 
     staged = tmp_path / "d.vmdk"
     staged.write_text('# Disk DescriptorFile\nddb.uuid = "60 00 C2 9a 1b 2c 3d 4e-5f 60 71 82 93 a4 b5 c6"\n')
     assert overlay.serials([disk(staged, "vmdk")]) == {"6000c29a1b2c3d4e5f60718293a4b5c6": 0}
+
+
+@pytest.mark.parametrize("written", ["d.vmdk", "d-flat.vmdk"])
+def test_a_write_to_any_file_of_a_disk_shows_in_its_state(tmp_path: Path, written: str) -> None:
+    """The data of a disk of several files is in its extents: its own file is the small text beside them."""
+    disks = [disk(image(tmp_path / "d.vmdk", "vmdk", "-o", "subformat=monolithicFlat"), "vmdk")]
+    before = overlay.state(disks)
+    assert overlay.state(disks) == before
+    found = (tmp_path / written).stat()
+    os.utime(tmp_path / written, ns=(found.st_atime_ns, found.st_mtime_ns + 1))
+    assert overlay.state(disks) != before

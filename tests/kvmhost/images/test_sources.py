@@ -114,3 +114,28 @@ def test_a_vmdk_of_no_capacity_is_refused_because_qemu_would_follow_its_descript
     staged.write_bytes(content)
     with pytest.raises(BadRequest, match="capacity of 0"):
         sources.require_self_contained(staged, "vmdk")
+
+
+def test_the_extents_of_a_descriptor_are_listed_and_an_image_of_one_file_has_none(tmp_path: Path) -> None:
+    flat = image(tmp_path / "d.vmdk", "vmdk", "-o", "subformat=monolithicFlat")
+    assert sources.extents(flat, "vmdk") == [tmp_path / "d-flat.vmdk"]
+    assert sources.extents(flat, "raw") == [], "as raw it is a file like any other"
+    for subformat in ("monolithicSparse", "streamOptimized"):
+        assert sources.extents(image(tmp_path / "one.vmdk", "vmdk", "-o", f"subformat={subformat}"), "vmdk") == []
+    assert sources.extents(image(tmp_path / "d.qcow2", "qcow2"), "qcow2") == []
+
+
+def test_extents_are_listed_once_and_in_the_order_of_the_descriptor(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / name).write_bytes(bytes(512))
+    staged = tmp_path / "d.vmdk"
+    staged.write_text(DESCRIPTOR + 'RW 1 FLAT "b" 0\nRW 1 ZERO\nRW 1 FLAT "a" 0\nRW 1 FLAT "b" 0\n')
+    assert sources.extents(staged, "vmdk") == [tmp_path / "b", tmp_path / "a"]
+
+
+@pytest.mark.parametrize("name", ["/etc/shadow", "missing"])
+def test_no_extents_are_listed_of_a_descriptor_that_is_refused(tmp_path: Path, name: str) -> None:
+    staged = tmp_path / "d.vmdk"
+    staged.write_text(DESCRIPTOR + f'RW 1 FLAT "{name}" 0\n')
+    with pytest.raises(BadRequest, match="own folder"):
+        sources.extents(staged, "vmdk")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,45 @@ def test_a_bad_request_is_never_retried(tmp_path: Path) -> None:
 
     assert result["exit_status"] == 64
     assert "disk-7" in result["error"]["message"]
+
+
+def test_extents_that_the_checksum_does_not_cover_are_told(tmp_path: Path) -> None:
+    """The manifest vouches for the descriptor's text; what the extent holds may be anything."""
+    path = tmp_path / "disk.vmdk"
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat", str(path), "4M"], check=True
+    )
+    reference = staged.manifest(tmp_path, path)
+    with (tmp_path / "disk-flat.vmdk").open("r+b") as file:
+        file.write(b"changed")
+    job = Job("checksum")
+
+    observed = checksum.run(ask(reference), job)
+
+    assert observed["matches"] is True
+    (warning,) = job.warnings
+    assert warning.startswith(
+        "disk disk-0: 1 extent(s) of disk.vmdk are not covered by its checksum: disk-flat.vmdk; a disk in one file"
+    )
+
+
+def test_of_many_extents_some_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "disk.vmdk"
+    names = [f"disk-f{number:03}.vmdk" for number in range(30)]
+    for name in names:
+        (tmp_path / name).write_bytes(bytes(512))
+    path.write_text("# Disk DescriptorFile\n" + "".join(f'RW 1 FLAT "{name}" 0\n' for name in names))
+    job = Job("checksum")
+
+    checksum.run(ask(staged.manifest(tmp_path, path)), job)
+
+    (warning,) = job.warnings
+    assert f"30 extent(s) of disk.vmdk are not covered by its checksum: {', '.join(names[:10])}, ...;" in warning
+
+
+def test_a_descriptor_of_files_elsewhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "disk.vmdk"
+    path.write_text('# Disk DescriptorFile\nRW 1 FLAT "/etc/shadow" 0\n')
+
+    with pytest.raises(BadRequest, match="expected a bare name in the disk's own folder"):
+        checksum.run(ask(staged.manifest(tmp_path, path)), Job("checksum"))

@@ -33,8 +33,12 @@ def create(disks: Sequence[Disk], folder: Path, job: Job) -> dict[str, Path]:
 
 
 def state(disks: Sequence[Disk]) -> list[tuple[int, int, int, int]]:
-    """Device, inode, bytes and time of change of the staged files: equal when nobody wrote to them."""
-    found = [disk.path.stat() for disk in disks]
+    """Device, inode, bytes and time of change of the staged files and their extents: equal when nobody wrote to them.
+
+    :raises BadRequest: when a disk names extents that are not taken
+    """
+    paths = [path for disk in disks for path in (disk.path, *sources.extents(disk.path, disk.source_format))]
+    found = [path.stat() for path in paths]
     return [(one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found]
 
 

@@ -69,6 +69,22 @@ def require_self_contained(path: Path, image_format: str) -> None:
         raise BadRequest(f"{path}: keeps its data in another file, expected an image of its own")
 
 
+def extents(path: Path, image_format: str) -> list[Path]:
+    """List the files that hold a disk's data beside its own: the extents that the text of a VMDK descriptor names.
+
+    :param image_format: as manifests name it; all but vmdk are one file
+    :return: each once, in the order of the descriptor; none for an image that is one file
+    :raises BadRequest: when the descriptor names what :func:`require_self_contained` refuses
+    """
+    if image_format != "vmdk" or not _is_text(_start(path, vmdk.SECTOR)):
+        return []
+    return list(dict.fromkeys(_check_descriptor(path, 0, _DESCRIPTOR_LIMIT)))
+
+
+def _is_text(start: bytes) -> bool:
+    return start.lstrip().startswith(b"#")
+
+
 def _check_qcow2(path: Path) -> None:
     header = _start(path, 104)
     if len(header) < 72 or header[:4] != b"QFI\xfb":
@@ -90,7 +106,7 @@ def _check_vmdk(path: Path) -> None:
                     f"{path}: the sparse header has its descriptor at sector {offset}, behind the file's end"
                 )
             _check_descriptor(path, offset * vmdk.SECTOR, min(length * vmdk.SECTOR, _DESCRIPTOR_LIMIT))
-    elif start.lstrip().startswith(b"#"):
+    elif _is_text(start):
         _check_descriptor(path, 0, _DESCRIPTOR_LIMIT)
     elif start[:4] != b"COWD":
         raise BadRequest(f"{path}: found no VMDK header or descriptor, but the manifest says vmdk")
@@ -112,12 +128,16 @@ def _check_sparse(path: Path) -> tuple[int, int]:
     return offset, length
 
 
-def _check_descriptor(path: Path, offset: int, length: int) -> None:
+def _check_descriptor(path: Path, offset: int, length: int) -> list[Path]:
     """Refuse a parent, extents that are no regular files beside the descriptor, and what is no line of a descriptor.
 
     QEMU takes its extents by ``sscanf``, to which a tab, a vertical tab and the end of a line are all the same blank:
     so a line that is not understood here is refused and not passed over.
+
+    :param offset: 0 for a descriptor that is a file of its own; the extents of any other are that file itself
+    :return: the extents
     """
+    found = []
     text = _read(path, offset, length).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
     for line in re.split("[\r\n]", text):
         words = line.split()
@@ -141,6 +161,8 @@ def _check_descriptor(path: Path, offset: int, length: int) -> None:
             raise BadRequest(f"{path}: found an extent in {name!r}, which is no regular file in the disk's own folder")
         if offset == 0 and match[1] in _SPARSE_KINDS:
             _check_sparse(extent)
+        found.append(extent)
+    return found
 
 
 def _start(path: Path, length: int) -> bytes:

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyperflow.kvmhost import manifest_file
+from hyperflow.kvmhost.images import sources
 from hyperflow.kvmhost.images.files import hash_file
 from hyperflow.kvmhost.manifest_file import ManifestReference
 from hyperflow.kvmhost.stage import BadRequest, Job
+
+NAMED = 10  # files in a warning
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,10 @@ class Options:
 def run(options: Options, job: Job) -> dict[str, Any]:
     """Read the staged file once and compare its SHA-256 with the manifest's.
 
-    :raises BadRequest: when it differs: the file was changed after its download, reading it again will not help
+    A disk of several files has the checksum of its descriptor, which vouches for none of the others: a warning.
+
+    :raises BadRequest: when it differs: the file was changed after its download, reading it again will not help; or
+        when it is a descriptor of files that are not taken
     """
     disk = manifest_file.load(options.manifest.path, options.manifest.sha256).disk(options.disk_id)
     progress = job.progress(f"checksum {disk.id}", disk.bytes)
@@ -42,6 +48,13 @@ def run(options: Options, job: Job) -> dict[str, Any]:
         raise BadRequest(
             f"{disk.path}: found SHA-256 {found}, expected {disk.checksum}; "
             "the staged file was changed after its download: export the disk again"
+        )
+    beside = [path.name for path in sources.extents(disk.path, disk.source_format)]
+    if beside:
+        more = ", ..." if len(beside) > NAMED else ""
+        job.warn(
+            f"disk {disk.id}: {len(beside)} extent(s) of {disk.path.name} are not covered by its checksum: "
+            f"{', '.join(beside[:NAMED])}{more}; a disk in one file is covered whole"
         )
     return {
         "disk_id": disk.id,
