@@ -130,6 +130,23 @@ def test_a_file_that_is_not_there_is_not_taken_for_a_plans_name(command: str, pl
     assert said.strip() == f"{plan}: PLAN: found no such file, expected the file of a plan, or the name of one"
 
 
+@pytest.mark.parametrize(("dates", "expected"), [("2020-01-01T22:00", 1), ("2099-01-01T22:00", 69)])
+def test_what_is_wrong_with_a_wave_counts_also_without_an_airflow(tmp_path: Path, dates: str, expected: int) -> None:
+    plan = tmp_path / "plan.yaml"
+    waves = f"time_zone: UTC\nwaves: [{{name: one, members: [web01], schedule: {{at: [{dates}]}}}}]\n"
+    plan.write_text(PLAN + waves)
+    status, said = hyperflow("wave", "check", str(plan), "one", "--airflow", str(tmp_path / "none.json"))
+    assert status == expected
+    assert "were not looked at" in said
+    assert ("found dates that are over" in said) == (expected == 1)
+
+
+def test_a_survey_is_not_asked_for_of_a_file_that_is_not_there(tmp_path: Path) -> None:
+    status, said = hyperflow("wave", "survey", "plnas/x.yaml", "--airflow", str(tmp_path / "none.json"))
+    assert status == 2
+    assert "plnas/x.yaml: found no such file" in said
+
+
 def test_wrong_usage_exits_2() -> None:
     assert hyperflow("plan")[0] == 2
     assert hyperflow("migrate", "example", "web01", "--set", "compress")[0] == 2

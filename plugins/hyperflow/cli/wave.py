@@ -62,6 +62,8 @@ def wave(action: str, file: Path, name: str | None, *, asked: set[str], wait: bo
     """
     errors, console = Console(stderr=True, highlight=False), Console(highlight=False)
     try:
+        if not file.is_file():
+            raise BadPlan(f"{file}: found no such file, expected the file of a plan")
         if action == "survey":
             return survey(file, AirflowApi(endpoint), console)
         plan, chosen = find_wave(file, str(name))
@@ -77,7 +79,10 @@ def wave(action: str, file: Path, name: str | None, *, asked: set[str], wait: bo
 
 
 def check(plan: Plan, wave: Wave, endpoint: Path | None, console: Console) -> int:
-    """Show what a wave will do: its order, its dates, how long it takes against its window, and what is missing."""
+    """Show what a wave will do: its order, its dates, how long it takes against its window, and what is missing.
+
+    :return: 0; 1 when something is wrong, also where Airflow could not be asked; 69 when only Airflow is missing
+    """
     try:
         api = AirflowApi(endpoint)
         done = proven_of(api, plan)
@@ -97,9 +102,9 @@ def check(plan: Plan, wave: Wave, endpoint: Path | None, console: Console) -> in
         console.print(line, style="red", markup=False, soft_wrap=True)
     for line in unseen:
         console.print(line, style="yellow", markup=False, soft_wrap=True)
-    if no_airflow:
-        return EXIT_UNAVAILABLE
-    return EXIT_FAILED if found else 0
+    if found:
+        return EXIT_FAILED
+    return EXIT_UNAVAILABLE if no_airflow else 0
 
 
 def order_table(wave: Wave, estimate: WaveEstimate, done: Mapping[str, Any]) -> Table:
