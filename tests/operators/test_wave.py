@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowSkipException
+from hyperflow.operators import wave, wave_check
 from hyperflow.operators.wave import GO_ON, STOP, decision_on
 from hyperflow.operators.wave_check import CheckWaveOperator
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.plan import Plan
+from hyperflow.plans.survey import Survey, SurveyedVm, write_survey
 from hyperflow.workflows.wave import build_wave
 
 PLAN = """
@@ -104,3 +107,65 @@ def test_who_takes_turns_looks_at_all_others_of_its_sets_and_at_nobody_else(tmp_
 def members_of(dag: DAG) -> list[str]:
     """Slugs of a wave's DAG."""
     return [task.removeprefix("vms.") for task in dag.task_ids if task.startswith("vms.")]
+
+
+@pytest.fixture
+def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the first task of a wave leaves whose window is open for two hours yet: by key.
+
+    Of 100 MB/s, which a run of d has measured, a takes five hours and b one minute; the plan says what c takes.
+    """
+    now = datetime.now(UTC)
+    window = f'window: {{start: "{now - timedelta(hours=1):%H:%M}", end: "{now + timedelta(hours=2):%H:%M}"}}'
+    text = PLAN.replace('window: {days: [sat], start: "22:00", end: "04:00"}', window)
+    text = text.replace('schedule: {cron: "0 22 * * sat"}', "on_failure: ask")
+    (tmp_path / "move.yaml").write_text(text.replace("{name: c}", "{name: c, expected_minutes: 60}"))
+    seen = {
+        slug: SurveyedVm(name=slug, inventory_path=f"/dc/vm/{slug}", host=None, power_state="on", capacity_bytes=size)
+        for slug, size in (("a", 5 * 3600 * 10**8), ("b", 60 * 10**8), ("c", 5 * 3600 * 10**8))
+    }
+    write_survey(tmp_path / "move.yaml", "move", Survey(vms=seen))
+    run = {"run_id": "r", "summary": {"bytes": 10**10, "seconds": 100}}
+    monkeypatch.setattr(wave_check, "audit_start", lambda *_: None)
+    monkeypatch.setattr(wave_check, "proven_run", lambda dag_id, *_: run if dag_id == "migrate.move.d" else None)
+    left: dict[str, Any] = {"plan": load_plan(tmp_path / "move.yaml")}
+    task = CheckWaveOperator(task_id="check", plan_file=str(tmp_path / "move.yaml"), wave="saturday")
+    ti = SimpleNamespace(xcom_push=lambda key, value: left.update({key: value}))
+    dag_run = SimpleNamespace(run_type="manual", logical_date=None, run_after=now, conf={})
+    dag = SimpleNamespace(dag_id="wave.move.saturday")
+    task.check({"ti": ti, "dag_run": dag_run, "dag": dag, "run_id": "r"})  # type: ignore[typeddict-item, arg-type]
+    return left
+
+
+@pytest.mark.parametrize(
+    ("slug", "reason"),
+    [
+        ("a", "it is expected to take 300 minutes by its size, which expected_minutes in the plan may correct"),
+        ("b", None),
+    ],
+)
+def test_a_vm_of_which_the_plan_tells_no_minutes_is_not_started_when_its_size_does_not_fit_into_the_window(
+    night: dict[str, Any], slug: str, reason: str | None
+) -> None:
+    task: Any = build_wave(night["plan"], night["plan"].wave("saturday")).get_task(f"vms.{slug}")
+    context = {"ti": SimpleNamespace(xcom_pull=lambda key, **_: night[key])}
+    with pytest.raises(AirflowSkipException, match=reason) if reason else nullcontext():
+        task.refuse_outside_window(context)
+
+
+def test_what_the_plan_says_of_a_vm_is_not_told_by_its_size(night: dict[str, Any]) -> None:
+    assert night["expected"] == {"a": 300, "b": 1}
+
+
+def test_a_copy_that_was_proven_does_not_keep_a_cold_cutover_from_being_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "move.yaml").write_text(PLAN.replace("{name: a}", "{name: a, cutover: {strategy: cold}}"))
+    plan = load_plan(tmp_path / "move.yaml")
+    dag = build_wave(plan, plan.wave("saturday"))
+    copied = {"run_id": "r", "summary": {"outcome": "migrated"}}
+    monkeypatch.setattr(wave, "cutover_of", lambda _: None)
+    monkeypatch.setattr(wave, "proven_run", lambda _, strategy: copied if strategy == "live-copy" else None)
+    context = {"dag_run": SimpleNamespace(conf={}), "ti": SimpleNamespace(xcom_push=lambda **_: None)}
+    tasks: list[Any] = [dag.get_task(f"vms.{slug}") for slug in "ab"]
+    assert [task.proven_already(context) is not None for task in tasks] == [False, True]

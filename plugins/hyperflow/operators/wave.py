@@ -39,6 +39,7 @@ SKIPPED_KEY = "skipped"  # XCom: why a task was skipped
 QUESTION_KEY = "question"  # XCom: what a person must know to approve, Markdown
 RUN_KEY = "trigger_run_id"  # XCom, as Airflow calls it: the run of the VM that the task started
 OPENING_KEY = "opening"  # XCom: {"start", "end", "latest_start"}, ISO 8601; None where the wave has no window
+EXPECTED_KEY = "expected"  # XCom: slug -> minutes, of those of which the plan does not say it; only with an opening
 GO_ON, STOP = "Go on", "Stop"
 OVER = ["success", "failed"]  # states of a run that is over
 PASSED_ON = ("dry_run", "skip_boot")  # what a wave's run asks of the runs of its VMs
@@ -102,7 +103,9 @@ class MigrateVmOperator(TriggerDagRunOperator):
     :param on_failure: go-on, stop or ask
     :param approvers: who is asked, ``{"id", "name"}`` each
     :param answer_minutes: how long an answer is waited for; the wave then stops
-    :param expected_minutes: how long the migration is expected to take; None when nobody knows
+    :param strategy: how the plan wants the VM to be cut over
+    :param expected_minutes: how long the migration takes as the plan says; None where it does not, and what the wave's
+        first task has made of sizes and measured rates counts
     :param start_over: whether a run that found the VM drifted is followed by another one, once
     :param notifiers: that tell of a question
     """
@@ -124,6 +127,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         on_failure: str,
         approvers: list[dict[str, str]],
         answer_minutes: int,
+        strategy: str,
         expected_minutes: int | None,
         start_over: bool,
         notifiers: Sequence[BaseNotifier] = (),
@@ -146,6 +150,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         self.on_failure = on_failure
         self.approvers = approvers
         self.answer_minutes = answer_minutes
+        self.strategy = strategy
         self.expected_minutes = expected_minutes
         self.start_over = start_over
         self.notifiers = notifiers
@@ -207,7 +212,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         """
         found = self.cut_over(context)
         if found is None and not asked_again(context):
-            found = proven_run(self.trigger_dag_id)
+            found = proven_run(self.trigger_dag_id, self.strategy)
         if found is None:
             return None
         self.log.info("%s was migrated by run %s already: it is left as it is", self.slug, found["run_id"])
@@ -235,9 +240,13 @@ class MigrateVmOperator(TriggerDagRunOperator):
         end, latest = datetime.fromisoformat(opening["end"]), datetime.fromisoformat(opening["latest_start"])
         if now >= latest:
             raise AirflowSkipException(f"not started: its latest start was {latest:%Y-%m-%d %H:%M} UTC")
-        if self.expected_minutes and now + timedelta(minutes=self.expected_minutes) > end:
+        minutes, told_by = self.expected_minutes, ""
+        if minutes is None:
+            measured = context["ti"].xcom_pull(task_ids=CHECK, key=EXPECTED_KEY, map_indexes=-1) or {}
+            minutes, told_by = measured.get(self.slug), " by its size, which expected_minutes in the plan may correct"
+        if minutes and now + timedelta(minutes=minutes) > end:
             raise AirflowSkipException(
-                f"not started: it is expected to take {self.expected_minutes} minutes, and the window closes at "
+                f"not started: it is expected to take {minutes} minutes{told_by}, and the window closes at "
                 f"{end:%Y-%m-%d %H:%M} UTC"
             )
 

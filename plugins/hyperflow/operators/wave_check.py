@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from math import ceil
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
@@ -12,8 +13,9 @@ from hyperflow.manifest.shown import shown_in_markdown
 from hyperflow.operators.base import run_key
 from hyperflow.operators.kept_plan import keep_plan
 from hyperflow.operators.preflight import plan_location
-from hyperflow.operators.proven import proven_run
+from hyperflow.operators.proven import COLD, proven_run, strategy_of
 from hyperflow.operators.wave import (
+    EXPECTED_KEY,
     OPENING_KEY,
     QUESTION_KEY,
     WaveOperator,
@@ -24,9 +26,12 @@ from hyperflow.operators.wave import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from airflow.sdk import Context
 
-    from hyperflow.plans.plan import Plan
+    from hyperflow.plans.estimate import WaveEstimate
+    from hyperflow.plans.plan import Plan, PlannedVm
     from hyperflow.plans.times import Opening
     from hyperflow.plans.wave import Wave
 
@@ -38,7 +43,9 @@ class CheckWaveOperator(WaveOperator):
     """The first task of a wave: whether now is the time, and what a person must know to approve.
 
     A scheduled start that was missed skips the wave; a start by a person outside of the window fails it, and says when
-    the window opens. Pushes the XComs ``opening`` and ``question``; returns the members.
+    the window opens. A rehearsal belongs to no opening. The plan is kept for as long as the run works.
+
+    Pushes the XComs ``opening``, ``expected`` and ``question``; returns the members.
     """
 
     def execute(self, context: Context) -> list[str]:
@@ -54,7 +61,11 @@ class CheckWaveOperator(WaveOperator):
         opening = None if is_rehearsal(context) else self.opening(context, wave, datetime.now(UTC))
         ti = context["ti"]
         ti.xcom_push(key=OPENING_KEY, value=_written(opening))
-        question = self.question(context, plan, wave, opening)
+        proven = proven_of(plan, wave)
+        estimate = self.estimate(plan, wave, proven)
+        ti.xcom_push(key=EXPECTED_KEY, value=by_size(plan, estimate) if opening is not None else {})
+        done = [] if asked_again(context) else [slug for slug in wave.members if is_done(plan.vm(slug), proven)]
+        question = self.question(plan, wave, opening, estimate, done)
         ti.xcom_push(key=QUESTION_KEY, value=question)
         for line in question.splitlines():
             self.log.info("%s", line)
@@ -87,24 +98,30 @@ class CheckWaveOperator(WaveOperator):
             )
         return opening
 
-    def question(self, context: Context, plan: Plan, wave: Wave, opening: Opening | None) -> str:
-        """Write what a person must know to approve, as Markdown."""
-        from hyperflow.plans.estimate import estimate_wave, minutes_text, rates_of
+    def estimate(self, plan: Plan, wave: Wave, proven: Mapping[str, Mapping[str, Any]]) -> WaveEstimate:
+        """How long the wave's VMs are expected to take, by the plan, or by the survey and what runs have measured.
+
+        :param proven: what those tell that were proven, by slug
+        """
+        from hyperflow.plans.estimate import estimate_wave, rates_of
         from hyperflow.plans.survey import read_survey
 
-        others = [vm.slug for vm in plan.vms if vm.slug not in wave.members]
-        proven = {
-            slug: run["summary"]
-            for slug in (*wave.members, *others[:RATES_OF_OTHERS])
-            if (run := proven_run(plan.vm(slug).dag_id)) is not None
-        }
-        estimate = estimate_wave(plan, wave, read_survey(plan.path, plan.name), rates_of(proven.values()))
-        done = [slug for slug in wave.members if slug in proven]
+        return estimate_wave(plan, wave, read_survey(plan.path, plan.name), rates_of(proven.values()))
+
+    def question(
+        self, plan: Plan, wave: Wave, opening: Opening | None, estimate: WaveEstimate, done: Sequence[str]
+    ) -> str:
+        """Write what a person must know to approve, as Markdown.
+
+        :param done: slugs of the members that are left out
+        """
+        from hyperflow.plans.estimate import minutes_text
+
         name, of = shown_in_markdown(wave.name), shown_in_markdown(plan.name)
         lines = [f"Wave **{name}** of plan {of}: {len(wave.members)} VM(s)."]
         if wave.entry.description:
             lines.append(shown_in_markdown(wave.entry.description))
-        if done and not asked_again(context):
+        if done:
             lines.append(f"* already migrated and proven, so left out: {', '.join(done)}")
         lines.append(f"* at most {wave.entry.max_in_flight} at once; after a failure: {wave.entry.on_failure}")
         if opening is not None:
@@ -114,6 +131,35 @@ class CheckWaveOperator(WaveOperator):
         lines.append(f"* {estimate.sentence()}")
         lines += [f"* {step}. {', '.join(slugs)}" for step, slugs in enumerate(wave.steps(), 1)]
         return "\n".join(lines)
+
+
+def proven_of(plan: Plan, wave: Wave) -> dict[str, dict[str, Any]]:
+    """What the last runs tell that proved the wave's VMs, and some others whose rates count too, by slug."""
+    others = [vm.slug for vm in plan.vms if vm.slug not in wave.members]
+    return {
+        slug: run["summary"]
+        for slug in (*wave.members, *others[:RATES_OF_OTHERS])
+        if (run := proven_run(plan.vm(slug).dag_id)) is not None
+    }
+
+
+def is_done(vm: PlannedVm, proven: Mapping[str, Any]) -> bool:
+    """Whether a VM is where its plan wants it.
+
+    :param proven: of those that were proven, by slug
+    """
+    if strategy_of(vm) == COLD:
+        return proven_run(vm.dag_id, COLD) is not None
+    return vm.slug in proven
+
+
+def by_size(plan: Plan, estimate: WaveEstimate) -> dict[str, int]:
+    """Minutes that VMs are expected to take of which the plan does not say it, by slug."""
+    return {
+        slug: ceil(minutes)
+        for slug, minutes in estimate.minutes.items()
+        if plan.vm(slug).settings.expected_minutes is None
+    }
 
 
 def _slot(context: Context) -> datetime | None:
