@@ -138,11 +138,13 @@ def test_a_success_that_nobody_has_seen_is_handed_over_once(tmp_path: Path, task
     assert start(task, options)["attached"] is False
 
 
-def test_a_killed_stage_is_done_with_the_signal_as_its_status(tmp_path: Path, task: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_a_killed_stage_is_done_with_the_signal_as_its_status(tmp_path: Path, task: Path, number: int) -> None:
     started = start(task, options_for(tmp_path, LONG))
-    os.kill(processes_of(started["job"])[0], signal.SIGKILL)
+    os.kill(processes_of(started["job"])[0], number)
     answer = wait(started["job"])
-    assert (answer["state"], answer["exit_status"], answer["result"]) == ("DONE", -signal.SIGKILL, None)
+    assert (answer["state"], answer["exit_status"], answer["result"]) == ("DONE", -number, None)
+    assert f"ended by {signal.Signals(number).name}" in answer["reason"]
 
 
 def test_a_job_whose_processes_are_all_gone_is_lost(tmp_path: Path, task: Path) -> None:

@@ -36,6 +36,7 @@ from hyperflow.kvmhost import job_log, ledger
 from hyperflow.kvmhost.job_result import read_result
 from hyperflow.kvmhost.stage import (
     EXIT_BAD_REQUEST,
+    EXIT_ENDED,
     EXIT_TRY_AGAIN,
     OPTIONS_LIMIT,
     STAGES,
@@ -361,6 +362,8 @@ def _supervise(job: Path, stage: str, run: str, options: int, asked: float) -> N
     write_atomically(job / "job.json", json.dumps(record))
     _follow(process, log)
     status = process.wait()
+    if status == EXIT_ENDED:
+        status = -signal.SIGTERM
     log.finish()
     job_log.free_reserve(job)
     write_atomically(job / "exit.json", json.dumps({"exit_status": status}))

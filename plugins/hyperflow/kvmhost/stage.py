@@ -5,12 +5,14 @@ A stage is a module of :mod:`hyperflow.kvmhost.stages` with
 * ``Options``: a frozen dataclass, the JSON object the stage takes on standard input;
 * ``run(options, job)``: does the work and returns what was observed, as a JSON object.
 
-Exit status: 0 done, 64 bad request (never retried), 75 try again, 1 failed. ``result.json`` is written once,
-atomically, at the end, also when the stage failed; standard output is the person's log.
+Exit status: 0 done, 64 bad request (never retried), 75 try again, 1 failed, 143 ended by SIGTERM. ``result.json`` is
+written once, atomically, at the end, also when the stage failed, but not when it was ended; standard output is the
+person's log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import importlib
@@ -18,12 +20,14 @@ import json
 import os
 import platform
 import re
+import signal
 import sys
+import threading
 import time
 import traceback
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar, Union
@@ -53,6 +57,7 @@ EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BAD_REQUEST = 64  # EX_USAGE of sysexits.h
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+EXIT_ENDED = 128 + signal.SIGTERM  # as a shell says it of a program that died of it
 
 OPTIONS_LIMIT = 16 * 1024 * 1024  # bytes; a manifest of a thousand disks has some 200 kB
 
@@ -164,29 +169,60 @@ def run_stage(name: str, options_text: str, result_path: Path) -> int:
     :param options_text: the JSON object of options
     :param result_path: where ``result.json`` goes
     :return: the exit status
+    :raises SystemExit: when SIGTERM has ended the stage
     """
     job = Job(name)
     observed: Mapping[str, Any] = {}
     error: StageError | None = None
-    try:
-        if name not in STAGES:
-            raise BadRequest(f"stage: found {name!r}, expected one of {', '.join(STAGES)}")
-        module = importlib.import_module(f"hyperflow.kvmhost.stages.{name}")
-        observed = module.run(parse_options(module.Options, options_text), job)
-    except StageError as fault:
-        error = fault
-    except MemoryError:
-        error = StageError(f"no more memory for this stage; {ADVICE[errno.ENOMEM]}")
-    except OSError as fault:
-        traceback.print_exc(file=sys.stdout)
-        error = StageError(explain(fault))
-    except Exception as fault:  # noqa: BLE001 - the last resort: a result is owed whatever happened
-        traceback.print_exc(file=sys.stdout)
-        error = StageError(f"{type(fault).__name__}: {fault}")
+    with ended_in_order():
+        try:
+            if name not in STAGES:
+                raise BadRequest(f"stage: found {name!r}, expected one of {', '.join(STAGES)}")
+            module = importlib.import_module(f"hyperflow.kvmhost.stages.{name}")
+            observed = module.run(parse_options(module.Options, options_text), job)
+        except StageError as fault:
+            error = fault
+        except MemoryError:
+            error = StageError(f"no more memory for this stage; {ADVICE[errno.ENOMEM]}")
+        except OSError as fault:
+            traceback.print_exc(file=sys.stdout)
+            error = StageError(explain(fault))
+        except Exception as fault:  # noqa: BLE001 - the last resort: a result is owed whatever happened
+            traceback.print_exc(file=sys.stdout)
+            error = StageError(f"{type(fault).__name__}: {fault}")
     if error is not None:
         job.log(f"error: {error}")
     _write_result(result_path, json.dumps(job.result(observed, error), indent=2) + "\n")
     return EXIT_DONE if error is None else error.exit_status
+
+
+@contextlib.contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Have SIGTERM leave the block, and every block in it, as an error does: temporary folders and appliances go.
+
+    The process ends by an exit and not by the signal itself, because libraries (libguestfs) put away at their exit what
+    is left of theirs. Whoever ends a job sends the signal several times a second: only the first one counts.
+
+    :raises SystemExit: with :data:`EXIT_ENDED`, also when something in the block has swallowed the first one
+    """
+    if threading.current_thread() is not threading.main_thread():  # no other thread may handle signals
+        yield
+        return
+    came = False
+
+    def end(_number: int, _frame: object) -> None:
+        nonlocal came
+        if not came:
+            came = True
+            raise SystemExit(EXIT_ENDED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if came else before)
+    if came:
+        raise SystemExit(EXIT_ENDED)
 
 
 def explain(fault: OSError) -> str:

@@ -13,7 +13,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,6 @@ def run(options: Options, job: Job) -> dict[str, Any]:
         (options.artifacts_directory / name).unlink(missing_ok=True)
     require_sound(options.hardware, options.images)
     root = _root(options.expect)
-    signal.signal(signal.SIGTERM, _end)
     accelerator = acceleration.explain(job)
     job.log(f"boot: accelerator {accelerator.kind}, because {accelerator.reason}")
     before = _state(options.images)
@@ -197,8 +195,3 @@ def _state(images: list[Image]) -> list[tuple[int, ...]]:
     """What would tell that an image was written to."""
     states = [image.path.stat() for image in images]
     return [(state.st_ino, state.st_size, state.st_blocks, state.st_mtime_ns) for state in states]
-
-
-def _end(signal_number: int, _frame: object) -> None:
-    """Leave by the blocks that end the guest and remove its overlays."""
-    raise SystemExit(128 + signal_number)
