@@ -69,8 +69,8 @@ class World:
         self.asked.append("read_vm")
         return self.vm
 
-    def take_snapshot(self, dag: str, run: str) -> None:
-        description = Ownership(dag=dag, run=run, created="2026-11-24T01:00:00Z").description()
+    def take_snapshot(self, dag: str, run: str, airflow: str = "") -> None:
+        description = Ownership(dag=dag, run=run, created="2026-11-24T01:00:00Z", airflow=airflow).description()
         taken = SnapshotFacts("snapshot-1", f"hyperflow-{run}", description, "2026-11-24T01:00:00Z")
         self.vm = dataclasses.replace(self.vm, snapshots=(*self.vm.snapshots, taken))
 
@@ -198,6 +198,20 @@ def test_what_a_run_left_after_the_vm_was_read_is_seen_and_the_claim_given_back(
         run.preflight()
     assert world.variables == {}
     assert run.xcom == {"migration": None}
+
+
+def test_a_snapshot_of_another_airflow_keeps_a_run_off_although_dag_and_run_are_called_the_same(
+    world: World, begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "instance", lambda: "a-1")
+    run = begin("a")
+    world.take_snapshot(run.dag, run.run_id, airflow="a-1")
+    run.preflight()
+    world.take_snapshot(run.dag, run.run_id, airflow="a-2")
+    with pytest.raises(
+        AirflowFailException, match=r"of DAG migrate\.a\.web01 of another Airflow \(a-2\)\. If that run"
+    ):
+        run.preflight()
 
 
 def test_a_vm_that_is_still_what_was_read_is_not_read_again(world: World, begin: Callable[..., Run]) -> None:

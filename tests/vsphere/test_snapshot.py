@@ -97,17 +97,24 @@ def test_a_snapshot_without_our_mark_is_never_removed(session: Session) -> None:
     assert len(find_snapshots(session, moref)) == 2
 
 
-def test_a_snapshot_of_another_run_or_name_is_never_removed(session: Session, web01: str) -> None:
-    created = create_snapshot(session, web01, name=NAME, description=OURS.description())
+def test_a_snapshot_of_another_run_name_or_airflow_is_never_removed(session: Session, web01: str) -> None:
+    ours = replace(OURS, airflow="a-1")
+    created = create_snapshot(session, web01, name=NAME, description=ours.description())
     for name, ownership in (
-        (NAME, replace(OURS, run="another")),
-        (NAME, replace(OURS, dag="another")),
-        ("hyperflow-another", OURS),
+        (NAME, replace(ours, run="another")),
+        (NAME, replace(ours, dag="another")),
+        (NAME, replace(ours, airflow="another")),
+        ("hyperflow-another", ours),
     ):
         with pytest.raises(NotOurs):
             remove_snapshot(session, web01, created.moref, name=name, ownership=ownership)
         assert remove_owned_snapshots(session, web01, name=name, ownership=ownership) == []
     assert [each.moref for each in find_snapshots(session, web01)] == [created.moref]
+
+
+@pytest.mark.parametrize(("one", "other"), [("", ""), ("a-1", ""), ("", "a-1"), ("a-1", "a-1")])
+def test_a_snapshot_that_does_not_say_which_airflow_made_it_is_known_by_dag_and_run(one: str, other: str) -> None:
+    assert replace(OURS, airflow=one).is_of_same_run(replace(OURS, airflow=other, created="another"))
 
 
 def test_teardown_finds_every_snapshot_of_the_run_by_name_and_owner(session: Session, web01: str) -> None:

@@ -19,6 +19,8 @@ from airflow.sdk import Variable
 from airflow.sdk.exceptions import AirflowFailException
 
 from hyperflow.hooks.records import records_folder, safe
+from hyperflow.manifest.shown import shown
+from hyperflow.operators.ownership import instance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,10 +66,14 @@ def refuse_snapshots_of_others(context: Context, facts: VmFacts) -> None:
     mine = (context["dag"].dag_id, str(context["run_id"]))
     for snapshot in facts.snapshots:
         owner = read_ownership(snapshot.description)
-        if owner is not None and (owner.dag, owner.run) != mine:
+        if owner is None:
+            continue
+        is_here = not owner.airflow or owner.airflow == instance()
+        if (owner.dag, owner.run) != mine or not is_here:
+            where = "" if is_here else f" of another Airflow ({shown(owner.airflow)})"
             raise AirflowFailException(
-                f"{facts.name} has the snapshot {snapshot.name} of run {owner.run} of DAG {owner.dag}. If that run "
-                "works, wait for its end. If it is over, ./hyperflow janitor removes what it left; then start again"
+                f"{facts.name} has the snapshot {snapshot.name} of run {owner.run} of DAG {owner.dag}{where}. If that "
+                "run works, wait for its end. If it is over, ./hyperflow janitor removes what it left; then start again"
             )
 
 

@@ -71,7 +71,16 @@ class Ownership:
     def owns(self, snapshot: SnapshotFacts) -> bool:
         """Whether a snapshot's description says that the same DAG run made it."""
         other = read_ownership(snapshot.description)
-        return other is not None and (other.owner, other.dag, other.run) == (self.owner, self.dag, self.run)
+        return other is not None and self.is_of_same_run(other)
+
+    def is_of_same_run(self, other: Ownership) -> bool:
+        """Whether both are of one run.
+
+        Another Airflow with the same plans has runs of the same ids, so which Airflow it is counts where both say it.
+        """
+        if self.airflow and other.airflow and self.airflow != other.airflow:
+            return False
+        return (other.owner, other.dag, other.run) == (self.owner, self.dag, self.run)
 
 
 @dataclass(frozen=True)
