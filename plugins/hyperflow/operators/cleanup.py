@@ -19,6 +19,7 @@ from hyperflow.operators.base import (
     undone_tasks,
     vm_key,
 )
+from hyperflow.operators.cutover_record import record_of_this_run, target_stays
 from hyperflow.operators.snapshot import remove_own_snapshots
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class CleanUpOperator(ClosingOperator):
     """Leaves nothing of the run at the source and on the host but its files, and reads that back.
 
     Ends what still runs of it, and removes jobs, half-written files and the boot proof's overlays. A run that failed
-    keeps its staged disks and the fix's overlays, so that it can go on from there; its domain is undefined again.
+    keeps its staged disks and the fix's overlays, so that it can go on from there. Its domain is undefined again, but
+    not the target of a cutover that was well: that one is the machine now, whatever failed afterwards.
     """
 
     def perform(self, context: Context) -> dict[str, Any]:
@@ -43,7 +45,9 @@ class CleanUpOperator(ClosingOperator):
         if self.migration is None or self.settings.dry_run or not created_anything(context):
             raise AirflowSkipException("the run has created nothing that could be left behind")
         faults: list[str] = []
-        settled: list[str] = [] if undone_tasks(context, self.settings) else list(RESULTS)
+        failed = bool(undone_tasks(context, self.settings))
+        stays = target_stays(record_of_this_run(context))
+        settled: list[str] = list(RESULTS) if stays or not failed else []
         if self.vm:
             try:
                 with VsphereHook(self.settings.vcenter_connection).session() as session:
@@ -52,24 +56,26 @@ class CleanUpOperator(ClosingOperator):
                 settled += AT_SOURCE
             except Exception as fault:  # noqa: BLE001 - kept, and raised below: the host must be cleaned all the same
                 faults.append(f"the source could not be cleaned: {fault}")
-        observed = self.clean_host(context, settled)
+        observed = self.clean_host(context, settled, failed=failed, undefine=failed and not stays)
         if faults:
             raise AirflowException("; ".join(faults))
         return observed
 
-    def clean_host(self, context: Context, settled: list[str]) -> dict[str, Any]:
+    def clean_host(self, context: Context, settled: list[str], *, failed: bool, undefine: bool) -> dict[str, Any]:
         """Have the host remove what the run left there, and strike it off the ledger.
 
         :param settled: kinds of the ledger that are struck off without a look at the host
+        :param failed: the run may go on from its staged disks and overlays
+        :param undefine: whether the run's domain goes too
         """
-        settings, failed = self.settings, bool(undone_tasks(context, self.settings))
+        settings = self.settings
         options = {
             "run": run_key(context),
             "staging_directory": settings.staging_directory,
             "output_directory": settings.output_directory,
             "work_directory": f"{settings.work_directory}/boot" if failed else settings.work_directory,
             "partials": self.partials(),
-            "domain": owner_of(self.facts) if failed and self.vm else None,
+            "domain": owner_of(self.facts) if undefine and self.vm else None,
             "ledger_directory": job_root(settings),
             "settled": settled,
         }

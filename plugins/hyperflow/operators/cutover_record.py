@@ -79,11 +79,14 @@ def record_of_this_run(context: Context) -> dict[str, Any]:
     return {**kept, "run": str(context["run_id"]), "phase": CUT_OVER if well else kept["phase"], "at": at}
 
 
-def put(dag_id: str, record: dict[str, Any]) -> None:
-    """Keep the record of a VM's cutover."""
+def put(dag_id: str, record: dict[str, Any], *, at: str | None = None) -> None:
+    """Keep the record of a VM's cutover.
+
+    :param at: of a record that is put back as it was; now for any other
+    """
     Variable.set(
         key_of(dag_id),
-        {**record, "at": datetime.now(UTC).isoformat()},
+        {**record, "at": at or datetime.now(UTC).isoformat()},
         description=f"Hyperflow: how far the cutover of {dag_id} is, and how its source was",
         serialize_json=True,
     )
@@ -109,6 +112,31 @@ def cutover_of(dag_id: str) -> dict[str, Any] | None:
             f"Airflow's variable {key_of(dag_id)} is not the record of a cutover that Hyperflow has written there"
         )
     return found
+
+
+def target_stays(record: dict[str, Any]) -> bool:
+    """Whether the target of a cutover is the machine now, on or off: it was well, and was not taken back.
+
+    One that a rollback is at work on still is: only that rollback may undefine it.
+
+    :param record: of :func:`cutover_of` or :func:`record_of_this_run`; may be empty
+    """
+    phase = record.get("phase")
+    return phase in MOVED or (phase == ROLLING_BACK and bool(record.get("was_well")))
+
+
+def is_result(dag_id: str, run_id: str) -> bool:
+    """Whether the domain that a run defined is the machine now, however that run ended: nobody but a rollback undefines
+    it.
+
+    Where the record cannot be read nobody knows, so it is taken for one.
+    """
+    try:
+        record = cutover_of(dag_id)
+    except AirflowFailException as fault:
+        log.warning("%s", fault)
+        return True
+    return record is not None and record["run"] == run_id and target_stays(record)
 
 
 def refuse_moved(context: Context, facts: VmFacts, *, begins: bool) -> None:

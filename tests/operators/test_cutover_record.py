@@ -1,0 +1,62 @@
+"""Whose machine a target is, by what is written down of its cutover."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hyperflow.operators import cutover_record
+from hyperflow.operators.cutover_record import is_result, key_of, put
+
+DAG = "migrate.autumn.web01"
+RECORD: dict[str, Any] = {
+    **dict.fromkeys(("vcenter", "moref", "name", "vm", "power", "host", "domain", "uuid", "root"), "x"),
+    "run": "manual__1",
+    "nics": [],
+}
+
+
+@pytest.fixture
+def variables(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Airflow's variables."""
+    kept: dict[str, str] = {}
+    as_airflow = SimpleNamespace(
+        get=lambda key, default=None, deserialize_json=False: json.loads(kept[key]) if key in kept else default,
+        set=lambda key, value, **_: kept.update({key: json.dumps(value)}),
+    )
+    monkeypatch.setattr(cutover_record, "Variable", as_airflow)
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("phase", "was_well", "stays"),
+    [
+        ("shutting down", False, False),
+        ("target started", False, False),
+        ("cut over", True, True),
+        ("finalizing", True, True),
+        ("finalized", True, True),
+        ("rolling back", False, False),
+        ("rolling back", True, True),
+        ("rolled back", True, False),
+    ],
+)
+def test_a_domain_is_a_result_from_when_it_was_well_until_it_is_taken_back(
+    variables: dict[str, str], phase: str, was_well: bool, stays: bool
+) -> None:
+    put(DAG, {**RECORD, "phase": phase, "was_well": was_well})
+    assert is_result(DAG, "manual__1") is stays
+    assert not is_result(DAG, "manual__2"), "another run's domain is another one"
+
+
+def test_without_a_record_it_is_none_and_with_a_broken_one_nobody_undefines_it(variables: dict[str, str]) -> None:
+    assert not is_result(DAG, "manual__1")
+    variables[key_of(DAG)] = '"what a person wrote"'
+    assert is_result(DAG, "manual__1")
+
+
+def test_a_record_that_is_put_back_is_of_its_own_time(variables: dict[str, str]) -> None:
+    put(DAG, {**RECORD, "phase": "cut over"}, at="2026-11-01T04:00:00+00:00")
+    assert json.loads(variables[key_of(DAG)])["at"] == "2026-11-01T04:00:00+00:00"
