@@ -16,12 +16,16 @@ from typing import Any
 
 from airflow.models import Variable as StoredVariable
 from airflow.sdk import DAG, BaseOperator, TriggerRule, Variable, chain
+from hyperflow.hooks.kvmhost import KvmHostHook
+from hyperflow.hooks.records import safe
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.operators.aftermath import FinalizeOperator, RollBackLaterOperator
 from hyperflow.operators.approval import AskOperator
-from hyperflow.operators.base import PREFLIGHT, SHUTDOWN, domain_uuid, run_key, vm_key
+from hyperflow.operators.base import PREFLIGHT, SHUTDOWN, domain_uuid, job_root, run_key, vm_key
+from hyperflow.operators.cleanup import CleanUpOperator
 from hyperflow.operators.cutover import DisconnectSourceOperator, ShutDownSourceOperator, StartTargetOperator
 from hyperflow.operators.cutover_record import begin, cutover_of, key_of, put, refuse_moved
+from hyperflow.operators.ownership import owner_of
 from hyperflow.operators.preflight import STATE_KEY
 from hyperflow.operators.rollback import RollBackOperator
 from hyperflow.plans.load import load_plan
@@ -174,7 +178,9 @@ def finalize_and_die(context: Any) -> None:
         finalize(session, record["moref"], "dying-migrated", "by a run that died")
 
 
-def tasks(name: str, *steps: Any, before: Act | None = None, run: Overrides | None = None) -> DAG:
+def tasks(
+    name: str, *steps: Any, before: Act | None = None, run: Overrides | None = None, cleanup: bool = False
+) -> DAG:
     """A run of the cutover of one VM: each step a task of the cutover, or what somebody does."""
     made: list[Any] = []
     with DAG(f"migrate.cutovers.{name}", **COMMON) as dag:
@@ -191,6 +197,8 @@ def tasks(name: str, *steps: Any, before: Act | None = None, run: Overrides | No
             else:
                 made.append(Do(task_id=f"then_{number}", act=step))
         made.append(RollBackOperator(task_id="rollback", trigger_rule=TriggerRule.ALL_DONE))
+        if cleanup:
+            made.append(CleanUpOperator(task_id="cleanup", trigger_rule=TriggerRule.ALL_DONE))
         chain(*made)
     return dag
 
@@ -207,6 +215,36 @@ def later(name: str, operator: type[Any], task_id: str, before: Act | None = Non
 def undefine(name: str) -> Act:
     """Somebody takes the target from its host."""
     return lambda _: [virsh(act, f"test-{name}") for act in ("destroy", "undefine")]
+
+
+def switch_off(name: str) -> Act:
+    """The target runs on another host: a live migration leaves its definition on the first one, off."""
+    return lambda _: virsh("destroy", f"test-{name}")
+
+
+def ledger() -> KvmHostHook:
+    """The host, as the cutover's own tasks have it."""
+    plan = load_plan(PLAN_FILE)
+    return KvmHostHook(ssh_conn_id=HOST, directory=job_root(effective(plan, plan.vms[0])))
+
+
+def note_domain(context: Any) -> None:
+    """The host's ledger names the target's domain, as the stage define writes it."""
+    facts = VmFacts.from_json(context["ti"].xcom_pull(task_ids=PREFLIGHT, key="vm"))
+    entry = {"kind": "domain", "thing": domain_uuid(facts)}
+    with ledger().connected() as client:
+        ledger().ensure_program(client)
+        ledger().ledger(
+            client, "add", "--run", run_key(context), request={"owner": owner_of(context), "entries": [entry]}
+        )
+
+
+def noted(run: str) -> list[str]:
+    """What the ledger says of a run that is still there."""
+    with ledger().connected() as client:
+        ledger().ensure_program(client)
+        books = ledger().ledger(client, "list")["runs"]
+    return [entry["kind"] for book in books if book["run"] == run for entry in book["open"]]
 
 
 OVER = Overrides(not_after="2026-11-01T04:00:00+01:00")  # the window has closed
@@ -235,6 +273,13 @@ SCENARIOS: dict[str, list[DAG]] = {
         later("moved", RollBackLaterOperator, "back", undefine("moved")),
         later("moved", RollBackLaterOperator, "off", target_is_off=True),
     ],
+    "elsewhere": [
+        tasks("elsewhere", *CUTOVER),
+        later("elsewhere", RollBackLaterOperator, "back", switch_off("elsewhere")),
+        later("elsewhere", RollBackLaterOperator, "off", target_is_off=True),
+    ],
+    "kept": [tasks("kept", note_domain, *CUTOVER, switch_off("kept"), fail, cleanup=True)],
+    "undone": [tasks("undone", note_domain, *CUTOVER[:2], fail, cleanup=True)],
     "back-on": [tasks("back-on", *CUTOVER[:2], at_vcenter(reconnect, power_on)("back-on"), "start")],
     "wired": [tasks("wired", *CUTOVER[:2], at_vcenter(reconnect)("wired"), "start")],
     "awake": [tasks("awake", SHUTDOWN, at_vcenter(power_on, power_off)("awake"), "disconnect", "start")],
@@ -268,6 +313,7 @@ def told(dag: DAG, name: str) -> dict[str, Any]:
             "name": facts.name,
             "nics": [(nic["start_connected"], nic["connected"]) for nic in connections(session, moref)],
             "target": virsh("domstate", domain_uuid(facts)),
+            "noted": noted(f"{safe(run.dag_id)}/{safe(run.run_id)}"),
         }
 
 

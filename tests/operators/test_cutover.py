@@ -129,6 +129,18 @@ def test_what_fails_after_the_target_was_well_stops_it_no_more(runs: Runs) -> No
     assert (final["phase"], final["name"]) == ("finalized", "after-migrated")
 
 
+def test_a_target_that_was_well_is_not_cleaned_up_though_its_run_failed_and_it_is_off(runs: Runs) -> None:
+    (done,) = runs["kept"]
+    assert (done["states"]["rollback"], done["states"]["cleanup"], done["phase"]) == ("skipped", "success", "cut over")
+    assert (done["target"], done["noted"]) == ("shut off", []), "the janitor does not undefine it either"
+
+
+def test_a_target_that_never_was_well_is_undefined(runs: Runs) -> None:
+    (done,) = runs["undone"]
+    assert (done["states"]["cleanup"], done["phase"], done["noted"]) == ("success", "rolled back", [])
+    assert "failed to get domain" in done["target"]
+
+
 def test_what_is_final_is_not_taken_back(runs: Runs) -> None:
     _, final, back = runs["final"]
     assert final["phase"] == "finalized"
@@ -150,10 +162,19 @@ def test_a_finalize_that_changed_nothing_takes_no_way_back(runs: Runs) -> None:
     assert (back["phase"], back["source"], back["nics"]) == ("rolled back", "poweredOn", AS_BUILT)
 
 
-def test_a_source_stays_off_while_its_target_may_run_on_another_host(runs: Runs) -> None:
-    _, back, off = runs["moved"]
+@pytest.mark.parametrize(
+    ("scenario", "found", "left"),
+    [("moved", "no such domain", "failed to get domain"), ("elsewhere", "shut off", "shut off")],
+)
+def test_a_source_stays_off_while_its_target_may_run_on_another_host(
+    runs: Runs, scenario: str, found: str, left: str
+) -> None:
+    _, back, off = runs[scenario]
+    assert f"where it was well (found {found})" in back["failures"]["back"]
     assert "See that it is off everywhere" in back["failures"]["back"]
-    assert (back["source"], back["nics"]) == ("poweredOff", OFF_NETWORK)
+    assert (back["source"], back["nics"], back["phase"]) == ("poweredOff", OFF_NETWORK, "cut over")
+    assert left in back["target"]
+    assert "failed to get domain" in off["target"]
     assert (off["source"], off["nics"], off["phase"]) == ("poweredOn", AS_BUILT, "rolled back")
 
 

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hyperflow.operators.rollback import guest_of
+from hyperflow.operators import rollback
+from hyperflow.operators.rollback import bring_back, guest_of
 from hyperflow.vsphere import power
 from hyperflow.vsphere.errors import (
     NotFound,
@@ -22,6 +23,7 @@ from hyperflow.vsphere.errors import (
     WrongPowerState,
 )
 from hyperflow.vsphere.inventory import find_vm
+from hyperflow.vsphere.nics import connections
 from hyperflow.vsphere.power import (
     power_off,
     power_on,
@@ -29,6 +31,7 @@ from hyperflow.vsphere.power import (
     require_reachable,
     shut_down_guest,
     wait_for_guest,
+    wait_until_down,
 )
 from hyperflow.vsphere.power_events import server_time, switched_on_since
 from hyperflow.vsphere.properties import retrieve
@@ -144,8 +147,51 @@ def test_a_guest_whose_tools_do_not_run_is_given_up(session: Session, admin: Any
 
 def test_a_guest_that_goes_off_again_is_not_waited_for(session: Session, cutover: str) -> None:
     power_off(session, cutover)
-    with pytest.raises(WrongPowerState, match=r"was switched on, and is poweredOff again"):
+    with pytest.raises(WrongPowerState, match=r"was switched on, and is poweredOff again") as raised:
         wait_for_guest(session, cutover, 60)
+    assert raised.value.temporary, "it is switched on by another try"
+
+
+def test_a_guest_that_does_not_go_down_is_not_waited_for(session: Session, cutover: str) -> None:
+    left: list[int] = []
+    assert wait_until_down(session, cutover, 60, left.append)
+    power_off(session, cutover)
+    assert wait_until_down(session, cutover, 60, left.append)
+    assert left == []
+
+
+@pytest.fixture
+def taken_back(session: Session, cutover: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Have the rollback bring the source back, at this session's vCenter."""
+    record = {"vcenter": "vc", "name": "cutover", "moref": cutover, "power": "poweredOn", "tools": True}
+    record["nics"] = connections(session, cutover)
+    hook = SimpleNamespace(session=lambda: contextlib.nullcontext(session))
+    monkeypatch.setattr(rollback, "VsphereHook", lambda _: hook)
+    return lambda: bring_back(SimpleNamespace(log=logging.getLogger(__name__)), record)
+
+
+def test_a_source_whose_guest_obeys_late_is_on_again_after_it(session: Session, cutover: str, taken_back: Any) -> None:
+    session.object(vim.VirtualMachine, cutover).ShutdownGuest()
+    since = server_time(session)
+    done = taken_back()
+    assert (done["power"], done["guest"], done["warnings"]) == ("poweredOn", True, [])
+    assert switched_on_since(session, cutover, since), "it had gone off, and is on again"
+
+
+def test_a_source_that_may_still_go_down_is_told(
+    session: Session, admin: Any, cutover: str, taken_back: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(power, "GUEST_LIMIT", 1.5)
+    admin.post("/machines/faults", {"vm": "cutover", "kind": "no-power-off"})
+    session.object(vim.VirtualMachine, cutover).ShutdownGuest()
+    try:
+        done = taken_back()
+        assert not wait_for_guest(session, cutover, 1), "its Tools run, and will end"
+    finally:
+        admin.as_it_was()
+        power_off(session, cutover)
+    assert (done["power"], done["guest"]) == ("poweredOn", False)
+    assert "it may still go down" in done["warnings"][0]
 
 
 @pytest.mark.parametrize("fault", [None, "no-tools"])

@@ -75,11 +75,13 @@ def roll_back(
     """Stop and undefine the target, put the source's adapters back, power it on, and prove that it runs.
 
     Before the target is touched the vCenter has said that the source can come back: better a target that is not well
-    than none of the two. Then the target first: the two may never be on the network together. Bears being called
-    again. A source whose VMware Tools ran before runs again when they do; that they do not in time is a warning.
+    than none of the two. Then the target first: the two may never be on the network together. A target that was well
+    and does not run on its host may have been moved to another one: it is left, and the record stays as it was. Bears
+    being called again. A source whose VMware Tools ran before runs again when they do; that they do not in time is a
+    warning.
 
     :param record: of :func:`hyperflow.operators.cutover_record.cutover_of`
-    :param target_is_off: a person says that the target runs nowhere, though it is not where it was started
+    :param target_is_off: a person says that the target runs nowhere, though it does not run where it was started
     :return: ``{"target": name or None, "power": read back, "guest": whether its VMware Tools answer, None when not
         asked, "nics": as read back, "warnings": [...]}``
     """
@@ -94,16 +96,18 @@ def roll_back(
     put(dag_id, {**record, "phase": ROLLING_BACK})
     host = KvmHostHook(ssh_conn_id=record["host"], directory=record["root"])
     owner = {"vm": record["vm"], "run": f"{safe(dag_id)}/{safe(record['run'])}"}
-    asked = {"uuid": record["uuid"], **owner, "shutdown_seconds": STOP_LIMIT}
+    must_run = bool(record.get("was_well")) and not record.get("stopped") and not target_is_off
+    asked = {"uuid": record["uuid"], **owner, "shutdown_seconds": STOP_LIMIT, "must_run": must_run}
     stopped = taken_down(context, host.run_stage("stop", asked))
     if stopped["name"] is not None:
         record = {**record, "stopped": True}
         put(dag_id, {**record, "phase": ROLLING_BACK})
-    elif record.get("was_well") and not record.get("stopped") and not target_is_off:
+    elif must_run:
+        put(dag_id, record, at=record["at"])
         raise AirflowFailException(
-            f"the target of {record['name']} is not on {record['host']}, where it was well: if it was moved, it runs "
-            "elsewhere, and the two have the same addresses. See that it is off everywhere; then run ./hyperflow "
-            "rollback --target-is-off for it"
+            f"the target of {record['name']} does not run on {record['host']}, where it was well (found "
+            f"{stopped['was'] or 'no such domain'}): if it was moved, it runs elsewhere, and the two have the same "
+            "addresses. See that it is off everywhere; then run ./hyperflow rollback --target-is-off for it"
         )
     done = {"target": stopped["name"], **bring_back(operator, record)}
     forget_proven(dag_id)
@@ -142,6 +146,8 @@ def require_restorable(record: dict[str, Any]) -> None:
 def bring_back(operator: Any, record: dict[str, Any]) -> dict[str, Any]:
     """Put the source's adapters back and power it on, and wait for its guest.
 
+    A guest that still obeys its shutdown is waited for first: it would go off later, and nobody would be told.
+
     :return: ``power``, ``nics`` and ``guest``, as read back, and ``warnings``
     """
     from hyperflow.vsphere.errors import VsphereError
@@ -151,10 +157,11 @@ def bring_back(operator: Any, record: dict[str, Any]) -> dict[str, Any]:
     try:
         with VsphereHook(record["vcenter"]).session() as session:
             restore(session, record["moref"], record["nics"])
+            down = record["power"] != ON or is_down(operator, session, record)
             if record["power"] == ON:
                 operator.log.info("%s: %s", shown(record["name"]), power_on(session, record["moref"]).sentence())
             nics = list(restore(session, record["moref"], record["nics"]))  # connected by hand: possible only now
-            guest, warnings = guest_of(operator, session, record)
+            guest, warnings = guest_of(operator, session, record) if down else going_down(operator, record)
             power = power_state(session, record["moref"])
     except VsphereError as fault:
         raise (AirflowException if fault.temporary else AirflowFailException)(
@@ -164,6 +171,30 @@ def bring_back(operator: Any, record: dict[str, Any]) -> dict[str, Any]:
     if power not in (record["power"], ON):  # on, though it was off before: somebody has switched it on, who may
         raise AirflowException(f"{record['name']} was {record['power']} before, and is {power} after its rollback")
     return {"power": power, "nics": nics, "guest": guest, "warnings": warnings}
+
+
+def is_down(operator: Any, session: Session, record: dict[str, Any]) -> bool:
+    """Wait until a guest that shuts down at this moment has done so; False when it has not in time."""
+    from hyperflow.vsphere import power
+
+    return power.wait_until_down(
+        session,
+        record["moref"],
+        power.GUEST_LIMIT,
+        progress=lambda left: operator.log.info("progress: the source's guest still shuts down, %d s left", left),
+    )
+
+
+def going_down(operator: Any, record: dict[str, Any]) -> tuple[bool, list[str]]:
+    """Tell that the source's guest has not ended its shutdown; as :func:`guest_of`."""
+    from hyperflow.vsphere import power
+
+    told = shown(
+        f"{record['name']} is on, and its guest has been shutting down for {power.GUEST_LIMIT} s: it may still go "
+        "down. See on its console what it waits for; switch it on again in vCenter when it is off"
+    )
+    operator.log.warning("%s", told)
+    return False, [told]
 
 
 def guest_of(operator: Any, session: Session, record: dict[str, Any]) -> tuple[bool | None, list[str]]:

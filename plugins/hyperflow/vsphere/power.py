@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pyVmomi import vim
 
@@ -28,7 +28,8 @@ from hyperflow.vsphere.snapshot import give_up, wait_for_task
 
 ON, OFF, SUSPENDED = "poweredOn", "poweredOff", "suspended"
 POWER_LIMIT = 600  # seconds that switching a VM on or off may take
-GUEST_LIMIT = 600  # seconds until the guest of a VM that was switched on is to answer
+GUEST_LIMIT = 600  # seconds until the guest of a VM that was switched on is to answer, or one that goes down is off
+RUNNING, SHUTTING_DOWN = "running", "shuttingDown"  # guest.guestState
 
 SecondsLeft = Callable[[int], None]
 
@@ -40,6 +41,12 @@ _PATHS = [
     "runtime.powerState",
     "runtime.question",
 ]
+
+
+class WentOff(WrongPowerState):
+    """A VM that was on is off, or suspended, before its guest answered; it may be switched on again."""
+
+    temporary: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def shut_down_guest(
     if was == OFF:
         return PowerChange(was, OFF, 0)
     _must_hear(session, vm)
-    if vm.get("guest.guestState") != "shuttingDown":
+    if vm.get("guest.guestState") != SHUTTING_DOWN:
         session.call(_ask_to_shut_down, session, vm)
 
     def off(known: dict[str, Any]) -> bool:
@@ -160,13 +167,40 @@ def power_on(session: Session, moref: str, time_limit: float = POWER_LIMIT) -> P
     return _switch(session, vm, ON, vm.reference.PowerOnVM_Task, time_limit)
 
 
+def wait_until_down(session: Session, moref: str, time_limit: float, progress: SecondsLeft | None = None) -> bool:
+    """Wait for a guest that shuts down at this moment, as one that obeys late does; for any other there is no wait.
+
+    Tools end before the VM is off, so a guest that was seen going down is waited for until it is off, or runs again.
+
+    :param time_limit: seconds
+    :param progress: gets the seconds left, at the start and every 20 seconds or so
+    :return: False when it is still going down at the end of that time
+    """
+    begun = time.monotonic()
+    vm = _read(session, moref)
+    if _state(vm) != ON or vm.get("guest.guestState") != SHUTTING_DOWN:
+        return True
+
+    def is_over(known: dict[str, Any]) -> bool:
+        if progress is not None:
+            progress(max(0, math.ceil(time_limit - (time.monotonic() - begun))))
+        return known.get("runtime.powerState", ON) != ON or known.get("guest.guestState") == RUNNING
+
+    paths = ["runtime.powerState", "guest.guestState"]
+    try:
+        wait_until(session, vm.reference, paths, is_over, time_limit=time_limit, what=f"the shutdown of {_name(vm)}")
+    except TimeLimitReached:
+        return False
+    return True
+
+
 def wait_for_guest(session: Session, moref: str, time_limit: float, progress: SecondsLeft | None = None) -> bool:
     """Wait until VMware Tools run in a VM that was switched on, which its guest starts when it is up.
 
     :param time_limit: seconds
     :param progress: gets the seconds left, at the start and every 20 seconds or so
-    :return: False when they do not in that time
-    :raises WrongPowerState: the VM went off again, or was suspended
+    :return: False when they do not in that time, or run in a guest that shuts down
+    :raises WentOff: the VM went off again, or was suspended
     """
     begun = time.monotonic()
     vm = _read(session, moref)
@@ -175,13 +209,14 @@ def wait_for_guest(session: Session, moref: str, time_limit: float, progress: Se
         if progress is not None:
             progress(max(0, math.ceil(time_limit - (time.monotonic() - begun))))
         if known.get("runtime.powerState", ON) != ON:
-            raise WrongPowerState(
+            raise WentOff(
                 f"{_name(vm)} was switched on, and is {known.get('runtime.powerState')} again. See its events in "
                 "vCenter, and its console"
             )
-        return known.get("guest.toolsRunningStatus") == "guestToolsRunning"
+        runs = known.get("guest.toolsRunningStatus") == "guestToolsRunning"
+        return runs and known.get("guest.guestState") != SHUTTING_DOWN
 
-    paths = ["runtime.powerState", "guest.toolsRunningStatus"]
+    paths = ["runtime.powerState", "guest.guestState", "guest.toolsRunningStatus"]
     try:
         wait_until(session, vm.reference, paths, answers, time_limit=time_limit, what=f"the guest of {_name(vm)}")
     except TimeLimitReached:
@@ -236,7 +271,7 @@ def _must_hear(session: Session, vm: Found) -> None:
             f"the power state of {_name(vm)} is {state!r} at {session.host} (its connection: "
             f"{vm.get('runtime.connectionState', 'unknown')}). See that its host is up and connected"
         )
-    if vm.get("guest.guestState") == "shuttingDown":
+    if vm.get("guest.guestState") == SHUTTING_DOWN:
         return  # Tools is among the first that end
     status = str(vm.get("guest.toolsRunningStatus", "not told"))
     if status != "guestToolsRunning":

@@ -66,6 +66,43 @@ def test_one_that_is_gone_is_a_success(domain: Path) -> None:
     assert stop(domain)["observed"] == {"name": None, "was": None, "forced": False}
 
 
+def test_one_that_must_run_and_is_off_is_left_as_after_a_live_migration_that_kept_its_definition(domain: Path) -> None:
+    left = stop(domain, must_run=True)
+    assert left["observed"] == {"name": None, "was": "shut off", "forced": False}
+    assert state(domain) == "shut off"
+    virsh("start", domain.name)
+    assert stop(domain, must_run=True)["observed"]["was"] == "running"
+    assert state(domain) == "gone"
+
+
+VIRSH = """#!/bin/sh
+shift 3  # --quiet --connect URI
+case "$*" in
+  "list --all --uuid") [ -e %(folder)s/moved ] || echo %(uuid)s ;;
+  dumpxml*) cat %(xml)s ;;
+  shutdown*) touch %(folder)s/moved; echo "error: domain is not running" >&2; exit 1 ;;
+  "domstate --reason"*) echo "shut off (migrated)" ;;
+  domstate*) if [ -e %(folder)s/moved ]; then %(moved)s; else echo running; fi ;;
+  *) touch "%(folder)s/$1" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("moved", ['echo "shut off"', "exit 1"], ids=["still-defined", "undefined"])
+def test_one_that_is_moved_while_it_is_to_shut_down_is_left(domain: Path, tmp_path: Path, moved: str) -> None:
+    """libvirt holds the shutdown back until the migration is over."""
+    program = tmp_path / "bin/virsh"
+    program.parent.mkdir()
+    program.write_text(VIRSH % {"uuid": domain.name, "xml": domain, "folder": tmp_path, "moved": moved})
+    program.chmod(0o755)
+    path = {"PATH": f"{program.parent}:/usr/bin:/bin"}
+    asked = {"uuid": domain.name, "vm": "vm-1", "run": RUN, "must_run": True}
+    done = running.run("stop", asked, path)
+    assert done["observed"] == {"name": None, "was": "moved to another host meanwhile", "forced": False}, done["log"]
+    assert not (tmp_path / "undefine").exists()
+    assert (tmp_path / "moved").exists()
+
+
 def test_one_that_only_runs_and_is_defined_no_more_goes_too(domain: Path) -> None:
     virsh("start", domain.name)
     virsh("undefine", domain.name)

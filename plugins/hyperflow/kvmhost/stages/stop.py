@@ -19,20 +19,22 @@ class Options:
     :param vm: whose domain it must be; another's is left alone
     :param run: the run that must have defined it; None for any. Another run's is left as well
     :param shutdown_seconds: how long the guest may take to go down by itself; what it wrote is not thrown away lightly
+    :param must_run: leave a domain that does not run here: it may run on another host, to which it was moved
     """
 
     uuid: str
     vm: str
     shutdown_seconds: float = 60.0
     run: Optional[str] = None  # noqa: UP045 - read at run time, by Python 3.9 too
+    must_run: bool = False
     uri: str = field(default="qemu:///system")
 
 
 def run(options: Options, job: Job) -> dict[str, Any]:
     """Shut the domain down, end it when it does not, undefine it, and see that it is gone.
 
-    :return: ``{"name": or None, "was": its state or None, "forced": bool}``; a domain that is not there is a success,
-        and so is one of another run that is off
+    :return: ``{"name": or None, "was": its state or None, "forced": bool}``; without a name nothing was undefined: the
+        domain is not there, is of another run and off, or ``must_run`` and does not run
     :raises BadRequest: the domain is another's
     :raises StageError: it is still there, or is another run's and runs
     """
@@ -54,14 +56,23 @@ def run(options: Options, job: Job) -> dict[str, Any]:
                 f"expected {options.run}; stop it yourself (virsh shutdown {domain.name}) if it is not wanted"
             )
         job.log(f"stop: {domain.name} is off, and of the run {domain.run}: it is left as it is")
-        return {"name": None, "was": None, "forced": False}
+        return {"name": None, "was": was, "forced": False}
+    if options.must_run and was in (domains.OFF, domains.GONE):
+        return _left(domain.name, was, job)
     forced = was not in (domains.OFF, domains.GONE) and not _shut_down(options, job)
+    if options.must_run and _is_elsewhere(options):  # libvirt holds a shutdown back until a migration is over
+        return _left(domain.name, "moved to another host meanwhile", job)
     if forced:
         job.warn(f"{domain.name} did not shut down within {options.shutdown_seconds:.0f} s and was switched off")
         _switch_off(options, job)
     domains.undefine(options.uri, domain)
     job.log(f"stop: {domain.name} was {was}, and is undefined; its images are kept")
     return {"name": domain.name, "was": was, "forced": forced}
+
+
+def _left(name: str, was: str, job: Job) -> dict[str, Any]:
+    job.log(f"stop: {name} is {was}, expected it running: it is left as it is")
+    return {"name": None, "was": was, "forced": False}
 
 
 def _shut_down(options: Options, job: Job) -> bool:
@@ -86,6 +97,13 @@ def _switch_off(options: Options, job: Job) -> None:
         if not _is_off(options):  # else its guest went down in this very moment
             raise
         job.log(f"stop: {fault}")
+
+
+def _is_elsewhere(options: Options) -> bool:
+    state = _state(options)
+    if state == domains.OFF:
+        return "(migrated)" in domains.virsh(options.uri, "domstate", "--reason", options.uuid.lower())
+    return state == domains.GONE  # one that only shuts down stays defined
 
 
 def _is_off(options: Options) -> bool:
