@@ -152,3 +152,23 @@ def test_the_stage_refuses_hostile_values_itself_all_of_them_at_once() -> None:
     ):
         assert word in str(refused.value)
     assert "x:0:" not in str(refused.value), "what may be a password is not repeated"
+
+
+def test_megabytes_of_blanks_in_etc_hosts_are_read_at_once() -> None:
+    line = "127.0.0.1" + " " * (4 << 20) + "localhost"
+    assert line in hostname.hosts_text(line, Hostname("app01"), "web")
+    assert hostname.hosts_text("127.0.0.1 " + "web  " * 9 + "a", Hostname("app01"), "web").startswith("127.0.0.1  a\n")
+
+
+def test_megabytes_in_etc_hostname_are_no_name_to_look_for() -> None:
+    hosts = "127.0.0.1 localhost\n" * 100_000
+    assert hosts in hostname.hosts_text(hosts + "127.0.0.1 x\n", Hostname("app01"), "x" * (4 << 20)).replace(
+        "127.0.1.1 app01\n", ""
+    )
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "\u00b2", "-1", ""])
+def test_what_is_no_number_of_a_user_ends_nothing(number: str) -> None:
+    line = f"bob:x:{number}:1::/home/bob:/bin/sh\n"
+    assert users.account(line, "bob") is None
+    assert users.free_id(PASSWD, line) == 1001

@@ -155,3 +155,30 @@ def test_names_that_follow_the_controller_are_known() -> None:
         map(hangs_on_hardware, ["/dev/sda", "/dev/sdaa12", "/dev/hdb1", "/dev/nvme0n1p1", "/dev/disk/by-path/x"])
     )
     assert not any(map(hangs_on_hardware, ["/dev/sr0", "/dev/mapper/a-b", "UUID=1", "/dev/md0", "/dev/disk/by-uuid/1"]))
+
+
+@pytest.mark.parametrize(
+    "spec", ["/dev/nvme0n{}p1", "/dev/disk/by-path/pci-0-scsi-0:0:{}:0", "/dev/disk/by-path/pci-0-nvme-{}"]
+)
+def test_a_number_of_megabytes_is_no_disks_and_ends_nothing(spec: str) -> None:
+    name = spec.format("1" * (1 << 20))
+    assert GUEST.find(name) is None
+    assert hangs_on_hardware(name)
+
+
+def test_a_table_of_a_hundred_thousand_entries_over_thousands_of_volumes_is_read_at_once() -> None:
+    volumes = [
+        FileSystem(f"/dev/vg/v{number}", "ext4", f"u-{number}", f"l{number}", "disk-0") for number in range(5000)
+    ]
+    guest = Devices(volumes, ["disk-0"])
+    kinds = ("UUID=u-4999", "LABEL=l4999", "/dev/mapper/vg-v4999", "LABEL=none")
+    found = [fstab.filesystem_of(entry, guest) for entry in fstab.entries("\n".join(kinds)) * 25_000]
+    assert found == [volumes[4999], volumes[4999], volumes[4999], None] * 25_000
+
+
+def test_the_first_of_two_file_systems_of_a_name_is_meant() -> None:
+    twins = [FileSystem(f"/dev/sda{number}", "ext4", "AA", "same", "disk-0") for number in (1, 2)]
+    guest = Devices(twins, ["disk-0"], {"/dev/sda2": "0A", "/dev/sda1": "0a"})
+    assert [guest.find(name) for name in ("UUID=aa", "LABEL=same")] == [twins[0]] * 2
+    assert guest.find("PARTUUID=0a") == twins[1]
+    assert guest.uuid_name("/dev/sda1") is None, "the name would be ambiguous"

@@ -333,3 +333,8 @@ def test_rules_of_udev_over_a_limit_are_told() -> None:
     assert interfaces.udev_names(guest(files), job) == {"ens192": "00:50:56:00:00:01"}
     (warning,) = job.warnings
     assert "99.rules in the guest: found 68000 bytes" in warning
+
+
+def test_a_name_of_a_rule_with_thousands_of_digits_ends_nothing() -> None:
+    mac = "00:50:56:00:00:01"
+    assert network.assign([], [Nic(mac)], {"eth" + "1" * 5000: mac}).pairs == (("eth" + "1" * 5000, mac),)

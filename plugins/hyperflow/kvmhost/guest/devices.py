@@ -7,6 +7,7 @@ disk. Names that hang on VMware's controllers are resolved by what is known of t
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,10 @@ SCSI_SELF = 7  # the target number of the SCSI controller itself; VMware gives n
 TOKENS = ("UUID", "LABEL", "PARTUUID", "PARTLABEL")
 
 _LETTERS = re.compile(r"/dev/(sd|hd|xvd|vd)([a-z]{1,2})(\d*)")
-_NVME = re.compile(r"/dev/nvme0n(\d+)(?:p(\d+))?")
+_NVME = re.compile(r"/dev/nvme0n(\d{1,4})(?:p(\d+))?")
 _BY = re.compile(r"/dev/disk/by-(uuid|label|partuuid|partlabel)/(.+)")
 _BY_PATH = re.compile(
-    r"/dev/disk/by-path/(.+?)-(?:scsi-\d+:\d+:(\d+):\d+|sas-phy(\d+)-lun-0|ata-(\d+)(?:\.\d+)?|nvme-(\d+))(?:-part(\d+))?"
+    r"/dev/disk/by-path/(.+?)-(?:scsi-\d+:\d+:(\d{1,4}):\d+|sas-phy(\d{1,4})-lun-0|ata-(\d{1,4})(?:\.\d+)?|nvme-(\d{1,4}))(?:-part(\d+))?"
 )
 _BY_ID = re.compile(r"/dev/disk/by-id/(?:scsi|wwn|ata|nvme)-(.+?)(?:-part(\d+))?")
 _MAPPER = re.compile(r"/dev/mapper/(.+)")
@@ -62,8 +63,14 @@ class Devices:
         self.filesystems = tuple(filesystems)
         self.disk_ids = tuple(disk_ids)
         self._by_device = {one.device: one for one in filesystems}
-        self._partuuids = partuuids or {}
         self._serials = serials or {}
+        # A table may have a hundred thousand entries, and a disk thousands of volumes. The first of a name counts.
+        reverse = self.filesystems[::-1]
+        self._by_uuid = {one.uuid.lower(): one for one in reverse}
+        self._by_label = {one.label: one for one in reverse}
+        self._by_mapper = {_mapper_name(one.device): one for one in reverse}
+        self._by_partuuid = {found.lower(): device for device, found in reversed((partuuids or {}).items())}
+        self._uuids = Counter(one.uuid for one in filesystems)
 
     def find(self, spec: str) -> FileSystem | None:
         """Find the file system that a name of fstab, crypttab or a kernel command line means; None for none."""
@@ -76,7 +83,7 @@ class Devices:
             return self._by_token(match[1], re.sub(r"\\x([0-9a-fA-F]{2})", lambda hit: chr(int(hit[1], 16)), match[2]))
         match = _MAPPER.fullmatch(spec)
         if match:
-            return next((one for one in self.filesystems if _mapper_name(one.device) == match[1]), None)
+            return self._by_mapper.get(match[1])
         if spec in self._by_device:
             return self._by_device[spec]
         place = self._place(spec)
@@ -87,18 +94,17 @@ class Devices:
         found = self.find(spec)
         if found is None or not found.uuid or not hangs_on_hardware(spec):
             return None
-        if sum(one.uuid == found.uuid for one in self.filesystems) > 1:
+        if self._uuids[found.uuid] > 1:
             return None  # a cloned disk: the name would be ambiguous
         return f"UUID={found.uuid}"
 
     def _by_token(self, kind: str, value: str) -> FileSystem | None:
         if kind == "uuid":
-            return next((one for one in self.filesystems if one.uuid.lower() == value.lower()), None)
+            return self._by_uuid.get(value.lower())
         if kind == "label":
-            return next((one for one in self.filesystems if one.label == value), None)
+            return self._by_label.get(value)
         if kind == "partuuid":
-            device = next((name for name, found in self._partuuids.items() if found.lower() == value.lower()), "")
-            return self._by_device.get(device)
+            return self._by_device.get(self._by_partuuid.get(value.lower(), ""))
         return None
 
     def _place(self, spec: str) -> tuple[int, str] | None:

@@ -15,6 +15,7 @@ HOSTNAME, HOSTS = "/etc/hostname", "/etc/hosts"
 OWN_ADDRESS = "127.0.1.1"  # Debian's address of the machine's own name; it harms nobody elsewhere
 LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 NAME = re.compile(rf"{LABEL}(?:\.{LABEL})*")
+NAME_LIMIT = 253  # characters of a host's name: hostname(7)
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,14 @@ def hosts_text(text: str, wanted: Hostname, before: str) -> str:
     :param before: the old name; it goes away on the machine's own addresses only
     """
     lines = []
+    # an /etc/hostname with several words, or with megabytes, is no name that /etc/hosts would have
+    is_name = len(before) <= NAME_LIMIT and before.split() == [before] and before not in ("localhost", wanted.hostname)
     for line in text.splitlines():
         words = line.split("#", 1)[0].split()
         if words[:1] == [OWN_ADDRESS]:
             continue
         own = bool(words) and is_address(words[0]) and ipaddress.ip_address(words[0]).is_loopback
-        if own and before and before not in ("localhost", wanted.hostname):
+        if own and is_name:
             line = _without(line, before)  # noqa: PLW2901 - the line as it is kept
             if len(line.split()) == 1:
                 continue
@@ -115,4 +118,5 @@ def _pairs(wanted: Hostname) -> list[tuple[str, str]]:
 
 def _without(line: str, name: str) -> str:
     """Take a name, and the full name that begins with it, off a line of a loopback address."""
-    return re.sub(rf"[ \t]+{re.escape(name)}(?:\.[^\s#]*)?(?=[\s#]|$)", "", line)
+    # a run of blanks is tried at its first one only: at each of them a line of megabytes would take for ever
+    return re.sub(rf"(?<![ \t])[ \t]+{re.escape(name)}(?:\.[^\s#]*)?(?=[\s#]|$)", "", line)

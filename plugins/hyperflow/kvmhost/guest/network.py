@@ -93,7 +93,7 @@ def assign(
 
 def slot_order(name: str) -> tuple[int, int, str]:
     """Sort names as VMware adds cards: ens192 before ens224 before ens161, eth0 before eth1."""
-    match = re.search(r"(\d+)", name)
+    match = re.search(r"(\d{1,9})", name)
     number = int(match[1]) if match else 0
     if name.startswith("ens") and number in VMWARE_SLOTS:
         return 1, VMWARE_SLOTS.index(number), name

@@ -24,6 +24,7 @@ NO_PASSWORD = "*"  # noqa: S105 - matches no password, and does not lock the acc
 FIRST_UID, LAST_UID = 1000, 59999  # what login.defs has for people where it says nothing
 SUDO = {"password": "ALL=(ALL:ALL) ALL", "nopasswd": "ALL=(ALL:ALL) NOPASSWD: ALL"}
 
+_ID = re.compile(r"[0-9]{1,10}")  # 32 bits
 _NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _KEY = re.compile(r"[a-z][a-z0-9@.-]+ [A-Za-z0-9+/]+={0,3}(?: [^\x00-\x1f\x7f]*)?")
 _HASH = re.compile(r"\$[a-z0-9]+\$[A-Za-z0-9./=$]+")
@@ -97,7 +98,7 @@ def account(text: str, name: str) -> Account | None:
     """Find a user in the text of /etc/passwd."""
     for line in text.splitlines():
         fields = line.split(":")
-        if fields[0] == name and len(fields) == 7 and fields[2].isdigit() and fields[3].isdigit():
+        if fields[0] == name and len(fields) == 7 and _is_id(fields[2]) and _is_id(fields[3]):
             return Account(int(fields[2]), int(fields[3]), fields[5], fields[6])
     return None
 
@@ -105,7 +106,7 @@ def account(text: str, name: str) -> Account | None:
 def free_id(*texts: str) -> int:
     """Find a number that neither a user nor a group has: the one after the highest of people, as useradd does."""
     numbers = (line.split(":")[2:3] for text in texts for line in text.splitlines())
-    used = {int(number[0]) for number in numbers if number and number[0].isdigit()}
+    used = {int(number[0]) for number in numbers if number and _is_id(number[0])}
     after = max((number for number in used if FIRST_UID <= number <= LAST_UID), default=FIRST_UID - 1) + 1
     if after <= LAST_UID:
         return after
@@ -146,6 +147,10 @@ def fingerprint(key: str) -> str:
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
+def _is_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
+
+
 def _is_key(text: str) -> bool:
     if not _KEY.fullmatch(text):
         return False
@@ -162,7 +167,7 @@ def _create(files: GuestFiles, changes: Changes, name: str) -> None:
         raise StageError(f"configuration.users: the guest has no {SHADOW}")
     uid = free_id(passwd, group)
     groups = (line.split(":") for line in group.splitlines())
-    gid = next((int(fields[2]) for fields in groups if fields[0] == name and fields[2:3] and fields[2].isdigit()), None)
+    gid = next((int(fields[2]) for fields in groups if fields[0] == name and fields[2:3] and _is_id(fields[2])), None)
     if gid is None:
         gid = uid
         changes.write(GROUP, with_line(group, f"{name}:x:{gid}:"))

@@ -34,6 +34,7 @@ from hyperflow.kvmhost.stage import BadRequest, Job, StageError
 MIB = 1024 * 1024
 FREE = {"/": 100 * MIB, "/boot": 50 * MIB}  # bytes; virt-v2v asks for the same
 FSTAB_SHOWN = 64 * 1024  # characters of a table in the result
+LEFT_TOLD = 50  # entries of it that stay as they are, each with a warning
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,10 @@ class Fix:
         done = fstab.stabilize_fstab(before, mode, devices)
         if done.changed:
             self._changes.write(fstab.FSTAB, done.text)
-        for entry, reason in done.left:
-            self._left(entry, reason)
+        for number, (entry, reason) in enumerate(done.left):
+            self._left(entry, reason, told=number < LEFT_TOLD)
+        if len(done.left) > LEFT_TOLD:
+            self._job.warn(f"fstab: {len(done.left) - LEFT_TOLD} more entries stay for such reasons")
         crypttab = self._files.read_text(fstab.CRYPTTAB)
         encrypted = fstab.stabilize_crypttab(crypttab or "", mode, devices)
         if encrypted.changed:
@@ -198,12 +201,13 @@ class Fix:
             "crypttab_changed": [printable(one) for one in encrypted.changed],
         }
 
-    def _left(self, entry: fstab.Entry, reason: str) -> None:
+    def _left(self, entry: fstab.Entry, reason: str, told: bool) -> None:
         """Say that an entry could not be changed, or stop where the guest will not boot with it."""
         line = f"fstab, line {entry.number}: {printable(entry.field(0))} on {printable(entry.field(1))} stays: {reason}"
         if self._options.fstab_mode == fstab.STABILIZE_ALL and entry.needed:
             raise StageError(f"{line}; name it by UUID in the source VM, or let it be nofail there")
-        self._job.warn(line)
+        if told:
+            self._job.warn(line)
 
     def _require_same_mounts(self, text: str) -> None:
         """Read fstab back: every mount still means the file system that it meant."""
