@@ -54,6 +54,12 @@ class Memory:
     def write(self, path: str, content: bytes) -> None:
         self.files[path] = content
 
+    def chmod(self, mode: int, path: str) -> None:
+        assert path in self.files
+
+    def mkdir_p(self, path: str) -> None:
+        """Folders are there with their files."""
+
     def mkdtemp(self, template: str) -> str:
         return template.replace("XXXXXX", "abcdef")
 

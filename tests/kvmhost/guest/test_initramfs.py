@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 from hyperflow.kvmhost.guest import initramfs
+from hyperflow.kvmhost.guest.backups import Changes
+from hyperflow.kvmhost.guest.files import GuestFiles
 from hyperflow.kvmhost.guest.initramfs import Image, Kernel
+
+from tests.kvmhost.guest.memory import Memory
 
 LINK = "/etc/systemd/network/10-hyperflow-ens192.link"
 KERNEL = Kernel("6.1", "/boot/vmlinuz-6.1", "/boot/initrd.img-6.1", (), initramfs.MODULES)
@@ -15,8 +21,13 @@ FILES = (
 )
 
 
+NEWLINE = "\n"
+
+
 def image(files: tuple[str, ...]) -> dict[str, Image]:
-    return {"/boot/initrd.img-6.1": Image("/boot/initrd.img-6.1", initramfs.module_names("\n".join(files)), files)}
+    path = "/boot/initrd.img-6.1"
+    there = GuestFiles(Memory({}, lambda _: f"\n//image {path}\n{NEWLINE.join(files)}\n".encode()))
+    return initramfs.read_images(there, "update-initramfs", [path])
 
 
 def test_modules_are_found_whatever_compresses_them() -> None:
@@ -67,3 +78,49 @@ def test_dracut_is_given_drivers_and_links() -> None:
     text = initramfs.dracut_config([LINK])
     assert 'add_drivers+=" virtio_pci virtio_blk virtio_scsi virtio_net "' in text
     assert f'install_items+=" {LINK} "' in text
+
+
+def test_lists_of_images_are_read_as_both_programs_print_them() -> None:
+    said = (
+        "\n//image /boot/initrd.img-6.1\n.\nlib/modules/6.1/virtio-blk.ko.xz\nlib/modules/6.1/ext4.ko\n"
+        "\n//image /boot/initramfs-5.14.img\nImage: 30M\n"
+        "-rw-r--r-- 1 root root 7 Jan 1 1970 usr/lib/systemd/network/10-a.link\n"
+        "lrwxrwxrwx 1 root root 7 Jan 1 1970 lib/virtio_net.ko -> ../other.ko\n"
+        "\n//image /etc/shadow\nvirtio_pci.ko\n"
+    )
+    there = GuestFiles(Memory({}, lambda _: said.encode()))
+    asked = ["/boot/initrd.img-6.1", "/boot/initramfs-5.14.img"]
+    assert initramfs.read_images(there, "dracut", asked) == {
+        asked[0]: Image(asked[0], frozenset({"virtio_blk"}), frozenset(), 3),
+        asked[1]: Image(asked[1], frozenset({"virtio_net"}), frozenset({"10-a.link"}), 3),
+    }
+
+
+def test_a_list_of_short_names_takes_little_more_memory_than_its_bytes() -> None:
+    """64 MiB of them, as many as a guest's program may print, were gigabytes of texts."""
+    said = b"\n//image /i\n" + b"".join(b"%x\n" % number for number in range(300_000))
+    there = GuestFiles(Memory({}, lambda _: said))
+    tracemalloc.start()
+    try:
+        found = initramfs.read_images(there, "dracut", ["/i"])
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found["/i"].count == 300_000
+    assert most < 4 * len(said)
+
+
+def test_files_of_configuration_are_read_one_by_one_and_changed_where_they_resume_from_a_device() -> None:
+    folder = initramfs.DEBIAN_CONFIG_FOLDER
+    memory = Memory(
+        {
+            initramfs.DEBIAN_CONFIG: "MODULES=dep\n",
+            f"{folder}/a": "RESUME=/dev/sda2\n",
+            f"{folder}/b": "x" * 100,
+        }
+    )
+    there = GuestFiles(memory)
+    initramfs.prepare(there, Changes(there, False, "/b"), "update-initramfs", [], {"/dev/sda2": "UUID=5a5a"}.get)
+    assert memory.files[f"{folder}/a"] == b"RESUME=UUID=5a5a\n"
+    assert b"\nMODULES=most\n" in memory.files[initramfs.DEBIAN_OVERRIDE]
+    assert b"virtio_blk" in memory.files[initramfs.DEBIAN_MODULES]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -21,6 +21,7 @@ DEBIAN_MODULES = "/etc/initramfs-tools/modules"
 DEBIAN_CONFIG = "/etc/initramfs-tools/initramfs.conf"
 DEBIAN_CONFIG_FOLDER = "/etc/initramfs-tools/conf.d"
 DEBIAN_OVERRIDE = f"{DEBIAN_CONFIG_FOLDER}/zz-hyperflow"
+DEFAULT_SETTING = "most"  # of MODULES=
 DRACUT_CONFIG = "/etc/dracut.conf.d/90-hyperflow.conf"
 MODULE_INDEX_LIMIT = 16 * 1024 * 1024  # bytes of modules.dep; Debian's has 600 kB
 
@@ -28,12 +29,14 @@ MODULE_INDEX_LIMIT = 16 * 1024 * 1024  # bytes of modules.dep; Debian's has 600 
 # The list of arguments comes from a file, separated by zero bytes.
 PARALLEL = 'list=$1; count=$2; shift 2; exec xargs -0 -a "$list" -n "$count" -P "$(nproc)" "$@"'
 # lsinitramfs of Debian and lsinitrd of dracut; one list after another, each behind its name.
-LIST = 'for image in "$@"; do printf "\\n//image %s\\n" "$image"; {} "$image" || exit 1; done'
+IMAGE = "//image "
+LIST = f'for image in "$@"; do printf "\\n{IMAGE}%s\\n" "$image"; {{}} "$image" || exit 1; done'
 
 _KERNEL = re.compile(r"vmlinuz-([0-9][^/\s]*)")
 _NOT_FOR_BOOT = re.compile(r"rescue|kdump|\.old$|\.bak$|\.dpkg-")
 _MODULE = re.compile(r"(?:^|/|\s)([A-Za-z0-9_-]+)\.ko(?:\.(?:gz|xz|zst|bz2|lzma))?$")
 _MODULES_SETTING = re.compile(r"^[ \t]*(?:export[ \t]+)?MODULES=[\"']?(\w+)", re.M)
+_LINE = re.compile(r"[^\n]+")
 _RESUME = re.compile(r"^(RESUME=)(/dev/\S+)", re.M)
 
 
@@ -61,17 +64,19 @@ class Kernel:
 class Image:
     """What an initramfs was seen to contain.
 
-    :param modules: kernel modules, with ``_`` for ``-``
-    :param files: every path in it
+    :param modules: virtio drivers, with ``_`` for ``-``
+    :param links: names of the .link files in it, without their folders
+    :param count: of all paths in it
     """
 
     path: str
     modules: frozenset[str]
-    files: tuple[str, ...]
+    links: frozenset[str]
+    count: int
 
     def virtio_modules(self) -> list[str]:
         """The virtio drivers in it."""
-        return sorted(name for name in self.modules if name.startswith("virtio"))
+        return sorted(self.modules)
 
 
 def kernels(files: GuestFiles, job: Job) -> list[Kernel]:
@@ -143,16 +148,20 @@ def prepare(
         DEBIAN_CONFIG,
         *(f"{DEBIAN_CONFIG_FOLDER}/{name}" for name in files.names(DEBIAN_CONFIG_FOLDER, r"[\w.-]+")),
     ]
-    texts = {path: text for path in configs for text in [files.read_text(path)] if text is not None}
-    if modules_setting(texts.values()) == "dep":
+    setting = DEFAULT_SETTING
+    for path in configs:
+        text = files.read_text(path)
+        if text is None:
+            continue
+        setting = modules_setting([text], setting)
+        new = _RESUME.sub(lambda match: match[1] + (uuid_name(match[2]) or match[2]), text)
+        if new != text:
+            changes.write(path, new)
+    if setting == "dep":
         # dep looks at the machine that it runs on, which is the appliance
         changes.write(
             DEBIAN_OVERRIDE, "# by hyperflow: dep would take the drivers of the machine it runs on\nMODULES=most\n"
         )
-    for path, text in texts.items():
-        new = _RESUME.sub(lambda match: match[1] + (uuid_name(match[2]) or match[2]), text)
-        if new != text:
-            changes.write(path, new)
 
 
 def add_modules(text: str, names: Iterable[str]) -> str:
@@ -172,9 +181,11 @@ def add_modules(text: str, names: Iterable[str]) -> str:
     )
 
 
-def modules_setting(texts: Iterable[str]) -> str:
-    """What MODULES= is in the end, the files read in the order in which mkinitramfs reads them."""
-    setting = "most"
+def modules_setting(texts: Iterable[str], setting: str = DEFAULT_SETTING) -> str:
+    """What MODULES= is in the end, the files read in the order in which mkinitramfs reads them.
+
+    :param setting: what it is before these files
+    """
     for text in texts:
         for match in _MODULES_SETTING.finditer(text):
             setting = match[1]
@@ -217,13 +228,29 @@ def read_images(files: GuestFiles, program: str, paths: Sequence[str]) -> dict[s
         return {}
     lister = "lsinitramfs" if program == "update-initramfs" else "lsinitrd"
     said = files.run(["/bin/sh", "-c", LIST.format(lister), "sh", *paths])
-    images = {}
-    for part in said.split("\n//image ")[1:]:
-        path, _, listing = part.partition("\n")
+    return {path: image for path, image in _images(said) if path in paths}
+
+
+def _images(said: str) -> Iterator[tuple[str, Image]]:
+    """Read lists of images, line by line: 64 MiB of short paths, all kept, would be gigabytes."""
+    modules: set[str] = set()
+    links: set[str] = set()
+    path, count = "", 0
+    for match in _LINE.finditer(said):
+        line = match[0]
+        if line.startswith(IMAGE):
+            yield path, Image(path, frozenset(modules), frozenset(links), count)
+            path, modules, links, count = line[len(IMAGE) :], set(), set(), 0
+            continue
         # lsinitrd prints ls -l: the path is the last word, in front of an arrow where it is a link
-        names = tuple(line.split(" -> ")[0].split(" ")[-1] for line in listing.split("\n") if line)
-        images[path] = Image(path, module_names("\n".join(names)), names)
-    return images
+        name = line.split(" -> ")[0].split(" ")[-1]
+        module = _MODULE.search(name.rstrip())
+        if module and module[1].startswith("virtio"):
+            modules.add(module[1].replace("-", "_"))
+        elif name.endswith(".link"):
+            links.add(posixpath.basename(name))
+        count += 1
+    yield path, Image(path, frozenset(modules), frozenset(links), count)
 
 
 def faults(found: Sequence[Kernel], images: dict[str, Image], links: Sequence[str], required: bool) -> list[str]:
@@ -249,9 +276,8 @@ def faults(found: Sequence[Kernel], images: dict[str, Image], links: Sequence[st
         missing = [name for name in demanded if name not in image.modules]
         if missing:
             wrong.append(f"{kernel.initramfs}: found no {', '.join(missing)} in it")
-        names = {posixpath.basename(name) for name in image.files}
         if "virtio_net" in image.modules and required:
-            lost = [link for link in links if posixpath.basename(link) not in names]
+            lost = [link for link in links if posixpath.basename(link) not in image.links]
             if lost:  # udev would rename the interface before the root file system with the link is there
                 wrong.append(f"{kernel.initramfs}: found virtio_net, but not {', '.join(lost)}")
     return wrong
@@ -265,6 +291,6 @@ def as_json(kernel: Kernel, images: dict[str, Image]) -> dict[str, Any]:
         "kernel": kernel.version,
         "virtio_modules": image.virtio_modules() if image else [],
         "built_in": list(kernel.builtin),
-        "links": sorted({posixpath.basename(name) for name in image.files if name.endswith(".link")}) if image else [],
-        "files": len(image.files) if image else 0,
+        "links": sorted(image.links) if image else [],
+        "files": image.count if image else 0,
     }
