@@ -1,9 +1,13 @@
 """What a plan may say, and that every fault is named at once with its place."""
 
+import json
 import os
+import re
 from pathlib import Path
 
 import pytest
+import yaml
+from hyperflow.plans import check
 from hyperflow.plans.check import check_plans
 from hyperflow.plans.library import load_profile
 from hyperflow.plans.load import discover, load_plan
@@ -109,7 +113,20 @@ def test_the_seeds_profile_loads_as_it_is(tmp_path):
         (
             "name: web01",
             "name: ../web01",
-            "vms[0].name: found \"../web01\", expected a VM's name, where vSphere writes '/' as %2f (line 6, column 5)",
+            "vms[0].name: found \"../web01\", expected a VM's name, not empty, without control characters and '/', "
+            "which vSphere writes as %2f (line 6, column 5)",
+        ),
+        (
+            "name: web01",
+            'name: ""',
+            "vms[0].name: found \"\", expected a VM's name, not empty, without control characters and '/', "
+            "which vSphere writes as %2f (line 6, column 5)",
+        ),
+        (
+            "name: web01",
+            'name: "web\\x1b01"',
+            "vms[0].name: found \"web\\u001b01\", expected a VM's name, not empty, without control characters and '/', "
+            "which vSphere writes as %2f (line 6, column 5)",
         ),
         (
             "  - name: web01",
@@ -197,6 +214,13 @@ def test_the_seeds_profile_loads_as_it_is(tmp_path):
 def test_a_fault_is_named_with_its_place_and_what_is_allowed(tmp_path, old, new, said):
     assert old in GOOD
     assert said in faults(tmp_path, GOOD.replace(old, new))
+
+
+@pytest.mark.parametrize("entry", ["web01", "7", "[a]", ""])
+def test_a_vm_that_is_no_object_is_one_fault(tmp_path, entry):
+    text = GOOD.replace("profile: kvm-migration\n", "") + f"    profile: kvm-migration\n  - {entry}\n"
+    (said,) = faults(tmp_path, text)
+    assert re.fullmatch(r"vms\[1\]: found .*, expected an object as {name: web01} \(line 7, column [45]\)", said)
 
 
 def test_one_run_lists_every_fault_in_the_files_order(tmp_path):
@@ -298,9 +322,95 @@ def test_plans_are_checked_against_each_other(tmp_path):
     apart = write(tmp_path, GOOD.replace("plan: web", "plan: c").replace("web01", "web02"), "c.yaml")
     broken = write(tmp_path, "", "d.yaml")
     checked = check_plans([first, same, apart, broken], PROFILES)
-    assert [len(each.faults) for each in checked] == [0, 2, 0, 1]
-    assert [fault.path for fault in checked[1].faults] == ["plan", "vms[0].host.staging_directory"]
+    assert [len(each.faults) for each in checked] == [0, 3, 0, 1]
+    assert [fault.path for fault in checked[1].faults] == [
+        "plan",
+        "vms[0].host.staging_directory",
+        "vms[0].host.output_directory",
+    ]
     assert checked[3].plan is None
+
+
+@pytest.mark.parametrize(
+    ("vms", "said"),
+    [
+        ("[{name: web}, {name: b, target: {name: web}}]", "vms[1].target.name: found the domain name of vms[0] again"),
+        (
+            "[{name: b, target: {name: web}}, {name: web}]",
+            'vms[1].target.name: found nothing, and so the slug "web", the domain name of vms[0] again',
+        ),
+        (
+            "[{name: a, target: {name: web}}, {name: b, target: {name: web}}]",
+            "vms[1].target.name: found the domain name of vms[0] again",
+        ),
+    ],
+)
+def test_two_domains_of_one_host_have_not_one_name(tmp_path, vms, said):
+    text = GOOD.replace("vms:\n  - name: web01\n", f"vms: {vms}\n")
+    (found,) = faults(tmp_path, text)
+    assert found.startswith(f"{said}, expected a name for each domain of a host")
+    elsewhere = text.replace("target", "host: {connection: kvm02}, target", 1)
+    assert load_plan(write(tmp_path, elsewhere), PROFILES).vms
+
+
+def against(tmp_path, old, new):
+    """Faults of a plan of other folders, with one thing as it is in another plan beside it."""
+    first = write(tmp_path, GOOD, "a.yaml")
+    apart = GOOD.replace("plan: web", "plan: b").replace("/staging", "/s").replace("/images", "/i")
+    assert old in apart
+    second = write(tmp_path, apart.replace(old, new), "b.yaml")
+    checked = check_plans([first, second], PROFILES)
+    assert checked[0].faults == ()
+    return [str(fault) for fault in checked[1].faults]
+
+
+def test_domains_of_two_plans_have_not_one_name_but_for_one_vm(tmp_path):
+    (said,) = against(tmp_path, "name: web01", "{name: b, target: {name: web01}}")
+    assert said == (
+        f'vms[0].target.name: found "web01", the domain name on kvm01 of VM "web01" in {tmp_path / "a.yaml"}, '
+        "expected a name for each domain of a host"
+    )
+    assert len(against(tmp_path, "name: web01", "{moref: vm-7, target: {name: web01}}")) == 1
+    for same in ("name: web01", "inventory_path: /DC/vm/web01", "{name: web01, target: {name: other}}"):
+        assert against(tmp_path, "name: web01", same) == []
+    (tmp_path / "a.yaml").unlink()
+    assert check_plans([tmp_path / "b.yaml"], PROFILES)[0].faults == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [("/i,", "/images,", "output"), ("/s,", "/staging,", "staging"), ("/i}", "/staging}", "output")],
+)
+def test_a_folder_is_of_one_vm_of_one_plan(tmp_path, old, new, key):
+    (said,) = against(tmp_path, old, new) if old.endswith("}") else against(tmp_path, old.rstrip(","), new.rstrip(","))
+    assert said == (
+        f"vms[0].host.{key}_directory: found {new.rstrip(',}')}/web01 of kvm01, which {tmp_path / 'a.yaml'} uses, "
+        "expected a folder for each VM"
+    )
+
+
+@pytest.mark.parametrize("name", ["plan.txt", "plan.json", "plan", ".plan.yaml"])
+def test_a_file_that_airflow_does_not_read_as_a_plan_is_told(tmp_path, name):
+    path = write(tmp_path, GOOD if name != "plan.json" else json.dumps(yaml.safe_load(GOOD)), name)
+    (checked,) = check_plans([path], PROFILES)
+    assert [str(fault) for fault in checked.faults] == [
+        f'(file): found "{name}", expected a name that ends in .yaml or .yml and begins with no dot: Airflow reads no '
+        "other file as a plan"
+    ]
+    (missing,) = check_plans([tmp_path / "none.txt"], PROFILES)
+    assert len(missing.faults) == 1
+
+
+def test_the_plans_beside_are_read_once_and_given(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(check, "load_plan", lambda path, *a, **k: read.append(path.name) or load_plan(path, *a, **k))
+    (tmp_path / "profiles").symlink_to(PROFILES)
+    paths = [write(tmp_path, GOOD.replace("web", name), f"{name}.yaml") for name in ("a", "b")]
+    write(tmp_path, "plan: [", "broken.yaml")
+    (checked,), beside = check.check_beside(paths[:1])
+    assert checked.faults == ()
+    assert [plan.name for plan in beside] == ["b"]
+    assert sorted(read) == ["a.yaml", "b.yaml", "broken.yaml"]
 
 
 def test_a_slug_counts_before_another_vms_name(tmp_path):

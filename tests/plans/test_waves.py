@@ -467,7 +467,8 @@ def test_two_plans_may_not_move_one_vm_in_their_waves(tmp_path, again):
     paths = []
     for name, vm in (("first", "db01"), ("second", again)):
         written = document({"name": "one", "members": ["db01"]}, vms=[vm])
-        written |= {"plan": name, "host": {**written["host"], "staging_directory": f"/{name}"}}
+        folders = {"staging_directory": f"/staging/{name}", "output_directory": f"/images/{name}"}
+        written |= {"plan": name, "host": {**written["host"], **folders}}
         paths.append(tmp_path / f"{name}.yaml")
         paths[-1].write_text(yaml.safe_dump(written))
     first, second = check_plans(paths, PROFILES)

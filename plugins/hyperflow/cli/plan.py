@@ -12,7 +12,8 @@ from hyperflow.cli.__main__ import EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused
 from hyperflow.cli.in_airflow import faults_in_airflow, needs_airflow
 from hyperflow.cli.notifiers import Judging
-from hyperflow.plans.check import Checked, check_plans, plans_beside, plans_of
+from hyperflow.plans.check import Checked, check_beside
+from hyperflow.plans.plan import Plan
 
 
 def check(files: list[Path], endpoint: Path | None = None) -> int:
@@ -23,8 +24,7 @@ def check(files: list[Path], endpoint: Path | None = None) -> int:
     :return: 0, or 2 when there was a fault
     """
     console = Console(highlight=False)
-    beside = plans_beside(files)
-    results = check_plans(files, notifiers=Judging(), beside=beside)
+    results, beside = check_beside(files, notifiers=Judging())
     if any(each.draft is not None and needs_airflow(each.draft) for each in results):
         results = against_airflow(results, beside, endpoint)
     for each in results:
@@ -36,9 +36,9 @@ def check(files: list[Path], endpoint: Path | None = None) -> int:
     return EXIT_USAGE if any(each.faults for each in results) else 0
 
 
-def against_airflow(results: list[Checked], beside: list[Path], endpoint: Path | None) -> list[Checked]:
+def against_airflow(results: list[Checked], beside: list[Plan], endpoint: Path | None) -> list[Checked]:
     """Add what the plans need and Airflow has not; that it could not be asked is told, and no fault of the plans."""
-    plans = [*(each.draft for each in results if each.draft is not None), *plans_of(beside)]
+    plans = [*(each.draft for each in results if each.draft is not None), *beside]
     found, notes = [], []
     try:
         api = AirflowApi(endpoint)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hyperflow.manifest.faults import Fault
-from hyperflow.plans.load import discover, load_plan
-from hyperflow.plans.migration import effective
+from hyperflow.manifest.faults import Fault, show
+from hyperflow.plans.load import discover, is_plan_file, load_plan
+from hyperflow.plans.migration import domain_name, effective
 from hyperflow.plans.notices import Judge
 from hyperflow.plans.plan import Plan, PlanError
 from hyperflow.plans.rules import other_name
+from hyperflow.plans.slug import Selector
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,29 @@ class Checked:
     draft: Plan | None
 
 
+@dataclass
+class _Taken:
+    """What the plans that were looked at have taken; grows.
+
+    :ivar names: of plans -> the plan's file
+    :ivar folders: of VMs, connection and path -> the plan's file
+    :ivar domains: connection and name -> the plan's file, and the VM
+    :ivar waves: VMs, as :func:`_waves_against` keys them -> the wave
+    """
+
+    names: dict[str, Path] = field(default_factory=dict)
+    folders: dict[tuple[str, str], Path] = field(default_factory=dict)
+    domains: dict[tuple[str, str], tuple[Path, Selector]] = field(default_factory=dict)
+    waves: dict[tuple[str, str, str], str] = field(default_factory=dict)
+
+
 def check_plans(
     paths: Iterable[Path],
     profiles: Path | None = None,
     notifiers: Judge | None = None,
     beside: Iterable[Path] = (),
 ) -> list[Checked]:
-    """Check plan files: each by itself, then that no two share a name, a VM's staging folder or a VM of their waves.
+    """Check plan files: each by itself, then that no two share a name, a VM's folder or domain, or a VM of their waves.
 
     :param profiles: as of :func:`hyperflow.plans.load.load_plan`, and so ``notifiers``
     :param beside: other plans that Airflow reads with these; they are held against them, and what is wrong with the
@@ -45,11 +62,19 @@ def check_plans(
     :return: one result a path, in the order given
     """
     others = [_check(path, profiles, None) for path in beside]
-    results = [_check(path, profiles, notifiers) for path in paths]
-    names: dict[str, Path] = {}
-    folders: dict[tuple[str, str], Path] = {}
-    waves: dict[tuple[str, str, str], str] = {}
-    judged = [_waves_against(_against(result, names, folders), waves) for result in (*others, *results)]
+    return _judged(others, [_check(path, profiles, notifiers) for path in paths])
+
+
+def check_beside(paths: Collection[Path], notifiers: Judge | None = None) -> tuple[list[Checked], list[Plan]]:
+    """Check plan files against each other and the others in their folders; their results, and the good ones beside."""
+    others = [_check(path, None, None) for path in plans_beside(paths)]
+    results = _judged(others, [_check(path, None, notifiers) for path in paths])
+    return results, [each.plan for each in others if each.plan is not None]
+
+
+def _judged(others: list[Checked], results: list[Checked]) -> list[Checked]:
+    taken = _Taken()
+    judged = [_waves_against(_against(result, taken), taken.waves) for result in (*others, *results)]
     return judged[len(others) :]
 
 
@@ -79,8 +104,8 @@ def _check(path: Path, profiles: Path | None, notifiers: Judge | None) -> Checke
     try:
         plan = load_plan(path, profiles, notifiers=notifiers)
     except PlanError as error:
-        return Checked(path, None, tuple(error.faults), error.draft)
-    faults: list[Fault] = []
+        return Checked(path, None, (*_unread(path), *error.faults), error.draft)
+    faults = _unread(path)
     for index, vm in enumerate(plan.vms):
         try:
             effective(plan, vm)
@@ -89,24 +114,44 @@ def _check(path: Path, profiles: Path | None, notifiers: Judge | None) -> Checke
     return Checked(path, plan, tuple(faults), plan)
 
 
-def _against(result: Checked, names: dict[str, Path], folders: dict[tuple[str, str], Path]) -> Checked:
+def _unread(path: Path) -> list[Fault]:
+    """Say that Airflow does not read a file, because of its name."""
+    if is_plan_file(path) or not path.is_file():
+        return []
+    expected = "a name that ends in .yaml or .yml and begins with no dot: Airflow reads no other file as a plan"
+    return [Fault("(file)", show(path.name), expected)]
+
+
+def _against(result: Checked, taken: _Taken) -> Checked:
     plan = result.draft
     if plan is None:
         return result
     faults = list(result.faults)
-    if plan.name in names:
-        faults.append(Fault("plan", f"the name of {names[plan.name]} again", "a name for each plan"))
-    names.setdefault(plan.name, result.path)
+    if plan.name in taken.names:
+        faults.append(Fault("plan", f"the name of {taken.names[plan.name]} again", "a name for each plan"))
+    taken.names.setdefault(plan.name, result.path)
     for index, vm in enumerate(plan.vms):
         host = vm.settings.host
         if host is None:
             continue
-        folder = (str(host.connection), f"{host.staging_directory}/{vm.slug}")
-        if folders.get(folder, result.path) != result.path:
-            found = f"{folder[1]} of {folder[0]}, which {folders[folder]} uses"
-            faults.append(Fault(f"vms[{index}].host.staging_directory", found, "a folder for each VM"))
-        folders.setdefault(folder, result.path)
+        for key in ("staging_directory", "output_directory"):
+            folder = (str(host.connection), f"{getattr(host, key)}/{vm.slug}")
+            user = taken.folders.setdefault(folder, result.path)
+            if user != result.path:
+                found = f"{folder[1]} of {folder[0]}, which {user} uses"
+                faults.append(Fault(f"vms[{index}].host.{key}", found, "a folder for each VM"))
+        domain = (str(host.connection), domain_name(vm))
+        user, other = taken.domains.setdefault(domain, (result.path, vm.selector))
+        if user != result.path and not _may_be_one(vm.selector, other):
+            found = f"{show(domain[1])}, the domain name on {domain[0]} of VM {show(other.value)} in {user}"
+            faults.append(Fault(f"vms[{index}].target.name", found, "a name for each domain of a host"))
     return replace(result, faults=tuple(faults))
+
+
+def _may_be_one(vm: Selector, other: Selector) -> bool:
+    """Tell whether two plans may mean one VM, which may have one domain: by one word, or by its name and its path."""
+    names = {each.value.rpartition("/")[2] for each in (vm, other)}
+    return vm == other or ({vm.kind, other.kind} == {"name", "inventory_path"} and len(names) == 1)
 
 
 def _waves_against(result: Checked, waves: dict[tuple[str, str, str], str]) -> Checked:

@@ -24,11 +24,16 @@ def discover(folder: Path) -> list[Path]:
     :raises PlanError: there is no such folder
     """
     try:
-        names = [path for path in folder.iterdir() if path.suffix in (".yaml", ".yml")]
+        found = [path for path in folder.iterdir() if is_plan_file(path)]
     except OSError as error:
-        found = error.strerror or type(error).__name__
-        raise PlanError(str(folder), [Fault("(folder)", found, "a folder of plans")]) from error
-    return sorted((path for path in names if not path.name.startswith(".")), key=lambda path: path.name)
+        why = error.strerror or type(error).__name__
+        raise PlanError(str(folder), [Fault("(folder)", why, "a folder of plans")]) from error
+    return sorted(found, key=lambda path: path.name)
+
+
+def is_plan_file(path: Path) -> bool:
+    """Tell whether a file of a folder of plans is one, by its name."""
+    return path.suffix in (".yaml", ".yml") and not path.name.startswith(".")
 
 
 def load_plan(
@@ -89,7 +94,7 @@ def _plan(written: PlanFile, library: Library, path: Path, waves: tuple[Wave, ..
 def _plan_vms(written: PlanFile, library: Library) -> tuple[PlannedVm, ...]:
     document = written.to_document()
     defaults = {key: value for key, value in document.items() if key in Settings.model_fields}
-    selectors = [_selector(vm) for vm in document["vms"]]
+    selectors = [rules.selector_of(vm) for vm in document["vms"]]
     people = written.people or {}
     planned = []
     for vm, selector, slug in zip(document["vms"], selectors, slugs(selectors), strict=True):
@@ -105,8 +110,8 @@ def _candidates(plan: Any, path: Path) -> list[Candidate]:
     """Give the VMs of a plan file's plain data that waves can choose from: those that say which VM they are."""
     if not isinstance(plan, dict) or not plan.get("waves") or not isinstance(plan.get("vms"), list):
         return []
-    named = [(index, vm) for index, vm in enumerate(plan["vms"]) if isinstance(vm, dict) and _names_one(vm)]
-    selectors = [_selector(vm) for _, vm in named]
+    named = [(index, vm) for index, vm in enumerate(plan["vms"]) if isinstance(vm, dict) and rules.names_one(vm)]
+    selectors = [rules.selector_of(vm) for _, vm in named]
     survey = read_survey(path, str(plan.get("plan")))
     return [
         _candidate(index, {**plan, **vm}, selector, slug, survey)
@@ -132,13 +137,3 @@ def _candidate(index: int, settings: dict[str, Any], selector: Selector, slug: s
         surveyed=seen is not None,
         expected_minutes=expected if type(expected) is int else None,
     )
-
-
-def _names_one(vm: dict[str, Any]) -> bool:
-    kinds = [kind for kind in rules.KINDS if kind in vm]
-    return len(kinds) == 1 and isinstance(vm[kinds[0]], str)
-
-
-def _selector(vm: dict[str, Any]) -> Selector:
-    (kind,) = [kind for kind in rules.KINDS if kind in vm]
-    return Selector(kind, vm[kind])  # type: ignore[arg-type]

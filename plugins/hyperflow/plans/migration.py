@@ -114,7 +114,7 @@ def effective(plan: Plan, vm: PlannedVm, overrides: Overrides | None = None) -> 
         pipeline=profile.manifest_pipeline(),
         output=Output(directory=output, format=profile.manifest_target_format),
         networks=settings.networks or {},
-        domain_name=target.name or vm.slug,
+        domain_name=domain_name(vm),
         cpus=target.cpus,
         memory_mb=target.memory_mb,
         firmware=target.firmware,
@@ -131,6 +131,12 @@ def effective(plan: Plan, vm: PlannedVm, overrides: Overrides | None = None) -> 
         bandwidth=limits.bandwidth,
         guests_at_once=plan.pools.guests_per_host,
     )
+
+
+def domain_name(vm: PlannedVm) -> str:
+    """Name the libvirt domain that a VM becomes."""
+    target = vm.settings.target
+    return target.name if target is not None and target.name is not None else vm.slug
 
 
 def overridden(planned: Migration, used: Migration) -> dict[str, dict[str, Any]]:

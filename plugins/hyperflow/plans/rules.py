@@ -5,7 +5,7 @@ They work on plain data that may have any other fault as well, so that one run l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,8 +16,12 @@ from hyperflow.plans.library import Library, merged_profile
 from hyperflow.plans.profile import ProfileSettings
 from hyperflow.plans.reading import PlacedFault, fault
 from hyperflow.plans.settings import HostSettings
+from hyperflow.plans.slug import Selector, slugs
 
 KINDS = ("name", "inventory_path", "moref")
+
+Entries = Mapping[int, dict[str, Any]]
+"""The VMs of a plan that are objects, by their index."""
 
 
 def faults(plan: Any, library: Library, notifiers: notices.Judge | None = None) -> list[PlacedFault]:
@@ -29,14 +33,14 @@ def faults(plan: Any, library: Library, notifiers: notices.Judge | None = None) 
     if not isinstance(plan, dict):
         return []
     vms = plan.get("vms")
-    entries = [vm if isinstance(vm, dict) else {} for vm in vms] if isinstance(vms, list) else []
+    entries = {index: vm for index, vm in enumerate(vms) if isinstance(vm, dict)} if isinstance(vms, list) else {}
     return [
         *_selectors(entries, _inner(plan, "vcenter").get("datacenter")),
-        *_domain_names(entries),
+        *_domain_names(entries, _inner(plan, "host").get("connection")),
         *_host(plan, entries),
         *_profiles(plan, entries, library),
         *_bandwidth(plan, ()),
-        *(each for index, vm in enumerate(entries) for each in _bandwidth(vm, ("vms", index))),
+        *(each for index, vm in entries.items() for each in _bandwidth(vm, ("vms", index))),
         *_cutovers(plan, entries),
         *_health(plan, entries),
         *_people(plan),
@@ -44,9 +48,9 @@ def faults(plan: Any, library: Library, notifiers: notices.Judge | None = None) 
     ]
 
 
-def _selectors(entries: list[dict[str, Any]], datacenter: Any) -> Iterator[PlacedFault]:
+def _selectors(entries: Entries, datacenter: Any) -> Iterator[PlacedFault]:
     first: dict[tuple[str, Any], int] = {}
-    for index, vm in enumerate(entries):
+    for index, vm in entries.items():
         kinds = [kind for kind in KINDS if kind in vm]
         if len(kinds) != 1:
             found = " and ".join(kinds) or "none of them"
@@ -78,23 +82,44 @@ def other_name(kind: str, value: str, datacenter: Any) -> tuple[str, str]:
     return ("name", value.rpartition("/")[2]) if kind == "inventory_path" and within else (kind, value)
 
 
-def _domain_names(entries: list[dict[str, Any]]) -> Iterator[PlacedFault]:
-    first: dict[str, int] = {}
-    for index, vm in enumerate(entries):
-        name = _inner(vm, "target").get("name")
+def names_one(vm: dict[str, Any]) -> bool:
+    """Tell whether an entry says which VM it is."""
+    kinds = [kind for kind in KINDS if kind in vm]
+    return len(kinds) == 1 and isinstance(vm[kinds[0]], str)
+
+
+def selector_of(vm: dict[str, Any]) -> Selector:
+    """Tell which VM an entry is that says it."""
+    (kind,) = [kind for kind in KINDS if kind in vm]
+    return Selector(kind, vm[kind])  # type: ignore[arg-type]
+
+
+def _domain_names(entries: Entries, connection: Any) -> Iterator[PlacedFault]:
+    """Find domains of one name on one host; two slugs differ, so one of the two has its name written.
+
+    :param connection: of the plan's host
+    """
+    named = [index for index, vm in entries.items() if names_one(vm)]
+    implied = dict(zip(named, slugs([selector_of(entries[index]) for index in named]), strict=True))
+    first: dict[tuple[str, str], int] = {}
+    for index, vm in entries.items():
+        written = _inner(vm, "target").get("name")
+        name = implied.get(index) if written is None else written
         if not isinstance(name, str):
             continue
-        if name in first:
-            location = ("vms", index, "target", "name")
-            yield fault(location, f"the domain name of vms[{first[name]}] again", "a name for each domain")
-        first.setdefault(name, index)
+        key = (str(_inner(vm, "host").get("connection", connection)), name)
+        other = first.setdefault(key, index)
+        if other != index and (written is not None or "name" in _inner(entries[other], "target")):
+            found = "" if written is not None else f"nothing, and so the slug {show(name)}, "
+            expected = "a name for each domain of a host"
+            yield fault(("vms", index, "target", "name"), f"{found}the domain name of vms[{other}] again", expected)
 
 
-def _host(plan: dict[str, Any], entries: list[dict[str, Any]]) -> Iterator[PlacedFault]:
+def _host(plan: dict[str, Any], entries: Entries) -> Iterator[PlacedFault]:
     for key in HostSettings.model_fields:
         if key in _inner(plan, "host"):
             continue
-        without = [index for index, vm in enumerate(entries) if key not in _inner(vm, "host")]
+        without = [index for index, vm in entries.items() if key not in _inner(vm, "host")]
         if len(without) == len(entries):
             yield fault(("host", key), "nothing", "a value, here or at each VM")
             continue
@@ -102,13 +127,13 @@ def _host(plan: dict[str, Any], entries: list[dict[str, Any]]) -> Iterator[Place
             yield fault(("vms", index, "host", key), "nothing", "a value, here or at the plan's top")
 
 
-def _profiles(plan: dict[str, Any], entries: list[dict[str, Any]], library: Library) -> Iterator[PlacedFault]:
-    if "profile" not in plan and not any("profile" in vm for vm in entries):
+def _profiles(plan: dict[str, Any], entries: Entries, library: Library) -> Iterator[PlacedFault]:
+    if "profile" not in plan and not any("profile" in vm for vm in entries.values()):
         yield fault(("profile",), "nothing", library.known())
         return
     if isinstance(plan.get("profile"), str):
         yield from library.faults(("profile",), plan["profile"])
-    for index, vm in enumerate(entries):
+    for index, vm in entries.items():
         here: Location = ("vms", index)
         if "profile" not in vm and "profile" not in plan:
             yield fault((*here, "profile"), "nothing here and at the plan's top", library.known())
@@ -117,10 +142,10 @@ def _profiles(plan: dict[str, Any], entries: list[dict[str, Any]], library: Libr
     yield from _contradictions(plan, entries, library)
 
 
-def _contradictions(plan: dict[str, Any], entries: list[dict[str, Any]], library: Library) -> Iterator[PlacedFault]:
+def _contradictions(plan: dict[str, Any], entries: Entries, library: Library) -> Iterator[PlacedFault]:
     """Find overrides that contradict the profile or each other, each once, where they stand."""
     judged = False  # whether the plan's own profile and overrides were: they are those of most of its VMs
-    for index, vm in enumerate(entries):
+    for index, vm in entries.items():
         own = "profile" in vm or "profile_overrides" in vm
         if judged and not own:
             continue
@@ -146,10 +171,10 @@ def _inner(mapping: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _health(plan: dict[str, Any], entries: list[dict[str, Any]]) -> Iterator[PlacedFault]:
+def _health(plan: dict[str, Any], entries: Entries) -> Iterator[PlacedFault]:
     """Find ports that would be asked nowhere, because the plan says that no address is asked."""
     common = _inner(_inner(plan, "cutover"), "health")
-    for index, vm in enumerate(entries):
+    for index, vm in entries.items():
         own = _inner(_inner(vm, "cutover"), "health")
         asked = {**common, **own}
         if asked.get("ports") and asked.get("addresses") == []:
@@ -158,9 +183,9 @@ def _health(plan: dict[str, Any], entries: list[dict[str, Any]]) -> Iterator[Pla
             yield fault((*at, "cutover", "health"), found, "addresses as well")
 
 
-def _cutovers(plan: dict[str, Any], entries: list[dict[str, Any]]) -> Iterator[PlacedFault]:
+def _cutovers(plan: dict[str, Any], entries: Entries) -> Iterator[PlacedFault]:
     people = _inner(plan, "people")
-    for at, layer in (((), plan), *(((("vms", index)), vm) for index, vm in enumerate(entries))):
+    for at, layer in (((), plan), *(((("vms", index)), vm) for index, vm in entries.items())):
         by = _inner(_inner(layer, "cutover"), "approval").get("by")
         for place, key in enumerate(by if isinstance(by, list) else []):
             if isinstance(key, str) and key not in people:

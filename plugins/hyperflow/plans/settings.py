@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from hyperflow.manifest.section import WHOLE, ClosedSection, Matching, Maybe
+from hyperflow.manifest.section import WHOLE, ClosedSection, Matching, Maybe, refuse
 from hyperflow.plans.bandwidth import Bandwidth
 from hyperflow.plans.cutover import Cutover
 from hyperflow.plans.notices import Notice
@@ -15,7 +15,14 @@ from hyperflow.plans.wave_settings import Minutes, Person, TimeZone, WaveEntry
 
 ConnectionId = Annotated[str, Matching(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "the id of an Airflow connection", 200)]
 # vSphere shows a '/' in a name as %2f; a name has 80 characters at most.
-VmName = Annotated[str, Matching(r"[^/\u0000-\u001f\u007f]+", "a VM's name, where vSphere writes '/' as %2f", 80)]
+VmName = Annotated[
+    str,
+    Matching(
+        r"[^/\u0000-\u001f\u007f]+",
+        "a VM's name, not empty, without control characters and '/', which vSphere writes as %2f",
+        80,
+    ),
+]
 InventoryPath = Annotated[
     str,
     Matching(
@@ -151,12 +158,18 @@ class VmEntry(Settings):
     target: Maybe[VmTargetSettings] = None
 
 
+def _object(value: Any) -> Any:
+    if not isinstance(value, dict | VmEntry):
+        raise refuse("an object as {name: web01}")
+    return value
+
+
 class PlanFile(Settings):
     """A plan file."""
 
     plan: Name = Field(description="Name of the plan; part of its DAG ids")
     vcenter: VCenter
-    vms: list[VmEntry] = Field(min_length=1, max_length=2000)
+    vms: list[Annotated[VmEntry, BeforeValidator(_object)]] = Field(min_length=1, max_length=2000)
     time_zone: Maybe[TimeZone] = Field(default=None, description="Of all times in the plan, as Europe/Berlin")
     people: Maybe[dict[Name, Person]] = Field(default=None, description="Who may be asked to approve")
     pools: Maybe[PoolSizes] = Field(default=None, description="Limits over all runs, as Airflow pools")
