@@ -165,12 +165,13 @@ class MigrateVmOperator(TriggerDagRunOperator):
         self.refuse_unapproved(context, states)
         if not is_rehearsal(context):
             self.refuse_without(states)
-        if (proven := self.proven_already(context)) is not None:
-            return proven
-        if self.run_of_an_earlier_try(context) is None and not is_rehearsal(context):
-            self.refuse_beside_another(context)
-            self.refuse_outside_window(context)
-            self.heed_failures(context, states)
+        if self.run_of_an_earlier_try(context) is None:  # else what is proven is proven by that run, and is told as its
+            if (proven := self.proven_already(context)) is not None:
+                return proven
+            if not is_rehearsal(context):
+                self.refuse_beside_another(context)
+                self.refuse_outside_window(context)
+                self.heed_failures(context, states)
         return self.start(context)
 
     def states(self, context: Context) -> dict[str, str | None]:
