@@ -12,6 +12,7 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowSkipException
 from hyperflow.operators import wave, wave_check
+from hyperflow.operators.kept_plan import kept_plans
 from hyperflow.operators.wave import GO_ON, STOP, decision_on
 from hyperflow.operators.wave_check import CheckWaveOperator
 from hyperflow.plans.load import load_plan
@@ -155,6 +156,11 @@ def test_a_vm_of_which_the_plan_tells_no_minutes_is_not_started_when_its_size_do
 
 def test_what_the_plan_says_of_a_vm_is_not_told_by_its_size(night: dict[str, Any]) -> None:
     assert night["expected"] == {"a": 300, "b": 1}
+
+
+def test_a_wave_keeps_its_plan_from_its_first_task_on(night: dict[str, Any]) -> None:
+    (kept,) = kept_plans(night["plan"].path.parent)
+    assert (kept.dag, kept.original) == ("wave.move.saturday", night["plan"].path)
 
 
 def test_a_copy_that_was_proven_does_not_keep_a_cold_cutover_from_being_made(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
+from hyperflow.operators.kept_plan import ENDED, FOLDER, keep_plan
 from hyperflow.operators.wave_report import WriteWaveReportOperator
 
 MOVED = {"outcome": "migrated", "dag_id": "migrate.move.a", "run_id": "r.1", "slug": "a", "name": "A", "bytes": 7}
@@ -35,11 +36,12 @@ class Ti:
 
 
 def report_of(
-    states: dict[str, str | None], left: dict[tuple[str, str], Any], *, now: list[str]
+    states: dict[str, str | None], left: dict[tuple[str, str], Any], *, now: list[str], plan: str = "/nowhere/move.yaml"
 ) -> tuple[dict[str, Any], str | None]:
     """Have the report written; what it tells, and why its task failed.
 
     :param now: slugs of those whom the plan has in the wave now
+    :param plan: its file
     """
     ti = Ti({"check": "success", **states}, {**CHECKED, **left})
     tasks = {f"vms.{slug}": SimpleNamespace(needs=[]) for slug in now}
@@ -49,7 +51,7 @@ def report_of(
         "run_id": "r",
         "dag_run": SimpleNamespace(triggering_user_name="alice", conf={}, start_date=None),
     }
-    task = WriteWaveReportOperator(task_id="report", plan_file="/nowhere/move.yaml", wave="saturday")
+    task = WriteWaveReportOperator(task_id="report", plan_file=plan, wave="saturday")
     fault = None
     try:
         task.execute(context)
@@ -133,3 +135,11 @@ def test_a_wave_whose_first_task_failed_tells_of_those_who_have_a_task_and_why()
     assert report["reason"] == failure["message"]
     assert fault is not None
     assert "was not started" in fault
+
+
+def test_the_plan_that_the_run_kept_is_given_back_with_the_report(tmp_path: Path) -> None:
+    plan = tmp_path / "move.yaml"
+    plan.write_text("plan: move")
+    keep_plan(plan, "wave.move.saturday/r")
+    report_of({"vms.a": "success", "vms.b": "success"}, {}, now=["a", "b"], plan=str(plan))
+    assert (tmp_path / FOLDER / "wave.move.saturday" / "r" / ENDED).exists()
