@@ -53,11 +53,23 @@ def test_what_is_added_is_open_until_it_is_struck_off_and_again_when_it_is_added
     assert book.read(RUN).owners == [OWNER]
 
 
+def test_a_ledger_that_is_only_signed_has_an_owner_for_what_stages_add(tmp_path: Path, book: Ledger) -> None:
+    owner = {"airflow": "a-1", "dag": "dag", "run": "run"}
+    request = json.dumps({"owner": owner, "entries": []})
+    assert command(tmp_path, "add", "--run", RUN, stdin=request) == (0, {"noted": 0})
+    assert (book.read(RUN).owners, book.read(RUN).open, book.read(RUN).damaged) == ([owner], [], 0)
+    assert command(tmp_path, "list")[1] == {"runs": []}
+    book.add(RUN, [Entry("overlay", "/a/b")])
+    (listed,) = command(tmp_path, "list")[1]["runs"]
+    assert listed["owners"] == [owner]
+    assert listed["bytes"] == path_of(tmp_path).stat().st_size
+
+
 def test_it_is_kept_and_asked_for_from_the_command_line(tmp_path: Path) -> None:
     entry = {"kind": "snapshot", "thing": "vc/vm-1/hyperflow-x", "facts": {"vm": "vm-1"}}
     assert command(tmp_path, "list") == (0, {"runs": []})
     assert command(tmp_path, "add", "--run", RUN, stdin={"owner": OWNER, "entries": [entry]}) == (0, {"noted": 1})
-    listed = {"run": RUN, "owners": [OWNER], "open": [entry], "damaged": 0}
+    listed = {"run": RUN, "owners": [OWNER], "open": [entry], "damaged": 0, "bytes": path_of(tmp_path).stat().st_size}
     assert command(tmp_path, "list") == (0, {"runs": [listed]})
     assert command(tmp_path, "done", "--run", RUN, stdin={"why": "removed", "entries": [entry]})[0] == 0
     assert command(tmp_path, "list") == (0, {"runs": []})
@@ -234,6 +246,10 @@ def test_a_job_is_noted_before_its_folder_is_there_and_struck_off_when_it_is_rem
         )
 
     job("start", "--directory", str(directory), "--stage", "checksum", "--run", RUN)
+    assert book.read(RUN).open == [Entry("job", str(directory))]
+    before = book.read(RUN).bytes
+    job("start", "--directory", str(directory), "--stage", "checksum", "--run", RUN)
+    assert book.read(RUN).bytes > before, "the janitor sees by it that the run works again"
     assert book.read(RUN).open == [Entry("job", str(directory))]
     job("remove", "--directory", str(directory.parent))
     assert book.read(RUN).open == []

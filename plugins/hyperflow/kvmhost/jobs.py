@@ -153,7 +153,7 @@ def start(
     :raises TimeoutError: another command has the task's lock, what ran before cannot be ended, or nothing comes up
     """
     book = ledger.of_task(directory, run)
-    if book is not None and not directory.is_dir():
+    if book is not None:  # also when it is noted already: by that the janitor sees that the run works again
         book.add(run, [ledger.Entry("job", str(directory))])
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(directory, time.monotonic() + LOCK_GRACE) as lock:

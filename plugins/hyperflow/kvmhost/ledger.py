@@ -5,10 +5,11 @@ appended to, one JSON object a line::
 
     {"time": ..., "event": "add", "kind": "overlay", "thing": PATH, "facts": {...}, "owner": {...}}
     {"time": ..., "event": "done", "kind": "overlay", "thing": PATH, "why": "removed"}
+    {"time": ..., "event": "sign", "owner": {...}}
 
 A line is on the disk before whatever it names is created, so a process may be killed at any moment: what is left then
 is a thing with a line, or a line without a thing. The control plane signs what it adds with the owner (Airflow
-instance, DAG, run); what a stage adds belongs to the run whose file it is in.
+instance, DAG, run), or only signs; what a stage adds belongs to the run whose file it is in.
 """
 
 from __future__ import annotations
@@ -64,12 +65,14 @@ class Book:
     :param owners: who signed entries, each ``{"airflow", "dag", "run"}``; one, but for a file that was tampered with
     :param open: what is not struck off, in the order it was added
     :param damaged: lines that cannot be read: the last one of a crash, or a file that something else wrote to
+    :param bytes: of the file, which only ever grows: by them it is seen whether something was written since
     """
 
     run: str
     owners: list[dict[str, str]]
     open: list[Entry]
     damaged: int = 0
+    bytes: int = 0
 
 
 class Ledger:
@@ -101,6 +104,7 @@ class Ledger:
     def add(self, run: str, entries: Sequence[Entry], owner: dict[str, str] | None = None) -> None:
         """Note what is about to be created; when this returns, the note survives a power cut.
 
+        :param entries: none, to sign the run's ledger only: then what its stages add has an owner
         :param owner: ``{"airflow", "dag", "run"}``, of whoever knows it
         :raises LedgerError: when it cannot be written; then nothing must be created
         """
@@ -108,6 +112,8 @@ class Ledger:
         for entry in entries:
             line = {"time": _now(), "event": "add", **asdict(entry)}
             lines.append({**line, "owner": owner} if owner is not None else line)
+        if owner is not None and not lines:
+            lines.append({"time": _now(), "event": "sign", "owner": owner})
         self._append(run, lines)
 
     def done(self, run: str, entries: Sequence[Entry], why: str) -> None:
@@ -286,17 +292,18 @@ def _fold(run: str, content: bytes) -> Book:
             continue
         document = _read_line(line)
         entry = _read_entry(document) if document else None
-        if document is None or entry is None:
+        owner = _read_owner(document.get("owner")) if document else None
+        if document is None or (owner if document["event"] == "sign" else entry) is None:
             damaged += 1
             continue
-        if document["event"] == "done":
+        if entry is not None and document["event"] == "done":
             entries.pop((entry.kind, entry.thing), None)
             continue
-        entries.setdefault((entry.kind, entry.thing), entry)
-        owner = _read_owner(document.get("owner"))
+        if entry is not None and document["event"] == "add":
+            entries.setdefault((entry.kind, entry.thing), entry)
         if owner is not None and owner not in owners:
             owners.append(owner)
-    return Book(run, owners, list(entries.values()), damaged)
+    return Book(run, owners, list(entries.values()), damaged, len(content))
 
 
 def _read_line(line: bytes) -> dict[str, Any] | None:
@@ -306,7 +313,7 @@ def _read_line(line: bytes) -> dict[str, Any] | None:
         document = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return document if isinstance(document, dict) and document.get("event") in ("add", "done") else None
+    return document if isinstance(document, dict) and document.get("event") in ("add", "done", "sign") else None
 
 
 def _read_entry(document: Any) -> Entry | None:

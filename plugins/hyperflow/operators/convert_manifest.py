@@ -23,6 +23,8 @@ from hyperflow.operators.base import (
     undone_tasks,
 )
 from hyperflow.operators.cleanup import created_anything
+from hyperflow.operators.janitor import remember_host
+from hyperflow.operators.ownership import owner_of
 from hyperflow.operators.run_report import RunReportOperator
 
 if TYPE_CHECKING:
@@ -126,6 +128,7 @@ class ReadManifestOperator(HostRunOperator):
             "images": [conversion.image(disk_id) for disk_id in conversion.images],
         }
         accept_result(context, self.host.run_stage("check", options), conversion.warnings)
+        self.sign(context)
         document = {"path": conversion.manifest_path, "manifest": manifest.to_document()}
         result = self.host.run_stage("manifest", document)
         if not result.get("succeeded"):
@@ -134,6 +137,14 @@ class ReadManifestOperator(HostRunOperator):
         observed = result["observed"]
         reference = {"host": conversion.host_connection, "path": observed["path"], "sha256": observed["sha256"]}
         context["ti"].xcom_push(key=REFERENCE_KEY, value=reference)
+
+    def sign(self, context: Context) -> None:
+        """Sign the run's ledger before there is anything in it, and tell the janitor where it is."""
+        remember_host(self.settings.host_connection, str(PurePosixPath(self.settings.staging_directory).parent))
+        with self.host.connected() as client:
+            self.host.ensure_program(client)
+            request = {"owner": owner_of(context), "entries": []}
+            self.host.ledger(client, "add", "--run", run_key(context), request=request)
 
 
 class CleanUpConversionOperator(HostRunOperator):
@@ -157,12 +168,13 @@ class CleanUpConversionOperator(HostRunOperator):
         images = [PurePosixPath(settings.image(disk_id)) for disk_id in self.migration["images"]]
         if settings.output.format == "vdi":  # which is made of a qcow2
             images += [path.with_name(f"{path.name}.qcow2") for path in images]
+        names = [*images, *(PurePosixPath(settings.work_directory, stage) for stage in ("inspect", "fix"))]
         options = {
             "run": run_key(context),
             "staging_directory": settings.staging_directory,
             "output_directory": settings.output_directory,
             "work_directory": None if failed else settings.work_directory,
-            "partials": [str(path.with_name(f".{path.name}.partial")) for path in images],
+            "partials": [str(path.with_name(f".{path.name}.partial")) for path in names],
             "ledger_directory": job_root(settings),
         }
         observed = accept_result(context, self.host.run_stage("cleanup", options))

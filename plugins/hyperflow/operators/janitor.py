@@ -7,12 +7,13 @@ can tell.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
-from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk import BaseHook, BaseOperator, Variable
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowNotFoundException
 
 from hyperflow.hooks.kvmhost import KvmHostHook
 from hyperflow.hooks.records import safe
@@ -22,7 +23,7 @@ from hyperflow.operators.claim import claims, is_claim, release_of
 from hyperflow.operators.ownership import instance
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from airflow.sdk import Context
 
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
     from hyperflow.vsphere.session import Session
     from hyperflow.vsphere.snapshot import Ownership
 
-HOSTS, SOURCES, RESULT = "hosts", "sources", "result"  # the tasks
+PLACES, HOSTS, SOURCES, RESULT = "places", "hosts", "sources", "result"  # the tasks
+CONVERTED = "hyperflow_converted_"  # begins the variables that name the hosts of conversions, which no plan names
 AT_SOURCE = ("snapshot", "lease")  # kinds of the ledger that are looked for at a vCenter
 AIRFLOW = "Airflow"  # where claims are
+PLACE = ("connection", "staging_directory")  # what names a host
 LOOKED = ("success", "skipped")  # states of a task that has looked, or had nothing to look at
 OPEN_STATES = ("queued", "running")
 LEASE_END = "a lease ends with the session of its trigger, at the latest 300 s after its last report of progress"
@@ -97,16 +100,17 @@ class Judge:
         self._instance = instance()
         self._known: dict[tuple[str, str], Verdict] = {}
 
-    def of(self, owner: dict[str, str]) -> Verdict:
+    def of(self, owner: dict[str, str], *, anew: bool = False) -> Verdict:
         """Judge one run.
 
         :param owner: ``{"airflow", "dag", "run"}``
+        :param anew: ask once more; what was asked before may be hours old
         """
         if owner["airflow"] != self._instance:
             told = owner["airflow"] or "one that it does not name"
             return Verdict(False, False, False, False, f"it is of another Airflow ({told})")
         key = (owner["dag"], owner["run"])
-        if key not in self._known:
+        if anew or key not in self._known:
             self._known[key] = self._ask(*key)
         return self._known[key]
 
@@ -180,6 +184,54 @@ class JanitorOperator(BaseOperator):
         raise NotImplementedError  # an abstract method: Airflow's metaclass does not go with ABC
 
 
+class ListHostsOperator(BaseOperator):
+    """Lists the hosts to look at: those of the plans, and those on which manifests were converted.
+
+    Returns ``[{"connection", "staging_directory"}]``. One whose connection was deleted is forgotten.
+
+    :param hosts: of the plans, as it returns them
+    """
+
+    def __init__(self, *, hosts: Sequence[dict[str, str]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.hosts = list(hosts)
+
+    def execute(self, context: Context) -> list[dict[str, str]]:
+        """Bring them together, each once."""
+        found = {_key(host): host for host in [*self.hosts, *self._converted()]}
+        return [found[key] for key in sorted(found)]
+
+    def _converted(self) -> Iterator[dict[str, str]]:
+        for key in Variable.keys(CONVERTED):
+            host = Variable.get(key, default=None, deserialize_json=True)
+            if not isinstance(host, dict) or not all(isinstance(host.get(each), str) for each in PLACE):
+                self.log.warning("the variable %s names no host; nothing of Hyperflow has written it so", key)
+            elif _is_known(host["connection"]):
+                yield {each: host[each] for each in PLACE}
+            else:
+                Variable.delete(key)
+                self.log.info("connection %s is gone, so nobody looks at that host any more", host["connection"])
+
+
+def remember_host(connection: str, staging_directory: str) -> None:
+    """Have the janitor look at a host that a conversion works on, whether or not a plan names it."""
+    name = hashlib.sha256(f"{connection} {staging_directory}".encode()).hexdigest()[:16]
+    Variable.set(
+        f"{CONVERTED}{name}",
+        {"connection": connection, "staging_directory": staging_directory},
+        description=f"Hyperflow: manifests were converted on {connection}, so the janitor looks there",
+        serialize_json=True,
+    )
+
+
+def _is_known(connection: str) -> bool:
+    try:
+        BaseHook.get_connection(connection)
+    except AirflowNotFoundException:
+        return False
+    return True
+
+
 class CleanHostOperator(JanitorOperator):
     """Looks at one host, by its ledger.
 
@@ -195,7 +247,10 @@ class CleanHostOperator(JanitorOperator):
         self.host = host
 
     def perform(self, context: Context, judge: Judge) -> dict[str, Any]:
-        """Read the ledgers, judge their runs, and have the host remove what ended ones left."""
+        """Read the ledgers, judge their runs, and have the host remove what ended ones left.
+
+        In this order: whatever is written into a ledger after it was read tells the host that the verdict is old.
+        """
         hook = host_hook(self.host)
         with hook.connected() as client:
             hook.ensure_program(client)
@@ -215,9 +270,15 @@ class CleanHostOperator(JanitorOperator):
             for entry in book["open"]
         ]
         ended = [
-            {"run": run, "dead": verdict.dead, "succeeded": verdict.succeeded, "why": verdict.why}
-            for run, verdict in verdicts.items()
-            if verdict.ended
+            {
+                "run": book["run"],
+                "dead": verdict.dead,
+                "succeeded": verdict.succeeded,
+                "why": verdict.why,
+                "ledger_bytes": book["bytes"],
+            }
+            for book in books
+            if (verdict := verdicts[book["run"]]).ended
         ]
         observed = self._clean(hook, ended)
         findings += [{"where": where, **finding} for finding in observed["findings"]]
@@ -282,7 +343,8 @@ class CleanSourceOperator(JanitorOperator):
         if ownership is None or reason is not None:
             return Thing(self.vcenter, "snapshot", name, "").found("kept", str(reason))
         thing = Thing(self.vcenter, "snapshot", name, f"{safe(ownership.dag)}/{safe(ownership.run)}")
-        verdict = judge.of({"airflow": ownership.airflow, "dag": ownership.dag, "run": ownership.run})
+        owner = {"airflow": ownership.airflow, "dag": ownership.dag, "run": ownership.run}
+        verdict = judge.of(owner, anew=True)  # the removal of another one of the run's may have taken hours
         if not verdict.ours:
             return thing.found("kept", verdict.why)
         if not verdict.ended:

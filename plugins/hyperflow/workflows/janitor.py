@@ -10,10 +10,12 @@ from airflow.sdk import DAG, CronTriggerTimetable, Param, TriggerRule, chain
 
 from hyperflow.operators.janitor import (
     HOSTS,
+    PLACES,
     RESULT,
     SOURCES,
     CleanHostOperator,
     CleanSourceOperator,
+    ListHostsOperator,
     ReportLeftoversOperator,
 )
 
@@ -27,7 +29,7 @@ KEEP_DAYS = 7  # how long a failed run keeps its staged disks; [hyperflow] janit
 
 
 def build_janitor(plans: Sequence[Plan]) -> DAG:
-    """Build the DAG for the hosts and vCenters that the plans name.
+    """Build the DAG for the hosts and vCenters that the plans name, and the hosts that conversions have used.
 
     The hosts come first: they know of runs whose processes are alive, and what to ask the vCenters for.
     """
@@ -59,14 +61,15 @@ def build_janitor(plans: Sequence[Plan]) -> DAG:
     ) as dag:
         asked = {"only_look": "{{ params.dry_run }}", "keep_days": "{{ params.keep_days }}"}
         whatever = TriggerRule.ALL_DONE  # a host that is down keeps nobody from looking at the vCenters
+        places = ListHostsOperator(task_id=PLACES, hosts=hosts_of(plans))
         hosts = CleanHostOperator.partial(
             task_id=HOSTS, map_index_template="{{ task.host['connection'] }}", **asked
-        ).expand(host=hosts_of(plans))
+        ).expand(host=places.output)
         sources = CleanSourceOperator.partial(
             task_id=SOURCES, map_index_template="{{ task.vcenter }}", trigger_rule=whatever, **asked
         ).expand(vcenter=vcenters_of(plans))
         result = ReportLeftoversOperator(task_id=RESULT, vcenters=vcenters_of(plans), trigger_rule=whatever, **asked)
-        chain(hosts, sources, result)
+        chain(places, hosts, sources, result)
     return dag
 
 

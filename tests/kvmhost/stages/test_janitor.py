@@ -56,8 +56,12 @@ class Place:
         """Run the stage for runs that ended; what became of each thing."""
         verdict = {"dead": True, "succeeded": False, "why": "Airflow has no such run any more"}
         given = {key: changes.pop(key) for key in list(changes) if key in verdict}
+        sizes = changes.pop("ledger_bytes", {})
         options = {"directory": str(self.root), "dry_run": False, **changes}
-        options["runs"] = [{"run": run, **verdict, **given} for run in runs or [RUN]]
+        options["runs"] = [
+            {"run": run, "ledger_bytes": sizes.get(run, self.ledger.read(run).bytes), **verdict, **given}
+            for run in runs or [RUN]
+        ]
         result = running.run("janitor", options)
         assert result["exit_status"] == 0, result["log"]
         self.whys = {finding["thing"]: finding["why"] for finding in result["observed"]["findings"]}
@@ -134,6 +138,45 @@ def test_a_run_whose_processes_are_alive_keeps_everything(place: Place, leftover
     assert set(place.clean().values()) == {"removed"}
 
 
+def test_a_run_that_was_gone_on_with_after_airflow_was_asked_about_it_keeps_everything(
+    place: Place, leftovers: dict[str, Path]
+) -> None:
+    seen = place.ledger.read(RUN).bytes
+    directory = place.root / "jobs" / RUN / "export.0"
+    asked = ("job", "start", "--directory", str(directory), "--stage", "checksum", "--run", RUN)
+    subprocess.run(
+        ["/usr/bin/python3", "-m", "hyperflow.kvmhost", *asked],
+        env={**os.environ, "PYTHONPATH": str(running.ROOT / "plugins")},
+        input=b"{}",
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    subprocess.run(["/bin/sh", "-c", f"until test -e {directory}/1/exit.json; do sleep 0.1; done"], check=True)
+    assert place.clean(ledger_bytes={RUN: seen}) == {str(path): "kept" for path in leftovers.values()}
+    assert "may work again" in place.whys[str(directory)]
+    assert set(place.clean().values()) == {"removed"}
+
+
+def test_processes_are_looked_at_before_each_removal(
+    place: Place, leftovers: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = place.ledger.read(RUN).bytes
+    ended = janitor.EndedRun(RUN, dead=True, succeeded=False, why="it is gone", ledger_bytes=size)
+    removed: list[Path] = []
+
+    def remove(path: Path) -> None:
+        removed.append(path)
+
+    monkeypatch.setattr(janitor.shutil, "rmtree", remove)
+    monkeypatch.setattr(janitor.processes, "of_runs", lambda: {RUN: [4711]} if removed else {})
+
+    found = janitor.run(janitor.Options(place.root, [ended], dry_run=False), Job("janitor"))
+
+    assert len(removed) == 1
+    assert [one["action"] for one in found["findings"]] == ["failed", *["kept"] * (len(leftovers) - 1)]
+    assert found["busy"] == [RUN]
+
+
 def test_a_path_that_another_run_works_with_is_left(place: Place) -> None:
     path = place.leave("fix-overlay", place.work / "fix")
     place.ledger.add(OTHER, [Entry("fix-overlay", str(path))], OWNER)
@@ -205,7 +248,8 @@ def test_what_is_too_large_to_be_read_again_is_left(tmp_path: Path, monkeypatch:
     path = place.leave_staged()
     forget_state(files.note_path(path))
     monkeypatch.setattr(janitor, "READ_LIMIT", len("content") - 1)
-    ended = janitor.EndedRun(RUN, dead=True, succeeded=False, why="it is gone")
+    size = place.ledger.read(RUN).bytes
+    ended = janitor.EndedRun(RUN, dead=True, succeeded=False, why="it is gone", ledger_bytes=size)
     asked = janitor.Options(place.root, [ended], dry_run=False)
 
     (found,) = janitor.run(asked, Job("janitor"))["findings"]

@@ -3,7 +3,8 @@
 The control plane says which runs ended; this stage looks again at everything that could make a removal wrong: living
 processes of the run, a claim of another run on the same path, another owner, a staged disk of other bytes than were
 downloaded. It holds the ledger meanwhile, so a run that starts now notes, and so creates, only afterwards; staged disks
-are looked at before that, because those that must be read take long.
+are looked at before that, because those that must be read take long. A run whose ledger has grown since the control
+plane read it works again, whatever it was said to be.
 """
 
 from __future__ import annotations
@@ -47,12 +48,14 @@ class EndedRun:
     :param dead: nobody can go on from it: what was kept for that goes too
     :param succeeded: its domain is a result
     :param why: what the control plane knows of it
+    :param ledger_bytes: length of its ledger when it was read, before it was asked whether the run ended
     """
 
     run: str
     dead: bool
     succeeded: bool
     why: str
+    ledger_bytes: int
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ class Janitor:
         self._verified = verified
         self._job = job
         self._alive = processes.of_runs()
+        self._busy = set(self._alive)
         self._ended = {each.run: each for each in options.runs}
         self._books = self._read_all()
 
@@ -141,7 +145,7 @@ class Janitor:
 
     def busy(self) -> list[str]:
         """Name the ended runs of which processes are alive all the same."""
-        return sorted(self._ended.keys() & self._alive.keys())
+        return sorted(self._ended.keys() & (self._busy | processes.of_runs().keys()))
 
     def _read_all(self) -> dict[str, Book]:
         books = {}
@@ -161,6 +165,7 @@ class Janitor:
             self._require_ours(entry, ended)
             if self._dry_run:
                 return WOULD_REMOVE, ended.why
+            self._require_idle(ended)
             self._remove(entry, ended)
         except Left as reason:
             return KEPT, str(reason)
@@ -177,8 +182,9 @@ class Janitor:
 
     def _require_unused(self, entry: Entry, ended: EndedRun) -> None:
         """Leave what somebody needs: living processes, a person who clears the run, another run."""
-        if ended.run in self._alive:
-            raise Left(f"processes of the run are alive: {', '.join(map(str, self._alive[ended.run]))}")
+        self._require_idle(ended)
+        if self._books[ended.run].bytes != ended.ledger_bytes:
+            raise Left("its ledger was written to since Airflow was asked about the run, which may work again")
         if entry.kind in TO_GO_ON and not ended.dead:
             raise Left(f"the run can go on from it; {ended.why}")
         if entry.kind == "domain":
@@ -187,6 +193,13 @@ class Janitor:
             claims = any((one.kind, one.thing) == (entry.kind, entry.thing) for one in book.open)
             if claims and not self._has_let_go(other, entry):
                 raise Left(f"the run {other} works with it")
+
+    def _require_idle(self, ended: EndedRun) -> None:
+        """Look at the processes once more: a run may be gone on with while those before it are cleaned up."""
+        self._alive = processes.of_runs()
+        self._busy |= self._alive.keys()
+        if ended.run in self._alive:
+            raise Left(f"processes of the run are alive: {', '.join(map(str, self._alive[ended.run]))}")
 
     def _has_let_go(self, other: str, entry: Entry) -> bool:
         ended = self._ended.get(other)
