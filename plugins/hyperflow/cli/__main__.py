@@ -126,7 +126,7 @@ def _add_aftermath(commands: Any) -> None:
         command.add_argument("plan", metavar="PLAN", help="the plan's name, or its file")
         command.add_argument("vm", metavar="VM", help="the VM's name in the plan")
         if what == "rollback":
-            told = "you have seen that the target runs nowhere, though it is not on its host any more"
+            told = "you have seen that the target runs nowhere, though it does not run on its host any more"
             command.add_argument("--target-is-off", action="store_true", help=told)
         _add_airflow(command)
         command.set_defaults(run=_aftermath, what=what)

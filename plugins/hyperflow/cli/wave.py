@@ -338,12 +338,18 @@ def status_table(rows: list[dict[str, str]]) -> Table:
 
 
 def proven_of(api: AirflowApi, plan: Plan) -> dict[str, dict[str, Any]]:
-    """Which VMs of a plan are migrated and proven: slug -> what their wave tells of them."""
+    """Which VMs of a plan are migrated and proven: slug -> what their wave tells of them.
+
+    A copy that was proven does not make one done that is to be cut over cold.
+    """
     found = api.variables(f"{PROVEN_VARIABLE}migrate.{plan.name}.")
     done = {}
     for vm in plan.vms:
         value = found.get(f"{PROVEN_VARIABLE}{vm.dag_id}")
-        if isinstance(value, dict) and isinstance(value.get("summary"), dict):
+        is_cold = vm.settings.cutover is not None and vm.settings.cutover.strategy == "cold"
+        if not isinstance(value, dict) or (is_cold and value.get("strategy") != "cold"):
+            continue
+        if isinstance(value.get("summary"), dict):
             done[vm.slug] = value["summary"]
     return done
 

@@ -14,7 +14,7 @@ TARGET_IS_OFF = Param(
     default=False,
     type="boolean",
     title="The target is off",
-    description="Needed when it is not on its host any more: you have seen that it runs nowhere",
+    description="Needed when it does not run on its host any more: you have seen that it runs nowhere",
 )
 
 
