@@ -232,27 +232,32 @@ def test_there_is_no_job_where_nobody_started_one(tmp_path: Path) -> None:
 
 # A starter that is killed, by the kernel for want of memory say, as soon as it has forked the supervisor.
 KILLED_STARTER = """
-import os, signal, sys
+import os, signal, sys, time
 from hyperflow.kvmhost import jobs
 
-starter, launch = os.getpid(), os.waitpid
+starter, launch, leave = os.getpid(), os.waitpid, os.setsid
 
 def die(*arguments):
     if os.getpid() == starter:
         os.kill(starter, signal.SIGKILL)
     return launch(*arguments)
 
-os.waitpid = die
+def leave_late():
+    time.sleep(float(os.environ["LATE"]))
+    leave()
+
+os.waitpid, os.setsid = die, leave_late
 sys.argv[0] = "hyperflow"
 jobs.main(sys.argv[1:])
 """
 
 
-def killed_start(directory: Path, options: str) -> None:
+def killed_start(directory: Path, options: str, late: float = 0) -> None:
+    """Start a job so; its supervisor takes some seconds before it does anything."""
     arguments = ("start", "--directory", str(directory), "--stage", "checksum", "--run", "dag/run")
     killed = subprocess.run(
         ["/usr/bin/python3", "-c", KILLED_STARTER, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "plugins")},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "plugins"), "LATE": str(late)},
         input=options.encode(),
         check=False,
     )
@@ -267,7 +272,8 @@ def test_a_starter_that_is_killed_takes_the_lock_with_it(tmp_path: Path, task: P
 
 
 def test_a_job_whose_starter_was_killed_is_ended_although_it_has_not_come_up(tmp_path: Path, task: Path) -> None:
-    killed_start(task, options_for(tmp_path, LONG))
+    killed_start(task, options_for(tmp_path, LONG), late=2)
+    assert not (task / "1" / "job.json").exists()
     assert job("kill", "--directory", str(task))[0] == {"killed": 1}
     assert (task / "1" / "job.json").exists()
     assert processes_of(str(task / "1")) == []
