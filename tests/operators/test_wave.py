@@ -175,3 +175,25 @@ def test_a_copy_that_was_proven_does_not_keep_a_cold_cutover_from_being_made(
     context = {"dag_run": SimpleNamespace(conf={}), "ti": SimpleNamespace(xcom_push=lambda **_: None)}
     tasks: list[Any] = [dag.get_task(f"vms.{slug}") for slug in "ab"]
     assert [task.proven_already(context) is not None for task in tasks] == [False, True]
+
+
+def test_a_task_that_is_tried_again_after_its_vms_run_has_proven_the_vm_goes_on_with_that_run(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the wave's report would say that it was done already, as if the wave had not moved it."""
+    task = build_wave(plan, plan.wave("saturday")).get_task("vms.a")
+    assert isinstance(task, wave.MigrateVmOperator)
+    proven = {"run_id": "manual.saturday.1", "summary": {"outcome": "migrated"}}
+    monkeypatch.setattr(wave, "proven_run", lambda dag_id, strategy: proven)
+    monkeypatch.setattr(wave, "cutover_of", lambda dag_id: None)
+    monkeypatch.setattr(task, "states", lambda context: {"check": "success"})
+    monkeypatch.setattr(task, "start", lambda context: "goes on")
+    context: Any = {"dag_run": SimpleNamespace(conf={}), "ti": SimpleNamespace(xcom_push=lambda key, value: None)}
+
+    monkeypatch.setattr(task, "run_of_an_earlier_try", lambda context: "manual.saturday.1")
+    assert task.begin(context) == "goes on"
+
+    monkeypatch.setattr(task, "run_of_an_earlier_try", lambda context: None)
+    found = task.begin(context)
+    assert isinstance(found, dict)
+    assert found["outcome"] == "already done", "that is what another wave finds"
