@@ -165,6 +165,9 @@ def test_approvers_are_those_of_the_plans_people(tmp_path):
         ({"members": ["db*"], "schedule": {"cron": "0 0 30 2 *"}}, "which no day ever matches"),
         ({"members": ["db*"], "schedule": {"cron": "0 0 * *"}}, "4 field(s)"),
         ({"members": ["db*"], "schedule": {"cron": "61 0 * * *"}}, "waves[0].schedule.cron"),
+        ({"members": ["db*"], "schedule": {"cron": "R 22 * * sat"}}, "waves[0].schedule.cron"),  # croniter's dice
+        ({"members": ["db*"], "schedule": {"at": ["9999-12-31T23:59"]}}, "waves[0].schedule.at[0]"),
+        ({"members": ["db*"], "schedule": {"at": ["0001-01-01T00:00"]}}, "waves[0].schedule.at[0]"),
         (
             {"members": ["db*"], "schedule": {"cron": "30 2 * * sun"}},
             "2026-03-29 02:30, when clocks in Europe/Berlin go",

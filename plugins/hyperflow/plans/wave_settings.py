@@ -18,11 +18,11 @@ Clock = Annotated[str, Matching(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]", "a time of d
 LocalTime = Annotated[
     str,
     Matching(
-        r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])[T ](?:[01][0-9]|2[0-3]):[0-5][0-9]",
+        r"20[0-9]{2}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])[T ](?:[01][0-9]|2[0-3]):[0-5][0-9]",
         "a date and time as 2026-12-05T22:00, in the time zone of the plan",
     ),
 ]
-Cron = Annotated[str, Matching(r"[0-9A-Za-z*/,?#L -]+", "five fields of cron as 0 22 * * sat", 200)]
+Cron = Annotated[str, Matching(r"(?:[0-9*/,?#L -]|[A-Za-z]{3})+", "five fields of cron as 0 22 * * sat", 200)]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 Minutes = Annotated[int, Field(ge=1, le=14 * 24 * 60), WHOLE]
 
