@@ -24,6 +24,7 @@ class Airflow(ThreadingHTTPServer):
         self.runs: list[str] = []
         self.faults = 0
         self.done_despite_fault = False
+        self.credentials: dict[str, str] = {}
         self.token: tuple[int, Any] = (201, {"access_token": "t"})  # how it lets in: status, and object or text
 
 
@@ -33,6 +34,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/auth/token":
+            self.server.credentials = body
             self.answer(*self.server.token)
         elif self.server.faults:
             self.server.faults -= 1
@@ -182,6 +184,12 @@ def test_a_url_at_which_something_else_answers_is_told(
         AirflowApi(endpoint)
     assert f"answers, but not as Airflow ({said}" in str(told.value)
     assert len(str(told.value)) < 250
+
+
+def test_a_password_is_sent_as_it_is_written(airflow: Airflow, endpoint: Path) -> None:
+    endpoint.write_text(json.dumps({**json.loads(endpoint.read_text()), "password": " p "}))
+    AirflowApi(endpoint)
+    assert airflow.credentials == {"username": "u", "password": " p "}
 
 
 def test_an_answer_that_is_no_object_is_told(api: AirflowApi) -> None:

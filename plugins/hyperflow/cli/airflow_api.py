@@ -63,7 +63,9 @@ class AirflowApi:
         path = endpoint or Path(os.environ.get("HYPERFLOW_AIRFLOW", LAB_ENDPOINT))
         try:
             settings = json.loads(path.read_text())
-            url, user, password = (settings[key].strip() for key in ("url", "user", "password"))
+            url, user, password = (settings[key] for key in ("url", "user", "password"))
+            if not all(isinstance(each, str) for each in (url, user, password)):
+                raise AirflowUnavailable(f"{path}: expected JSON with url, user and password, each a text")
         except FileNotFoundError as fault:
             raise AirflowUnavailable(
                 f"{path}: not found; start the lab ('./hyperflow lab up'), or name a JSON file with url, user and "
