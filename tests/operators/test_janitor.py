@@ -110,11 +110,14 @@ def test_hosts_of_conversions_are_looked_at_beside_those_of_plans_until_their_co
     for connection in ("kvm02", "gone", "kvm01", "kvm02"):
         module.remember_host(connection, STAGING)
     variables.held[f"{module.CONVERTED}by-hand"] = ["Anna"]
-    context: Any = {}
+    started: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(module, "audit_start", lambda context, what, details: started.append((what, details)))
+    context: Any = {"dag_run": SimpleNamespace(conf={"dry_run": True})}
     found = ListHostsOperator(task_id="places", hosts=[planned]).execute(context)
     assert found == [planned, {"connection": "kvm02", "staging_directory": STAGING}]
     kept = [held["connection"] for held in variables.held.values() if isinstance(held, dict)]
     assert sorted(kept) == ["kvm01", "kvm02"]
+    assert started == [("janitor", {"dry_run": True})]
 
 
 def test_a_host_is_told_how_long_a_ledger_was_before_airflow_was_asked_about_its_run(
@@ -125,9 +128,24 @@ def test_a_host_is_told_how_long_a_ledger_was_before_airflow_was_asked_about_its
     place = {"connection": "kvm01", "staging_directory": STAGING}
     operator = CleanHostOperator(task_id="hosts", host=place, only_look=False, keep_days=7)
     context: Any = {}
+    monkeypatch.setattr(module, "is_result", lambda dag_id, run_id: False)
     operator.perform(context, Runs(monkeypatch, "failed").judge())
     (ended,) = host.asked[-1][1]["runs"]
     assert (ended["run"], ended["dead"], ended["ledger_bytes"]) == (RUN, True, 4711)
+    assert ended["succeeded"] is False
+
+
+def test_the_domain_of_a_cutover_is_a_result_though_its_run_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host([{"run": RUN, "owners": [OWNER], "open": [], "damaged": 0, "bytes": 4711}])
+    monkeypatch.setattr(module, "host_hook", lambda where: host)
+    monkeypatch.setattr(module, "is_result", lambda dag_id, run_id: (dag_id, run_id) == (OWNER["dag"], OWNER["run"]))
+    place = {"connection": "kvm01", "staging_directory": STAGING}
+    context: Any = {}
+    CleanHostOperator(task_id="hosts", host=place, only_look=False, keep_days=7).perform(
+        context, Runs(monkeypatch, "failed").judge()
+    )
+    (ended,) = host.asked[-1][1]["runs"]
+    assert (ended["dead"], ended["succeeded"]) == (True, True)
 
 
 def test_a_run_that_was_cleared_while_a_snapshot_of_it_was_removed_keeps_the_next_one(

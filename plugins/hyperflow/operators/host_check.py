@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
+from hyperflow.hooks.audit import audit_start
 from hyperflow.hooks.kvmhost import KvmHostHook
 from hyperflow.operators.base import JOB_FOLDER, accept_result, keep_failure
 
@@ -33,6 +34,7 @@ class HostCheckOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Check the host."""
+        audit_start(context, "host check", {"on": self.ssh_conn_id})
         options = {
             "staging_directory": self.staging_directory,
             "output_directory": self.output_directory,

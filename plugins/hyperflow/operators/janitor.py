@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.sdk import BaseHook, BaseOperator, Variable
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowNotFoundException
 
+from hyperflow.hooks.audit import audit, audit_start
 from hyperflow.hooks.kvmhost import KvmHostHook
 from hyperflow.hooks.records import safe
 from hyperflow.hooks.vsphere import VsphereHook
-from hyperflow.operators.base import FAILURE_KEY, JOB_FOLDER, RESULT_KEY, finished_tasks
+from hyperflow.operators.base import FAILURE_KEY, JOB_FOLDER, RESULT_KEY, audit_stage, finished_tasks
 from hyperflow.operators.claim import claims, is_claim, release_of
+from hyperflow.operators.cutover_record import is_result
 from hyperflow.operators.ownership import instance
 
 if TYPE_CHECKING:
@@ -198,6 +200,7 @@ class ListHostsOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[dict[str, str]]:
         """Bring them together, each once."""
+        audit_start(context, "janitor", dict(context["dag_run"].conf or {}))
         found = {_key(host): host for host in [*self.hosts, *self._converted()]}
         return [found[key] for key in sorted(found)]
 
@@ -273,7 +276,7 @@ class CleanHostOperator(JanitorOperator):
             {
                 "run": book["run"],
                 "dead": verdict.dead,
-                "succeeded": verdict.succeeded,
+                "succeeded": verdict.succeeded or any(is_result(each["dag"], each["run"]) for each in book["owners"]),
                 "why": verdict.why,
                 "ledger_bytes": book["bytes"],
             }
@@ -297,6 +300,11 @@ class CleanHostOperator(JanitorOperator):
             raise AirflowException((result.get("error") or {}).get("message", "the janitor stage gave no reason"))
         observed = result["observed"]
         assert isinstance(observed, dict)  # noqa: S101 - the host program is ours, sent by its content hash
+        audit_stage(result)
+        for found in observed["findings"]:
+            if found["action"] == "removed":
+                what = f"removed what run {found['run']} left: {found['kind']} {found['thing']}"
+                audit("host", what, on=self.host["connection"])
         return observed
 
 
