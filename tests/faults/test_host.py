@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -249,15 +250,17 @@ def test_the_memory_that_a_stage_may_use_is_at_its_end(conversion: dict[str, Any
 
 
 def test_the_kernel_kills_a_stage_for_want_of_memory_and_the_next_try_leaves_nothing_half_written(
-    place: Place, conversion: dict[str, Any]
+    place: Place, conversion: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = ("start", "--directory", str(place.task), "--stage", "convert", "--run", RUN)
-    place.task.mkdir(parents=True)  # noted already: the lock on the ledger is the stage's to wait for
+    waits = tmp_path / "qemu-img"  # which the stage asks for its version before it makes anything
+    waits.write_text(f'#!/bin/sh\nuntil [ -e {tmp_path}/go ]; do sleep 0.05; done\nexec /usr/bin/qemu-img "$@"\n')
+    waits.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with memory_group(2 * MIB) as group:
-        with held_before_it_creates(place) as arrived:
-            first = job(*start, stdin=json.dumps(conversion))[0]["job"]
-            arrived(stage := stage_of(first))
-            group.take(stage)
+        first = job(*start, stdin=json.dumps(conversion))[0]["job"]
+        group.take(stage_of(first))
+        (tmp_path / "go").touch()
         ended = wait(first)
         assert group.killed() == 1
 
@@ -277,7 +280,11 @@ def test_the_disk_is_full_while_an_export_arrives(
     full = output if decoded == "elsewhere" else place
     vmdk = vmdk_writer.write(tmp_path / "a.vmdk", CAPACITY, [(n, images.noise(n)) for n in range(GRAINS)]).read_bytes()
 
+    asked, is_full = threading.Event(), threading.Event()
+
     def answer(handler: Handler) -> None:
+        asked.set()
+        assert is_full.wait(LIMIT)
         handler.start(None)  # of unknown length: that it does not fit shows when it is here
         handler.wfile.write(vmdk)
 
@@ -292,11 +299,10 @@ def test_the_disk_is_full_while_an_export_arrives(
             "decode": decoded and {"image": str(full.root / "images/disk-0.qcow2"), "format": "qcow2"},
         }
         start = ("start", "--directory", str(place.task), "--stage", "download", "--run", RUN)
-        place.task.mkdir(parents=True)  # noted already: the lock on the ledger is the stage's to wait for
-        with held_before_it_creates(place) as arrived:
-            first = job(*start, stdin=json.dumps(options))[0]["job"]
-            arrived(stage_of(first))
-            full.fill(MIB)
+        first = job(*start, stdin=json.dumps(options))[0]["job"]
+        assert asked.wait(LIMIT)
+        full.fill(MIB)
+        is_full.set()
         ended = wait(first)
         failed({**ended["result"], "exit_status": ended["exit_status"], "log": ""}, "No space left on device")
         named = Path(ended["result"]["error"]["message"].partition(": ")[0])
@@ -348,8 +354,8 @@ def test_the_disk_is_full_while_a_guest_is_fixed(place: Place, tmp_path: Path) -
 
 
 def stage_of(path: str) -> int:
-    """The process of a job's stage."""
-    for process in Path("/proc").glob("[0-9]*"):
+    """The process of a job's stage, the first of its marked ones."""
+    for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda one: int(one.name)):
         with contextlib.suppress(OSError):
             if f"HYPERFLOW_JOB={path}".encode() in (process / "environ").read_bytes().split(b"\0"):
                 return int(process.name)
