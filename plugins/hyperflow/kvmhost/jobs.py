@@ -405,6 +405,7 @@ def _end_processes(job: Path) -> None:
     while True:
         processes = _marked(f"HYPERFLOW_JOB={job}")
         if not processes:
+            wait(job, DEATH_GRACE)  # for the supervisor, which has no mark, to write how it ended
             return
         late = time.monotonic() - limit
         if late > DEATH_GRACE:

@@ -181,7 +181,7 @@ def test_a_fifo_in_place_of_a_configuration_is_as_good_as_none(told: dict[str, d
 def test_a_configuration_of_absurd_size_is_refused_before_it_is_read(told: dict[str, dict[str, Any]]) -> None:
     for path in ("/etc/fstab", "/etc/os-release"):
         assert told["absurd"]["said"][path] == (
-            f"StageError: {path} in the guest: found {ABSURD} bytes, expected at most 4194304"
+            f"TooLarge: {path} in the guest: found {ABSURD} bytes, expected at most 4194304"
         )
 
 
