@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import logging
 import time
@@ -240,9 +241,11 @@ class HostStageOperator(HostRunOperator):
 
         if self._directory is None:
             return
+        host = copy.copy(self.host)
+        host.client = None  # a connection of its own: this process waits by the other one
         try:
-            with self.host.connected() as client:
-                killed = self.host.job(client, "kill", "--directory", self._directory)["killed"]
+            with host.connected() as client:
+                killed = host.job(client, "kill", "--directory", self._directory)["killed"]
         except KvmHostError as fault:
             self.log.warning("the job on the host was not ended: %s", fault)
         else:
