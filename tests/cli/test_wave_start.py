@@ -137,7 +137,7 @@ def test_a_rehearsal_that_is_at_work_when_the_schedule_starts_the_wave_is_stoppe
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     airflow = Airflow({WAVE}, lambda: "running")
-    monkeypatch.setattr(command, "SLOT_COUNTS", timedelta(0))
+    monkeypatch.setattr(command, "MISSED_AFTER", timedelta(0))
     with pytest.raises(Refused, match=r"run manual__1 of wave.move.night was stopped where it was"):
         start(tmp_path, airflow, "dry_run", at=datetime.now(UTC) + timedelta(minutes=1))
     assert airflow.said[-1] == f"pause {WAVE}"

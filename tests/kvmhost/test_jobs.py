@@ -319,7 +319,7 @@ def test_processes_that_cannot_be_ended_are_named_and_nothing_is_done(
     more = ("--restart", "--stage", "checksum", "--run", "dag/run") if command == "start" else ()
     sent: list[tuple[int, int]] = []
     monkeypatch.setattr("sys.stdin", io.StringIO("{}"))
-    monkeypatch.setattr(jobs, "_marked", lambda mark: [4711, 4712])
+    monkeypatch.setattr(jobs.processes, "of_job", lambda job: [4711, 4712])
     monkeypatch.setattr(os, "kill", lambda pid, signal_number: sent.append((pid, signal_number)))
     monkeypatch.setattr(jobs, "KILL_GRACE", 0.2)
     monkeypatch.setattr(jobs, "DEATH_GRACE", 0.4)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hyperflow.operators import cutover_record, proven, report
 from hyperflow.operators.cutover_record import put
-from hyperflow.operators.proven import COLD, LIVE_COPY, forget_proven, proven_run, remember_proven, strategy_of
+from hyperflow.operators.proven import COLD, LIVE_COPY, forget_proven, proven_run, remember_proven
 from hyperflow.plans.load import load_plan
 
 SLUG = "web01.example.org"
@@ -102,7 +102,7 @@ def test_what_is_forgotten_is_gone(variables: Variables) -> None:
 def test_the_plan_says_how_a_vm_is_cut_over(tmp_path: Path) -> None:
     (tmp_path / "autumn.yaml").write_text(PLAN)
     plan = load_plan(tmp_path / "autumn.yaml")
-    assert [strategy_of(plan.vm(slug)) for slug in ("web01", "web02")] == [LIVE_COPY, COLD]
+    assert [plan.vm(slug).strategy for slug in ("web01", "web02")] == [LIVE_COPY, COLD]
 
 
 @pytest.mark.parametrize("strategy", [LIVE_COPY, COLD])

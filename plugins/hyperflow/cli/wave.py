@@ -23,7 +23,7 @@ from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes
 from hyperflow.plans.plan import Plan
 from hyperflow.plans.pools import pools_of_vm, wave_pool
 from hyperflow.plans.survey import read_survey
-from hyperflow.plans.times import minutes_open, next_opening, opening_at
+from hyperflow.plans.times import MISSED_AFTER, minutes_open, next_opening, opening_at
 from hyperflow.plans.wave import Wave, fires
 
 SURVEY_DAG = "hyperflow_survey"
@@ -31,7 +31,6 @@ PROVEN_VARIABLE = "hyperflow_proven_"
 DATES_SHOWN = 3
 READ_LIMIT = 120.0  # seconds until Airflow must have read a changed plan and its survey; 30 s by default
 GROUP = "vms."
-SLOT_COUNTS = timedelta(minutes=15)  # as long after its time a start by schedule still counts (operators/wave_check.py)
 
 
 class BadPlan(Exception):
@@ -132,7 +131,7 @@ def show_time(wave: Wave, estimate: WaveEstimate, rates: Rates | None, console: 
     wrong = []
     source = f", at {rates.bytes_per_second / 1e6:.0f} MB/s as {rates.runs} run(s) measured" if rates else ""
     console.print(escape(estimate.sentence() + source), soft_wrap=True)
-    dates = [f"{moment.astimezone(zone):%a %Y-%m-%d %H:%M %Z}" for moment in fires(wave, now, DATES_SHOWN)]
+    dates = [_local(moment, wave) for moment in fires(wave, now, DATES_SHOWN)]
     if wave.entry.schedule is not None:
         console.print(f"starts by itself: {', '.join(dates) or 'never again: its dates are over'}", soft_wrap=True)
         if not dates:
@@ -144,7 +143,7 @@ def show_time(wave: Wave, estimate: WaveEstimate, rates: Rates | None, console: 
         told = (
             f"open until {opening.end.astimezone(zone):%a %H:%M %Z}"
             if opening
-            else f"opens {following.start.astimezone(zone):%a %Y-%m-%d %H:%M %Z}"
+            else f"opens {_local(following.start, wave)}"
         )
         console.print(f"window: {minutes_text(minutes_open(window))}, {told}", soft_wrap=True)
         if estimate.total is not None and estimate.total > minutes_open(window):
@@ -211,11 +210,11 @@ def rehearse_paused(api: AirflowApi, wave: Wave, console: Console, asked: set[st
 
     :raises Refused: a start of the schedule is due, or has come while the rehearsal was at work
     """
-    due = next(iter(fires(wave, datetime.now(UTC) - SLOT_COUNTS, 1)), None)
-    if due is not None and due < datetime.now(UTC) + SLOT_COUNTS:
+    due = next(iter(fires(wave, datetime.now(UTC) - MISSED_AFTER, 1)), None)
+    if due is not None and due < datetime.now(UTC) + MISSED_AFTER:
         raise Refused(
             f"{wave.dag_id} is paused, and has to be un-paused for its rehearsal: its start of {_local(due, wave)} "
-            f"would then be in earnest. Rehearse it {minutes_text(SLOT_COUNTS.total_seconds() / 60)} after that, or "
+            f"would then be in earnest. Rehearse it {minutes_text(MISSED_AFTER.total_seconds() / 60)} after that, or "
             "take the date out of the plan"
         )
     run_id = trigger(api, wave, console, asked)
@@ -346,8 +345,7 @@ def proven_of(api: AirflowApi, plan: Plan) -> dict[str, dict[str, Any]]:
     done = {}
     for vm in plan.vms:
         value = found.get(f"{PROVEN_VARIABLE}{vm.dag_id}")
-        is_cold = vm.settings.cutover is not None and vm.settings.cutover.strategy == "cold"
-        if not isinstance(value, dict) or (is_cold and value.get("strategy") != "cold"):
+        if not isinstance(value, dict) or (vm.strategy == "cold" and value.get("strategy") != "cold"):
             continue
         if isinstance(value.get("summary"), dict):
             done[vm.slug] = value["summary"]

@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hyperflow.kvmhost import job_log, ledger
+from hyperflow.kvmhost import job_log, ledger, processes
 from hyperflow.kvmhost.job_result import read_result
 from hyperflow.kvmhost.stage import (
     EXIT_BAD_REQUEST,
@@ -403,36 +403,21 @@ def _end_processes(job: Path) -> None:
         time.sleep(LOOK)
     limit = time.monotonic() + KILL_GRACE
     while True:
-        processes = _marked(f"HYPERFLOW_JOB={job}")
-        if not processes:
+        found = processes.of_job(job)
+        if not found:
             wait(job, DEATH_GRACE)  # for the supervisor, which has no mark, to write how it ended
             return
         late = time.monotonic() - limit
         if late > DEATH_GRACE:
             raise TimeoutError(
-                f"{job}: processes {', '.join(map(str, sorted(processes)))} could not be ended, not by SIGKILL either; "
+                f"{job}: processes {', '.join(map(str, sorted(found)))} could not be ended, not by SIGKILL either; "
                 "most likely they wait for a disk or network storage that does not answer (state D in ps)"
             )
         sent = signal.SIGKILL if late > 0 else signal.SIGTERM
-        for pid in processes:
+        for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, sent)
         time.sleep(0.1)
-
-
-def _marked(mark: str) -> list[int]:
-    found = []
-    for path in Path("/proc").iterdir():
-        if not path.name.isdigit() or int(path.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):  # it ended, or is not ours to read
-            if mark.encode() in (path / "environ").read_bytes().split(b"\0") and not _is_zombie(path):
-                found.append(int(path.name))
-    return found
-
-
-def _is_zombie(process: Path) -> bool:
-    return (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def _generations(directory: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def of_runs(*, without_job: str | None = None) -> dict[str, list[int]]:
             if mark.startswith(RUN_MARK):
                 found.setdefault(mark[len(RUN_MARK) :].decode(errors="replace"), []).append(pid)
     return found
+
+
+def of_job(job: Path) -> list[int]:
+    """List the living processes of a job, but not this one."""
+    mark = JOB_MARK + os.fsencode(job)
+    return [pid for pid, environment in _environments() if mark in environment and pid != os.getpid()]
 
 
 def _environments() -> Iterator[tuple[int, list[bytes]]]:

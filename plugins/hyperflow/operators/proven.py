@@ -6,7 +6,7 @@ A VM whose plan wants a cold cutover is done when its target is the machine; a c
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.sdk import Variable
 from airflow.sdk.exceptions import AirflowFailException
@@ -14,19 +14,11 @@ from airflow.sdk.exceptions import AirflowFailException
 from hyperflow.hooks.records import safe
 from hyperflow.operators.cutover_record import MOVED, cutover_of
 
-if TYPE_CHECKING:
-    from hyperflow.plans.plan import PlannedVm
-
 SUMMARY_KEY = "summary"  # XCom: VmSummary as JSON, of a VM's run and of a wave's task
 PROVEN = "proven"  # outcome of a run whose guest was booted
 LIVE_COPY, COLD = "live-copy", "cold"  # cutover.strategy of a plan
 
 log = logging.getLogger(__name__)
-
-
-def strategy_of(vm: PlannedVm) -> str:
-    """How a VM's plan wants it to be cut over."""
-    return vm.settings.cutover.strategy if vm.settings.cutover else LIVE_COPY
 
 
 def remember_proven(dag_id: str, run_id: str, summary: dict[str, Any], strategy: str = LIVE_COPY) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from math import ceil
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +13,7 @@ from hyperflow.manifest.shown import shown_in_markdown
 from hyperflow.operators.base import run_key
 from hyperflow.operators.kept_plan import keep_plan
 from hyperflow.operators.preflight import plan_location
-from hyperflow.operators.proven import COLD, proven_run, strategy_of
+from hyperflow.operators.proven import COLD, proven_run
 from hyperflow.operators.wave import (
     EXPECTED_KEY,
     OPENING_KEY,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from hyperflow.plans.times import Opening
     from hyperflow.plans.wave import Wave
 
-MISSED_AFTER = timedelta(minutes=15)  # a scheduled start this late was missed: un-pausing a DAG makes its last one
 RATES_OF_OTHERS = 20  # VMs outside of the wave whose measured rates are looked up
 
 
@@ -77,7 +76,7 @@ class CheckWaveOperator(WaveOperator):
         :raises AirflowSkipException: a scheduled start that was missed
         :raises AirflowFailException: the window is closed
         """
-        from hyperflow.plans.times import next_opening, opening_at
+        from hyperflow.plans.times import MISSED_AFTER, next_opening, opening_at
 
         window, zone = wave.entry.window, wave.zone
         opening = opening_at(window, zone, now) if window is not None else None
@@ -148,7 +147,7 @@ def is_done(vm: PlannedVm, proven: Mapping[str, Any]) -> bool:
 
     :param proven: of those that were proven, by slug
     """
-    if strategy_of(vm) == COLD:
+    if vm.strategy == COLD:
         return proven_run(vm.dag_id, COLD) is not None
     return vm.slug in proven
 

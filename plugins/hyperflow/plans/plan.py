@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperflow.manifest.faults import DocumentError
+from hyperflow.plans.cutover import Cutover
 from hyperflow.plans.profile import Profile
 from hyperflow.plans.settings import PoolSizes, VCenter, VmEntry
 from hyperflow.plans.slug import Selector
@@ -45,6 +46,11 @@ class PlannedVm:
     settings: VmEntry
     profile: Profile
     approvers: tuple[dict[str, str], ...] = field(default=())
+
+    @property
+    def strategy(self) -> str:
+        """How the plan wants it to be cut over."""
+        return (self.settings.cutover or Cutover()).strategy
 
 
 @dataclass(frozen=True)

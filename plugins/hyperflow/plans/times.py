@@ -17,6 +17,7 @@ from hyperflow.plans.wave_settings import Weekday, Window
 WEEKDAYS: tuple[Weekday, ...] = get_args(Weekday)
 # The years whose clock changes are looked at. Fixed, so that a plan does not become good or bad by waiting.
 FIRST_YEAR, LAST_YEAR = 2026, 2031
+MISSED_AFTER = timedelta(minutes=15)  # a scheduled start this late was missed: un-pausing a DAG makes its last one
 _DAY = timedelta(days=1)
 
 

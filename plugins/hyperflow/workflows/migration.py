@@ -97,7 +97,7 @@ def tags(plan: Plan, vm: PlannedVm) -> list[str]:
     if vm.settings.host:
         labels.append(f"host:{vm.settings.host.connection}")
     labels += [f"wave:{wave.name}" for wave in plan.waves if vm.slug in wave.members]
-    if (vm.settings.cutover or Cutover()).strategy == "cold":
+    if vm.strategy == "cold":
         labels.append("cutover:cold")
     return [label[:LONGEST_TAG] for label in labels]
 
@@ -250,6 +250,6 @@ def describe(plan: Plan, vm: PlannedVm) -> str:
     return (
         f"Moves {shown_in_markdown(vm.selector.value)} from vCenter `{plan.vcenter.connection}` "
         f"to KVM host {where}, with profile `{vm.profile.name}`{about}. Plan: {shown_in_markdown(str(plan.path))}.\n\n"
-        f"{CHANGES[(vm.settings.cutover or Cutover()).strategy]} "
+        f"{CHANGES[vm.strategy]} "
         "The run succeeds only when the converted guest was booted and said itself that it is up."
     )

@@ -14,7 +14,6 @@ from airflow.timetables.events import EventsTimetable  # airflow.sdk's own canno
 from hyperflow.manifest.shown import shown, shown_in_markdown
 from hyperflow.notifications.planned import told_of
 from hyperflow.operators.approval import ApproveWaveOperator
-from hyperflow.operators.proven import strategy_of
 from hyperflow.operators.wave import APPROVE, CHECK, GROUP, REPORT, MigrateVmOperator
 from hyperflow.operators.wave_check import CheckWaveOperator
 from hyperflow.operators.wave_report import WriteWaveReportOperator
@@ -152,7 +151,7 @@ def migrate(plan: Plan, wave: Wave, slug: str, place: int, apart: Sequence[str])
         on_failure=wave.entry.on_failure,
         approvers=list(wave.approvers),
         answer_minutes=approval.timeout_minutes if approval else 60,
-        strategy=strategy_of(vm),
+        strategy=vm.strategy,
         expected_minutes=vm.settings.expected_minutes,
         start_over=vm.settings.drift == "start-over",
         notifiers=told_of(notices(plan, wave), "question", plan.name, f"wave {wave.name}"),

@@ -223,6 +223,11 @@ def has_space(directory: Path, needed: int) -> bool:
     return _free(directory) >= needed
 
 
+def is_of_another_vm(note: Mapping[str, Any], vm_id: str | None) -> bool:
+    """Tell whether a file of ours is of another VM than ``vm_id``; not where one of the two is not known."""
+    return vm_id is not None and note.get("vm_id") not in (None, vm_id)
+
+
 def require_space(directory: Path, needed: int, what: str) -> None:
     """Refuse work that will not fit.
 

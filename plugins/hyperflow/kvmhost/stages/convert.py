@@ -157,7 +157,7 @@ def _require_ours(target: Path, vm_id: str | None) -> dict[str, Any]:
     ours = note.get("kind") == "hyperflow-image" and isinstance(note.get("observed"), dict)
     if not ours or target.is_symlink() or not target.is_file():
         raise BadRequest(f"{target}: exists and is no image of ours; move it away or take another output directory")
-    if vm_id is not None and note.get("vm_id", vm_id) not in (None, vm_id):
+    if files.is_of_another_vm(note, vm_id):
         raise BadRequest(
             f"{target}: exists and is of another VM ({note['vm_id']}), expected one of {vm_id}; take another output "
             "directory or name for one of the two, or move it away when that VM is no more"

@@ -227,7 +227,7 @@ def _require_ours(options: Options) -> dict[str, Any]:
         raise foreign
     if note.get("kind") != "hyperflow-download" or note.get("disk_id") != options.disk_id:
         raise foreign
-    if options.vm_id is not None and note.get("vm_id", options.vm_id) not in (None, options.vm_id):
+    if files.is_of_another_vm(note, options.vm_id):
         raise BadRequest(
             f"{target}: exists and is of another VM ({note['vm_id']}), expected one of {options.vm_id}; take another "
             "staging directory or name for one of the two, or move it away when that VM is no more"
