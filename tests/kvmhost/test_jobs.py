@@ -121,6 +121,18 @@ def test_a_second_start_attaches_to_the_copy_that_runs(tmp_path: Path, task: Pat
     assert len(processes_of(first["job"])) == 1
 
 
+def test_a_start_for_a_run_of_another_airflow_of_the_same_name_is_refused_and_touches_nothing(tmp_path: Path) -> None:
+    directory, options = tmp_path / "jobs/dag/run/task", options_for(tmp_path, LONG)
+    owner, other = (json.dumps({"airflow": name, "dag": "dag", "run": "run"}) for name in ("a", "b"))
+    first = start(directory, options, "--owner", owner)
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        start(directory, options, "--restart", "--owner", other)
+    assert "is one of another Airflow (a)" in json.loads(refused.value.output)["error"]
+    assert len(processes_of(first["job"])) == 1
+    assert start(directory, options, "--owner", owner) == {"job": first["job"], "attached": True}
+    assert job("remove", "--directory", str(directory.parent))[0] == {"removed": 1}
+
+
 def test_a_restart_ends_the_copy_that_runs_before_another_begins(tmp_path: Path, task: Path) -> None:
     options = options_for(tmp_path, LONG)
     first, second = start(task, options), start(task, options, "--restart")

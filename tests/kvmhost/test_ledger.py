@@ -65,6 +65,33 @@ def test_a_ledger_that_is_only_signed_has_an_owner_for_what_stages_add(tmp_path:
     assert listed["bytes"] == path_of(tmp_path).stat().st_size
 
 
+def test_a_run_of_the_same_name_of_another_airflow_is_refused_while_it_has_something_open(
+    tmp_path: Path, book: Ledger
+) -> None:
+    book.add(RUN, [OVERLAY], OWNER)
+    before = path_of(tmp_path).read_bytes()
+    status, answer = command(tmp_path, "add", "--run", RUN, stdin={"owner": {**OWNER, "airflow": "b"}, "entries": []})
+    assert status == 1
+    assert "one of another Airflow (a-1)" in answer["error"]
+    assert "overlay /srv/staging/web01/work/boot" in answer["error"]
+    assert path_of(tmp_path).read_bytes() == before
+    book.done(RUN, [OVERLAY], "removed")
+    book.add(RUN, [], {**OWNER, "airflow": "b"})  # it has ended, and its name is free
+    book.add(RUN, [OVERLAY], {**OWNER, "airflow": "b"})
+    book.add(RUN, [Entry("job", "/jobs/x")], {**OWNER, "airflow": "b"})
+    with pytest.raises(LedgerError, match=r"one of another Airflow \(b\)"):
+        book.add(RUN, [], OWNER)
+
+
+def test_who_holds_the_lock_for_too_long_is_no_reason_to_wait_for_ever(
+    tmp_path: Path, book: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "LOCK_LIMIT", 0.2)
+    with book.locked(), pytest.raises(LedgerError, match=r"ledger/\.lock: another process has held it"):
+        Ledger(tmp_path / ".hyperflow").add(RUN, [OVERLAY], OWNER)
+    assert not path_of(tmp_path).exists()
+
+
 def test_it_is_kept_and_asked_for_from_the_command_line(tmp_path: Path) -> None:
     entry = {"kind": "snapshot", "thing": "vc/vm-1/hyperflow-x", "facts": {"vm": "vm-1"}}
     assert command(tmp_path, "list") == (0, {"runs": []})

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowNotFoundException
-from hyperflow.operators import convert_manifest
+from hyperflow.operators import base, convert_manifest
 from hyperflow.operators import janitor as module
 from hyperflow.operators.convert_manifest import CleanUpConversionOperator, ReadManifestOperator
 from hyperflow.operators.janitor import CleanHostOperator, CleanSourceOperator, FoundSnapshot, Judge, ListHostsOperator
@@ -189,7 +189,7 @@ def test_a_conversion_signs_its_ledger_before_there_is_anything_in_it(
 ) -> None:
     host = Host()
     owner = {"airflow": "a-1", "dag": "convert_manifest", "run": "manual__1"}
-    monkeypatch.setattr(convert_manifest, "owner_of", lambda context: owner)
+    monkeypatch.setattr(base, "owner_of", lambda context: owner)
     operator = ReadManifestOperator(task_id="preflight")
     operator.__dict__.update(settings=settings(), host=host)
     pushed: dict[str, Any] = {}
@@ -210,11 +210,13 @@ def test_what_a_killed_stage_of_a_conversion_left_is_removed(monkeypatch: pytest
     host = Host()
     monkeypatch.setattr(convert_manifest, "created_anything", lambda context: True)
     monkeypatch.setattr(convert_manifest, "undone_tasks", lambda context, settings: ["fix"])
+    monkeypatch.setattr(base, "owner_of", lambda context: {"airflow": "a-1", "dag": "d", "run": "r"})
     operator = CleanUpConversionOperator(task_id="cleanup")
     operator.migration = {"images": {"disk-0": "disk-0.qcow2"}}
     operator.__dict__.update(settings=settings(), host=host)
     operator.perform(CONTEXT)
-    ((_, options),) = host.asked
+    assert [one if isinstance(one, str) else one[0] for one in host.asked] == ["program", "add", "cleanup"]
+    _, options = host.asked[-1]
     assert options["work_directory"] is None, "the fix's overlays are kept to go on from"
     assert options["partials"] == [
         "/srv/images/.disk-0.qcow2.partial",

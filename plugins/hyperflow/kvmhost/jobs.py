@@ -70,6 +70,7 @@ def main(arguments: list[str]) -> int:
     starting.add_argument("--directory", type=Path, required=True, help="the task's directory")
     starting.add_argument("--stage", choices=STAGES, required=True)
     starting.add_argument("--run", required=True, help="the run this job belongs to, DAG/RUN")
+    starting.add_argument("--owner", type=json.loads, help='who asks, as the ledger has it: {"airflow", "dag", "run"}')
     starting.add_argument("--restart", action="store_true", help="end a running copy instead of attaching to it")
     starting.add_argument(
         "--now",
@@ -114,7 +115,15 @@ def _start_command(parsed: argparse.Namespace) -> int:
     options = sys.stdin.read(OPTIONS_LIMIT + 1)
     asked = time.time() if parsed.asked is None else parsed.asked
     try:
-        answer = start(parsed.directory, parsed.stage, parsed.run, options, restart=parsed.restart, asked=asked)
+        answer = start(
+            parsed.directory,
+            parsed.stage,
+            parsed.run,
+            options,
+            restart=parsed.restart,
+            asked=asked,
+            owner=parsed.owner,
+        )
     except (TimeoutError, Overtaken, ledger.LedgerError) as fault:
         print(json.dumps({"error": str(fault)}))
         return EXIT_TRY_AGAIN
@@ -139,7 +148,14 @@ def _end_command(parsed: argparse.Namespace) -> int:
 
 
 def start(
-    directory: Path, stage: str, run: str, options: str, *, restart: bool = False, asked: float
+    directory: Path,
+    stage: str,
+    run: str,
+    options: str,
+    *,
+    restart: bool = False,
+    asked: float,
+    owner: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Start a stage detached, or attach to what an earlier start of the same task left.
 
@@ -148,13 +164,15 @@ def start(
 
     :param restart: end a running copy: what it works with (a lease) is gone
     :param asked: when the caller asked, by its clock, in seconds since 1970
+    :param owner: who signs the job in the run's ledger, of whoever knows it
     :return: ``{"job": generation directory, "attached": bool}``
     :raises Overtaken: when a later start has been here before
+    :raises LedgerError: the job cannot be noted, or the run is another Airflow's
     :raises TimeoutError: another command has the task's lock, what ran before cannot be ended, or nothing comes up
     """
     book = ledger.of_task(directory, run)
     if book is not None:  # also when it is noted already: by that the janitor sees that the run works again
-        book.add(run, [ledger.Entry("job", str(directory))])
+        book.add(run, [ledger.Entry("job", str(directory))], owner)
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(directory, time.monotonic() + LOCK_GRACE) as lock:
         generations = _generations(directory)

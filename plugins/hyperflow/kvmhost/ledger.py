@@ -22,6 +22,7 @@ import os
 import re
 import stat
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -35,6 +36,7 @@ KIND = re.compile(r"[a-z-]{1,40}")
 OWNER = ("airflow", "dag", "run")
 ON_DISK = ("job", "partial", "overlay", "fix-overlay", "staged-disk")  # kinds whose thing is a path on this host
 LINE_LIMIT = 64 * 1024  # bytes; an entry has some hundred
+LOCK_LIMIT = 40.0  # seconds to wait for the ledgers' lock; the longest holder is a janitor that removes
 FILE_LIMIT = 16 * 1024 * 1024  # bytes of one run's ledger; a run that is cleared every day has a few kB
 INPUT_LIMIT = 1024 * 1024  # bytes on standard input
 
@@ -62,7 +64,8 @@ class Book:
     """A run's ledger as it stands.
 
     :param run: ``DAG/RUN``
-    :param owners: who signed entries, each ``{"airflow", "dag", "run"}``; one, but for a file that was tampered with
+    :param owners: who signed entries, each ``{"airflow", "dag", "run"}``, who did so last at the end; more than one
+        only after another Airflow's run of that name, or in a file that was tampered with
     :param open: what is not struck off, in the order it was added
     :param damaged: lines that cannot be read: the last one of a crash, or a file that something else wrote to
     :param bytes: of the file, which only ever grows: by them it is seen whether something was written since
@@ -88,13 +91,16 @@ class Ledger:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep every other process from adding and striking off; what it is about to create waits too."""
+        """Keep every other process from adding and striking off; what it is about to create waits too.
+
+        :raises LedgerError: when another process has had it for too long
+        """
         if self._is_locked:
             yield
             return
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self._folder / ".lock").open("w") as file:  # no DAG is called so: a key never starts with a dot
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _take(file.fileno(), self._folder / ".lock")
             self._is_locked = True
             try:
                 yield
@@ -106,7 +112,8 @@ class Ledger:
 
         :param entries: none, to sign the run's ledger only: then what its stages add has an owner
         :param owner: ``{"airflow", "dag", "run"}``, of whoever knows it
-        :raises LedgerError: when it cannot be written; then nothing must be created
+        :raises LedgerError: when it cannot be written, or a run of this name that another Airflow signed has something
+            open here; then nothing must be created
         """
         lines: list[dict[str, Any]] = []
         for entry in entries:
@@ -114,17 +121,21 @@ class Ledger:
             lines.append({**line, "owner": owner} if owner is not None else line)
         if owner is not None and not lines:
             lines.append({"time": _now(), "event": "sign", "owner": owner})
-        self._append(run, lines)
+        if not lines:
+            return
+        with self._writing(run):
+            if owner is not None:
+                _require_same_airflow(self.read(run), owner)
+            self._append(run, lines)
 
     def done(self, run: str, entries: Sequence[Entry], why: str) -> None:
         """Strike off what is gone, or is left on purpose, as ``why`` says."""
-        self._append(
-            run,
-            [
-                {"time": _now(), "event": "done", "kind": entry.kind, "thing": entry.thing, "why": why}
-                for entry in entries
-            ],
-        )
+        lines = [
+            {"time": _now(), "event": "done", "kind": entry.kind, "thing": entry.thing, "why": why} for entry in entries
+        ]
+        if lines:
+            with self._writing(run):
+                self._append(run, lines)
 
     def runs(self) -> list[str]:
         """List the runs that have a ledger."""
@@ -170,23 +181,27 @@ class Ledger:
 
     def _append(self, run: str, lines: Sequence[dict[str, Any]]) -> None:
         path = self._path(run)
-        if not lines:
-            return
         content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
         if any(len(line) > LINE_LIMIT for line in content.split(b"\n")):
             raise LedgerError(f"{path}: an entry has more than {LINE_LIMIT} bytes")
+        is_new = not path.exists()
+        path.parent.mkdir(exist_ok=True, mode=0o700)
+        _write_durably(path, content)
+        if is_new:
+            for folder in (path.parent, self._folder, self._root):
+                _sync_directory(folder)
+
+    @contextlib.contextmanager
+    def _writing(self, run: str) -> Iterator[None]:
+        """Have the lock, and say of a fault of the file system what it means."""
+        path = self._path(run)
         try:
             with self.locked():
-                is_new = not path.exists()
-                path.parent.mkdir(exist_ok=True, mode=0o700)
-                _write_durably(path, content)
-                if is_new:
-                    for folder in (path.parent, self._folder, self._root):
-                        _sync_directory(folder)
+                yield
         except OSError as fault:
             raise LedgerError(
-                f"{path}: what is about to be created cannot be noted ({fault.strerror}), so it is not created; is "
-                "the file system full or read-only?"
+                f"{path}: what is about to be created cannot be noted ({fault.strerror}), so it is not "
+                "created; is the file system full or read-only?"
             ) from fault
 
 
@@ -301,8 +316,8 @@ def _fold(run: str, content: bytes) -> Book:
             continue
         if entry is not None and document["event"] == "add":
             entries.setdefault((entry.kind, entry.thing), entry)
-        if owner is not None and owner not in owners:
-            owners.append(owner)
+        if owner is not None:
+            owners = [*(each for each in owners if each != owner), owner]
     return Book(run, owners, list(entries.values()), damaged, len(content))
 
 
@@ -331,6 +346,34 @@ def _read_owner(document: Any) -> dict[str, str] | None:
     if not isinstance(document, dict) or set(document) != set(OWNER):
         return None
     return document if all(isinstance(value, str) and value for value in document.values()) else None
+
+
+def _require_same_airflow(book: Book, owner: dict[str, str]) -> None:
+    """Refuse to be the second run of one name: two Airflows with the same plans have runs of the same ids.
+
+    :raises LedgerError: when another Airflow's run has something open
+    """
+    last = book.owners[-1]["airflow"] if book.owners else owner["airflow"]
+    if book.open and last != owner["airflow"]:
+        raise LedgerError(
+            f"run {book.run} is one of another Airflow ({last}), which has {len(book.open)} thing(s) open here, first "
+            f"{book.open[0].kind} {book.open[0].thing}; nothing of it was touched"
+        )
+
+
+def _take(lock: int, path: Path) -> None:
+    until = time.monotonic() + LOCK_LIMIT
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise LedgerError(
+                    f"{path}: another process has held it for {LOCK_LIMIT:.0f} s; see which (fuser), and end it if it "
+                    "hangs"
+                ) from None
+        time.sleep(0.01)
 
 
 def _write_durably(path: Path, content: bytes) -> None:

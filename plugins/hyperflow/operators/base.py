@@ -18,6 +18,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 
 from hyperflow.hooks.audit import audit
 from hyperflow.hooks.records import safe
+from hyperflow.operators.ownership import owner_of
 from hyperflow.operators.results import require_as_asked, require_sound
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ FAILURE_KEY = "failure"  # XCom: {"stage", "message", "code"} of a task that fai
 FAILED_STATES = ("failed", "upstream_failed")  # of Airflow's tasks
 CLOSING = ("remove_snapshot", "rollback", "cleanup", "report")  # tasks that run whatever became of the others
 TRY_AGAIN = "try-again"  # the kind of a stage's error that may pass
-SOON = 3.0  # seconds that a task waits for a stage before it defers
+SOON = 6.0  # seconds that a task waits for a stage before it defers: what deferring costs, by Airflow's defaults more
 JOB_FOLDER = ".hyperflow"  # below the staging directory of the host
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,17 @@ class HostRunOperator(BaseOperator):
     def resume(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
         """Take over what the trigger brought."""
         return take_result(context, event)
+
+    def sign_ledger(self, context: Context, *entries: dict[str, Any]) -> None:
+        """Note on the host whose run this is, and what it is about to create.
+
+        :param entries: of the ledger, ``{"kind", "thing", "facts"}`` each
+        :raises KvmHostError: when it cannot be noted, or a run of this name of another Airflow is at work there
+        """
+        with self.host.connected() as client:
+            self.host.ensure_program(client)
+            request = {"owner": owner_of(context), "entries": list(entries)}
+            self.host.ledger(client, "add", "--run", run_key(context), request=request)
 
     def keep_result(self, context: Context, observed: dict[str, Any], started: datetime) -> dict[str, Any]:
         """Keep, for the report, what a task observed that runs no stage on a host.
@@ -214,7 +226,7 @@ class HostStageOperator(HostRunOperator):
             started = self.host.job(
                 client,
                 *("start", "--directory", self._directory, "--stage", self.stage),
-                *("--run", run_key(context), "--now", f"{time.time():.3f}"),
+                *("--run", run_key(context), "--owner", json.dumps(owner_of(context)), "--now", f"{time.time():.3f}"),
                 stdin=options,
             )
             verb = "attached to the running" if started["attached"] else "started the"

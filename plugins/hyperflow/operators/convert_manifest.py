@@ -24,7 +24,6 @@ from hyperflow.operators.base import (
 )
 from hyperflow.operators.cleanup import created_anything
 from hyperflow.operators.janitor import remember_host
-from hyperflow.operators.ownership import owner_of
 from hyperflow.operators.run_report import RunReportOperator
 
 if TYPE_CHECKING:
@@ -141,10 +140,7 @@ class ReadManifestOperator(HostRunOperator):
     def sign(self, context: Context) -> None:
         """Sign the run's ledger before there is anything in it, and tell the janitor where it is."""
         remember_host(self.settings.host_connection, str(PurePosixPath(self.settings.staging_directory).parent))
-        with self.host.connected() as client:
-            self.host.ensure_program(client)
-            request = {"owner": owner_of(context), "entries": []}
-            self.host.ledger(client, "add", "--run", run_key(context), request=request)
+        self.sign_ledger(context)
 
 
 class CleanUpConversionOperator(HostRunOperator):
@@ -177,6 +173,7 @@ class CleanUpConversionOperator(HostRunOperator):
             "partials": [str(path.with_name(f".{path.name}.partial")) for path in names],
             "ledger_directory": job_root(settings),
         }
+        self.sign_ledger(context)  # refused where another Airflow has a run of this name: nothing of it is removed
         observed = accept_result(context, self.host.run_stage("cleanup", options))
         with self.host.connected() as client:
             jobs = f"{job_root(settings)}/jobs/{run_key(context)}"

@@ -17,7 +17,6 @@ from hyperflow.operators.base import (
     stage_of,
     take_result,
 )
-from hyperflow.operators.ownership import owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,8 +92,7 @@ class ExportDiskOperator(MigrationOperator, HostStageOperator):
 
         with self.host.connected() as client:
             program = self.host.ensure_program(client)
-            request = {"owner": owner_of(context), "entries": [self.lease_entry()]}
-            self.host.ledger(client, "add", "--run", run_key(context), request=request)
+        self.sign_ledger(context, self.lease_entry())
         self.log.info("exporting %s (%s) from %s", self.disk["id"], shown(self.disk["label"]), self.snapshot["entity"])
         self.defer(
             trigger=ExportTrigger(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from hyperflow.vsphere.snapshot import Ownership
 
 INSTANCE_VARIABLE = "hyperflow_instance"
+FIRST_WAIT = 1.0  # seconds, once in an Airflow's life, in which another first task's name may still replace ours
 
 
 def instance() -> str:
@@ -27,6 +29,7 @@ def instance() -> str:
     known = Variable.get(INSTANCE_VARIABLE, default=None)
     if known is None:
         Variable.set(INSTANCE_VARIABLE, str(uuid.uuid4()), description="Who Hyperflow is; signs what it creates")
+        time.sleep(FIRST_WAIT)
         known = Variable.get(INSTANCE_VARIABLE)  # of two tasks that are the first at once, one has won
     return str(known)
 

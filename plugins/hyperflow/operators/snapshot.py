@@ -10,9 +10,9 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import PREFLIGHT, SHUTDOWN, VmOperator, run_key
+from hyperflow.operators.base import PREFLIGHT, SHUTDOWN, VmOperator
 from hyperflow.operators.drift import heed_drift
-from hyperflow.operators.ownership import owner_of, snapshot_record
+from hyperflow.operators.ownership import snapshot_record
 from hyperflow.operators.preflight import STATE_KEY
 
 if TYPE_CHECKING:
@@ -112,10 +112,7 @@ class CreateSnapshotOperator(SourceOperator):
         connection, moref = self.settings.vcenter_connection, self.facts.moref
         facts = {"vcenter": connection, "vm": moref, "vm_name": self.facts.name, "name": name}
         entry = {"kind": "snapshot", "thing": f"{connection}/{moref}/{name}", "facts": facts}
-        with self.host.connected() as client:
-            self.host.ensure_program(client)
-            request = {"owner": owner_of(context), "entries": [entry]}
-            self.host.ledger(client, "add", "--run", run_key(context), request=request)
+        self.sign_ledger(context, entry)
 
 
 class RemoveSnapshotOperator(SourceOperator):
