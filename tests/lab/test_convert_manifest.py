@@ -17,6 +17,8 @@ from lab.small_guest import ensure_small_guest
 pytestmark = pytest.mark.lab
 
 DAG_ID = "convert_manifest"
+HASH = "$6$saltsalt$" + "a" * 86
+DISKS = {".vhdx", ".raw", ".vmdk", ".qcow2"}
 
 
 def run(running_lab: RunningLab, manifest: Path, **asked: Any) -> tuple[str, str]:
@@ -45,6 +47,7 @@ def test_a_manifest_without_checksums_is_converted_on_the_host_and_its_disk_is_n
             {"id": "guest", "source_format": "vhdx", "bytes": disk.stat().st_size, "local_path": str(disk)},
         ],
         "pipeline": {"inspect": {"enabled": True}, "convert": {"enabled": True}, "validate": {"enabled": True}},
+        "configuration": {"users": {"deploy": {"password_hash": HASH}}},
     }
     manifest = folder / "manifest.json"
     manifest.write_text(json.dumps(document))
@@ -67,6 +70,9 @@ def test_a_manifest_without_checksums_is_converted_on_the_host_and_its_disk_is_n
     assert report["pipeline"]["success"] is True
     (staging,) = running_lab.folders.staging.glob("convert-*")
     assert [path.name for path in staging.iterdir()] == ["artifact-manifest.json"], "the overlays are gone"
+    held = {path for path in running_lab.folders.state.rglob("*") if path.is_file() and path.suffix not in DISKS}
+    with_hash = {path for path in held if HASH.encode() in path.read_bytes()}
+    assert with_hash == {manifest, staging / "artifact-manifest.json"}, "database, logs and records do not need it"
 
 
 def test_a_faulty_manifest_is_refused_with_every_fault_and_nothing_is_written(running_lab: RunningLab) -> None:

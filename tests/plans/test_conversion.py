@@ -15,6 +15,7 @@ PATH = PurePosixPath("/srv/export/manifest.json")
 DISK = {"id": "disk-0", "source_format": "qcow2", "bytes": 1, "local_path": "/srv/export/a.qcow2"}
 PROFILE = Profile(name="mine", manifest_target_format="raw")
 CONVERT = {"convert": {"enabled": True}}
+HASH = "$6$saltsalt$" + "a" * 86
 
 
 def decided(document: dict[str, Any], **asked: Any) -> Conversion:
@@ -51,6 +52,11 @@ def test_what_the_person_asks_comes_last() -> None:
     document = {"pipeline": CONVERT, "output": {"directory": "/a", "format": "vdi"}}
     run = decided(document, output_directory="/b", output_format="raw", dry_run=True)
     assert (run.image("disk-0"), run.report, run.dry_run) == ("/b/disk-0.raw", "/b/report.json", True)
+
+
+def test_passwords_hashes_stay_in_the_manifest_on_the_host() -> None:
+    run = decided({"configuration": {"users": {"deploy": {"password_hash": HASH}}}})
+    assert HASH not in run.model_dump_json() + str(run.fix_options({}, []))
 
 
 def test_a_stage_is_asked_with_the_contracts_defaults_and_without_foreign_keys() -> None:

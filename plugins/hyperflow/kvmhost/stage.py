@@ -272,11 +272,20 @@ def parse_options(options_type: type[OptionsType], text: str) -> OptionsType:
         document = json.loads(text)
     except (ValueError, RecursionError) as fault:
         raise BadRequest(f"options: found no JSON document ({fault}), expected one object") from fault
+    return read_as(options_type, document, "options")
+
+
+def read_as(wanted: type[OptionsType], document: Any, name: str) -> OptionsType:
+    """Read a part of a JSON document as strictly.
+
+    :param name: what messages call it
+    :raises BadRequest: with every fault as ``path: found X, expected Y``
+    """
     faults: list[str] = []
-    options = _read(options_type, document, "options", faults)
+    read = _read(wanted, document, name, faults)
     if faults:
         raise BadRequest("; ".join(faults))
-    return typing.cast(OptionsType, options)
+    return typing.cast(OptionsType, read)
 
 
 def _read(expected: Any, value: Any, path: str, faults: list[str]) -> Any:  # noqa: PLR0911 - one return per kind

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 REFERENCE_KEY = "reference"  # XCom: {"host", "path", "sha256"} of the checked copy that the stages work from
 HARDWARE_KEY = "hardware"  # XCom: {"nics": [{"mac"}]}, what the fix stage takes of a VM
-SOURCE_KEY = "source"  # XCom: {"document", "sha256"} of the manifest as it was read
+SOURCE_KEY = "source"  # XCom: {"document", "sha256"} of the manifest as it was read, without its configuration
 ORDER = (PREFLIGHT, "checksum", "inspect", "fix", "convert", "validate", "cleanup")
 
 
@@ -64,7 +64,9 @@ class ReadManifestOperator(HostRunOperator):
             raise AirflowFailException(shown(str(fault))) from fault
         self.migration = conversion.model_dump(mode="json", by_alias=True)
         sha256 = hashlib.sha256(content).hexdigest()
-        ti.xcom_push(key=SOURCE_KEY, value={"document": manifest.to_document(), "sha256": sha256})
+        document = manifest.to_document()
+        document.pop("configuration", None)  # may hold passwords' hashes; the fix stage reads it of the manifest itself
+        ti.xcom_push(key=SOURCE_KEY, value={"document": document, "sha256": sha256})
         ti.xcom_push(key="migration", value=self.migration)
         ti.xcom_push(key=HARDWARE_KEY, value={"nics": [{"mac": mac} for mac in conversion.macs]})
         for stage in ("inspect", "fix", "convert", "validate"):

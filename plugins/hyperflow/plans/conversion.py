@@ -58,7 +58,6 @@ class Conversion(HostRun):
     :param images: disk id -> file name of its image, in boot order
     :param report: path of the report; None where the manifest wants none
     :param macs: of the manifest's NICs
-    :param configuration: of the manifest, for the fix stage
     :param verbose: 0 to 3, as the manifest says it
     :param warnings: what a person should know before anything runs
     """
@@ -68,7 +67,6 @@ class Conversion(HostRun):
     images: dict[str, str]
     report: str | None
     macs: list[str]
-    configuration: dict[str, Any] | None
     verbose: int
     warnings: list[str]
 
@@ -80,11 +78,6 @@ class Conversion(HostRun):
     def image_name(self, disk_id: str) -> str:
         """File name of a disk's final image."""
         return self.images[disk_id]
-
-    def fix_options(self, manifest: dict[str, str], macs: list[str]) -> dict[str, Any]:
-        """Ask ``fix``, also for the manifest's ``configuration``."""
-        asked = super().fix_options(manifest, macs)
-        return asked if self.configuration is None else {**asked, "configuration": self.configuration}
 
 
 def decide(
@@ -135,7 +128,6 @@ def decide(
         images=images,
         report=f"{output}/{report}" if wanted else None,
         macs=[nic.mac.lower().replace("-", ":") for nic in manifest.nics or [] if nic.mac],
-        configuration=manifest.configuration.to_document() if manifest.configuration else None,
         verbose=options.verbose if options else 1,
         warnings=_warnings(manifest, pipeline),
     )

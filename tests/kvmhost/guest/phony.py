@@ -68,7 +68,9 @@ def read(overlay: Path, name: str) -> bytes:
         raw.unlink()
 
 
-def manifest(folder: Path, paths: list[Path], source_format: str = "raw") -> dict[str, str]:
+def manifest(
+    folder: Path, paths: list[Path], source_format: str = "raw", configuration: dict[str, Any] | None = None
+) -> dict[str, str]:
     """Write a manifest of these disks; the reference that stages take."""
     disks: list[dict[str, Any]] = [
         {
@@ -81,7 +83,8 @@ def manifest(folder: Path, paths: list[Path], source_format: str = "raw") -> dic
         for index, path in enumerate(paths)
     ]
     file = folder / "artifact-manifest.json"
-    file.write_text(json.dumps({"manifest_version": "1.0", "disks": disks}))
+    wanted = {} if configuration is None else {"configuration": configuration}
+    file.write_text(json.dumps({"manifest_version": "1.0", "disks": disks, **wanted}))
     return {"path": str(file), "sha256": digest(file)}
 
 

@@ -19,9 +19,15 @@ MAC = "00:50:56:9a:10:01"
 VIRTIO = {"virtio_pci", "virtio_blk", "virtio_scsi", "virtio_net"}
 
 
-def options(folder: Path, disks: list[Path], source_format: str = "raw", **changes: Any) -> dict[str, Any]:
+def options(
+    folder: Path,
+    disks: list[Path],
+    source_format: str = "raw",
+    configuration: dict[str, Any] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
     return {
-        "manifest": phony.manifest(folder, disks, source_format),
+        "manifest": phony.manifest(folder, disks, source_format, configuration),
         "work_directory": str(folder / "work"),
         "backup": True,
         "update_grub": True,

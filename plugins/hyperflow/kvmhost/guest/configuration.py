@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -12,7 +13,7 @@ from hyperflow.kvmhost.guest.files import GuestFiles
 from hyperflow.kvmhost.guest.hostname import Hostname
 from hyperflow.kvmhost.guest.services import Services
 from hyperflow.kvmhost.guest.users import User
-from hyperflow.kvmhost.stage import BadRequest, Job
+from hyperflow.kvmhost.stage import BadRequest, Job, read_as
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,23 @@ class Configuration:
     network: Optional[Network] = None  # noqa: UP045 - as above
 
 
+def of_manifest(manifest: Mapping[str, Any]) -> Configuration:
+    """Read what a manifest's document wants; it is told by none but the manifest, for it may hold passwords' hashes.
+
+    :raises BadRequest: with every fault
+    """
+    document = manifest.get("configuration")
+    if document is None:
+        return Configuration()
+    wanted = read_as(Configuration, document, "configuration")
+    check(wanted)
+    return wanted
+
+
 def check(wanted: Configuration) -> None:
     """Refuse values that would be more than one word or line where they are written.
 
-    The manifest's schema refuses them too; this stage runs as root and takes options by hand as well.
+    The manifest's schema refuses them too; this stage runs as root and takes a manifest by hand as well.
 
     :raises BadRequest: with every fault
     """
@@ -40,7 +54,7 @@ def check(wanted: Configuration) -> None:
         if part is not None:
             faults += part.faults()
     if faults:
-        raise BadRequest("; ".join(f"options.configuration.{fault}" for fault in faults))
+        raise BadRequest("; ".join(f"configuration.{fault}" for fault in faults))
 
 
 def apply(files: GuestFiles, changes: Changes, wanted: Configuration, job: Job) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ LEFT_TOLD = 50  # entries of it that stay as they are, each with a warning
 
 @dataclass(frozen=True)
 class Options:
-    """What ``fix`` is asked to do.
+    """What ``fix`` is asked to do, beside the ``configuration`` that the manifest wants.
 
     :param work_directory: the overlays go to ``fix/`` below it, complete or not at all
     :param backup: keep the original of each changed file in the guest, below /var/backups/hyperflow
@@ -49,7 +49,6 @@ class Options:
     :param remove_vmware_tools: else they are left where they do nothing on KVM, and disabled where they would
     :param fstab_mode: stabilize-all, bypath-only or noop
     :param nics: the target's network cards, in the source's order
-    :param configuration: the manifest's: users, services, hostname and network to set
     """
 
     manifest: ManifestReference
@@ -61,7 +60,6 @@ class Options:
     remove_vmware_tools: bool
     fstab_mode: str
     nics: list[Nic]
-    configuration: Configuration = field(default_factory=Configuration)
 
 
 def run(options: Options, job: Job) -> dict[str, Any]:
@@ -74,8 +72,8 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     """
     if options.fstab_mode not in fstab.MODES:
         raise BadRequest(f"fstab_mode: found {options.fstab_mode!r}, expected one of {', '.join(fstab.MODES)}")
-    configuration.check(options.configuration)
     manifest = manifest_file.load(options.manifest.path, options.manifest.sha256)
+    wanted = configuration.of_manifest(manifest.document)
     complete, partial = options.work_directory / "fix", options.work_directory / ".fix.partial"
     for leftover in (complete, partial):
         if leftover.exists():
@@ -96,7 +94,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
             )
         inspection.mount_system(handle, guest, job)
         steps.done("inspection")
-        observed = Fix(handle, guest, options, steps, job).run()
+        observed = Fix(handle, guest, options, wanted, steps).run()
     if overlay.state(manifest.disks) != staged:
         raise StageError("a staged disk changed while its guest was fixed over an overlay; something else writes to it")
     sizes = {disk_id: overlay.sync(path) for disk_id, path in overlays.items()}
@@ -116,7 +114,7 @@ class Steps:
 
     def __init__(self, job: Job) -> None:
         self.seconds: dict[str, float] = {}
-        self._job = job
+        self.job = job
         self._last = time.monotonic()
 
     def done(self, name: str) -> None:
@@ -124,18 +122,19 @@ class Steps:
         now = time.monotonic()
         self.seconds[name] = round(now - self._last, 1)
         self._last = now
-        self._job.log(f"fix: {name} done, {self.seconds[name]} s")
+        self.job.log(f"fix: {name} done, {self.seconds[name]} s")
 
 
 class Fix:
     """The changes to one mounted guest, in their order; configuration first, what is generated from it last."""
 
-    def __init__(self, handle: Any, guest: Guest, options: Options, steps: Steps, job: Job) -> None:
+    def __init__(self, handle: Any, guest: Guest, options: Options, wanted: Configuration, steps: Steps) -> None:
         self._handle = handle
         self._guest = guest
         self._options = options
+        self._wanted = wanted
         self._steps = steps
-        self._job = job
+        self._job = steps.job
         self._files = GuestFiles(handle)
         stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         self._changes = Changes(self._files, options.backup, f"{FOLDER}/{stamp}")
@@ -147,7 +146,7 @@ class Fix:
         require_virtio(kernels, self._job)
         vmware_tools = tools.handle(self._files, self._changes, self._options.remove_vmware_tools, self._job)
         self._steps.done("vmware tools")
-        configured = configuration.apply(self._files, self._changes, self._options.configuration, self._job)
+        configured = configuration.apply(self._files, self._changes, self._wanted, self._job)
         self._steps.done("configuration")
         tables = self._tables()
         stale.forget_disks(self._files, self._changes)
