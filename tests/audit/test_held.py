@@ -173,6 +173,19 @@ def test_a_report_from_elsewhere_is_held_to_and_must_be_one(records: Records, ve
     assert main(["audit", "verify", str(records.vm), "--report", str(elsewhere)]) == 2
 
 
+def test_another_runs_file_with_all_that_knows_of_it_is_found(records: Records, verify: Verify) -> None:
+    other = records.folder / "migrate.p.web02" / "r1" / "audit.jsonl"
+    append(other, Entry("run", "what nobody is to see"))
+    assert verify(other)[0] == 0
+    shutil.copytree(records.vm.parent, other.parent, dirs_exist_ok=True)
+    shutil.copy(head_file(records.vm), head_file(other))
+    status, told = verify(other)
+    assert status == 1
+    assert told["migrate.p.web02/r1"] == f":1: says that this is the file of run {VM}: it was put in this run's place"
+    head_file(other).unlink()
+    assert verify(other)[0] == 1
+
+
 def test_a_copy_elsewhere_has_no_head(records: Records, tmp_path: Path) -> None:
     copy = tmp_path / "copy" / "audit.jsonl"
     copy.parent.mkdir()

@@ -55,11 +55,13 @@ class Verified:
     :ivar entries: how many it has
     :ivar last: number and digest of the last one; None of an empty file
     :ivar findings: empty when nothing is wrong
+    :ivar run: ``DAG/RUN`` that its first entry says it is of; None where that says nothing
     """
 
     entries: int
     last: Anchor | None
     findings: tuple[Finding, ...]
+    run: str | None = None
 
 
 def append(path: Path, entry: Entry) -> Anchor:
@@ -68,7 +70,7 @@ def append(path: Path, entry: Entry) -> Anchor:
     A line that a killed writer, or a full disk, has cut off was never said to be written: it is cut away, and the next
     entry tells so (``cut_off_before``, in bytes). Entries that the head knows and the file has no more leave a gap that
     stays; where the head was behind by more than the one entry of a killed writer, the next one tells how many it
-    knew (``head_before``).
+    knew (``head_before``). The first one says whose file it is (``run``).
 
     :return: number and digest of the entry
     :raises HeadNotWritten: the entry was written, but the head was not
@@ -86,6 +88,8 @@ def append(path: Path, entry: Entry) -> Anchor:
             document["cut_off_before"] = torn
         if behind is not None:
             document["head_before"] = behind
+        if count == 0:
+            document["run"] = run_of(path)
         document = {"seq": count + 1, **document, "previous": previous}
         document["sha256"] = digest(document)
         line = written(document) + b"\n"
@@ -103,6 +107,12 @@ def append(path: Path, entry: Entry) -> Anchor:
         except OSError as fault:
             raise HeadNotWritten(anchor, fault) from fault
     return anchor
+
+
+def run_of(path: Path) -> str:
+    """The run whose file is at this path, ``DAG/RUN`` as its folders are called."""
+    run = path.absolute().parent
+    return f"{run.parent.name}/{run.name}"
 
 
 def head(path: Path) -> Anchor | None:
@@ -125,7 +135,7 @@ def verify(path: Path, report: Anchor | None = None, head: Anchor | None = None)
     lines = path.read_bytes().splitlines(keepends=True)
     findings: list[Finding] = []
     digests: dict[int, tuple[int, str]] = {}  # number -> line and digest, as computed
-    expected, previous = 1, FIRST
+    expected, previous, run = 1, FIRST, None
     for number, line in enumerate(lines, 1):
         document = _entry_of(line) if line.endswith(b"\n") else None
         if document is None:
@@ -136,13 +146,14 @@ def verify(path: Path, report: Anchor | None = None, head: Anchor | None = None)
         findings += [Finding(number, form)] if form else []
         findings += [Finding(number, problem) for problem in _problems(document, expected, previous)]
         digests[document["seq"]] = (number, digest(document))
+        run = document.get("run") if document["seq"] == 1 else run
         expected, previous = document["seq"] + 1, document["sha256"]
     for anchor, knows in ((report, "the run's report knows"), (head, "the run's head knows")):
         if anchor is not None:
             findings += _against(anchor, knows, digests, len(lines))
     last = max(digests, default=None)
     known = None if last is None else Anchor(last, digests[last][1])
-    return Verified(len(lines), known, tuple(findings))
+    return Verified(len(lines), known, tuple(findings), run if isinstance(run, str) else None)
 
 
 def read_entry(line: bytes) -> dict[str, Any] | None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hyperflow.audit.anchors import HEAD, HEADS, REPORT, Anchor, AnchorFault, read_head, read_report
-from hyperflow.audit.chain import NAME, Finding, verify
+from hyperflow.audit.anchors import HEAD, HEADS, REPORT, Anchor, AnchorFault, head_file, read_head, read_report
+from hyperflow.audit.chain import NAME, Finding, run_of, verify
 
 REPORTS = (REPORT, "wave-report.json")  # a run that has left one has had an audit file
 
@@ -70,6 +70,9 @@ def hold(path: Path, report: Path | None) -> Held:
             raise
         return missing
     findings = [*known.findings, *found.findings, *_after(found.last, _Known(path, None).head)]
+    in_records = head_file(path).parents[2].is_dir()  # a copy elsewhere has a name of its own
+    if in_records and found.run is not None and found.run != run_of(path):
+        findings.insert(0, Finding(1, f"says that this is the file of run {found.run}: it was put in this run's place"))
     return Held(found.entries, found.last, tuple(findings), known.report, known.head)
 
 
