@@ -139,10 +139,13 @@ def test_a_disk_replaced_added_or_taken_away_is_told(session: Session, watched: 
     assert kinds(differences(before, moved)) == ["disk-file"]
 
 
-def test_another_host_is_told_and_no_drift(session: Session, watched: str) -> None:
+def test_another_host_is_told_and_drift_only_where_it_is_asked_for(session: Session, watched: str) -> None:
     before = state(session, watched)
     moved = {**before, "host": {"moref": "host-999", "name": "elsewhere"}}
     assert differences(before, moved) == []
+    (host,) = differences(before, moved, host_counts=True)
+    assert (host["kind"], host["sentence"]) == ("host", other_host(before, moved))
+    assert differences(before, before, host_counts=True) == []
     assert "on ESXi host elsewhere now" in str(other_host(before, moved))
     assert other_host(before, before) is other_host({**before, "host": None}, moved) is None
 

@@ -27,7 +27,7 @@ def heed_drift(
 
     :param since: the task that looked
     :param but: kinds of differences that are this run's own doing
-    :return: what is other, a sentence each: another ESXi host, and with ``warn`` in the plan all
+    :return: what is other, a sentence each: another ESXi host that is no drift, and with ``warn`` in the plan all
     :raises AirflowFailException: naming each difference
     """
     from hyperflow.vsphere.drift import differences, other_host, state
@@ -42,7 +42,8 @@ def heed_drift(
     may_have_snapped = since != PREFLIGHT or context["ti"].try_number > 1
     ours = (snapshot_record(context)[0],) if may_have_snapped else ()
     now = state(session, operator.facts.moref)
-    found = differences(before, now, ours)
+    host_counts = operator.settings.host_is_drift
+    found = differences(before, now, ours, host_counts=host_counts)
     told = [shown(one["sentence"]) for one in found if one["kind"] not in but]
     if told and operator.settings.drift != "warn":
         raise AirflowFailException(
@@ -50,7 +51,7 @@ def heed_drift(
             "have gone on"
         )
     moved = other_host(before, now)
-    if moved is not None:
+    if moved is not None and not host_counts:
         told.append(shown(moved))
     for sentence in told:
         operator.log.warning("%s", sentence)

@@ -52,6 +52,7 @@ class Migration(HostRun):
     snapshots: Literal["refuse", "allow"]
     cutover: Cutover
     drift: Literal["stop", "warn", "start-over"]
+    host_is_drift: bool
     decode_while_downloading: bool
     guests_at_once: int | None = None  # on the host, by the plan's limits
     bandwidth: Bandwidth | None = None
@@ -126,6 +127,7 @@ def effective(plan: Plan, vm: PlannedVm, overrides: Overrides | None = None) -> 
         snapshots=settings.snapshots,
         cutover=settings.cutover or Cutover(),
         drift=settings.drift,
+        host_is_drift=settings.host_is_drift,
         parallel_disks=limits.parallel_disks,
         decode_while_downloading=limits.decode_while_downloading,
         bandwidth=limits.bandwidth,

@@ -138,6 +138,11 @@ class Settings(ClosedSection):
         description="When the VM is other than preflight saw it, before its snapshot, shutdown or replacement; "
         "start-over is a new run, once, in a wave",
     )
+    host_is_drift: bool = Field(
+        default=False,
+        description="Another ESXi host than preflight saw is a difference that drift counts; else it is only told, for "
+        "DRS moves machines by itself",
+    )
     labels: Maybe[Annotated[list[Name], Field(max_length=50)]] = Field(
         default=None, description="Words of your own, by which waves choose members"
     )

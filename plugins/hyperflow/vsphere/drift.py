@@ -2,7 +2,8 @@
 
 Drift is what makes a copy other than its source, or what makes the source another machine than the one that was
 planned: its name and place in the inventory, its power, its disks (which, where, how large), and snapshots that are not
-ours. Another ESXi host is told and is no drift: DRS moves machines by itself, and no byte changes.
+ours. Another ESXi host is told and is no drift, unless the plan wants it to be: DRS moves machines by itself, and no
+byte changes.
 
 ``config.changeVersion`` alone is a poor witness: it changes with anything in the configuration, our own snapshots and
 the disconnecting of adapters included, and it does not change with what the guest writes. So it counts only where
@@ -45,7 +46,10 @@ def other_host(before: State, now: State) -> str | None:
 
 
 class Difference(TypedDict):
-    """One thing that is other than it was. ``kind`` is stable: name, path, power, disk, disk-file, snapshot, config."""
+    """One thing that is other than it was.
+
+    ``kind`` is stable: name, path, power, disk, disk-file, snapshot, host, config.
+    """
 
     kind: str
     sentence: str
@@ -104,14 +108,20 @@ def state_of(facts: VmFacts) -> State:
     }
 
 
-def differences(before: State, now: State, ours: Collection[str] = ()) -> list[Difference]:
+def differences(
+    before: State, now: State, ours: Collection[str] = (), *, host_counts: bool = False
+) -> list[Difference]:
     """What is other than it was, a sentence each; empty when nothing that counts is (see above what counts).
 
     :param before: of :func:`state`, as it came out of JSON; taken before our snapshots, or between them
     :param now: the same, at this moment
     :param ours: MoRefs or names of the snapshots that we made or removed since ``before``
+    :param host_counts: whether another ESXi host is a difference
     """
     told = [*_place(before, now), *_power(before, now), *_disks(before, now), *_snapshots(before, now, set(ours))]
+    moved = other_host(before, now) if host_counts else None
+    if moved is not None:
+        told.append(Difference(kind="host", sentence=moved))
     if not told and not ours and before["change_version"] != now["change_version"]:
         told.append(
             Difference(
