@@ -85,8 +85,8 @@ def test_the_seeds_profile_loads_as_it_is(tmp_path):
             "vcenter: {con",
             "vcentre: {con",
             "vcentre: found an unknown key, expected one of profile, profile_overrides, host, networks, "
-            "target, boot_proof, snapshots, limits, cutover, drift, host_is_drift, labels, notify, expected_minutes, plan, "
-            "vcenter, vms, time_zone, people, pools, waves; did you mean vcenter? (line 2, column 1)",
+            "target, boot_proof, snapshots, limits, cutover, drift, host_is_drift, labels, notify, expected_minutes, "
+            "plan, vcenter, vms, time_zone, people, pools, waves; did you mean vcenter? (line 2, column 1)",
         ),
         (
             "connection: kvm01",
