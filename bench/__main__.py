@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from hyperflow.cli.interrupted import ended_in_order
 from rich.console import Console
 
 from bench import control, conversions, data, downloads, guests, memory, page, results, scale
@@ -67,4 +68,5 @@ MEASURES: dict[str, Callable[[Path, Console], Result]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with ended_in_order():  # so that what was started for it ends with it
+        sys.exit(main(sys.argv[1:]))

@@ -237,6 +237,8 @@ def move(
             ended, changed = count, now
         if gone := [server.name for server in servers if not server.is_alive()]:
             raise BenchError(f"{', '.join(gone)} ended while waves were at work")
+        if failed := _rows(socket, "SELECT dag_id, run_id FROM dag_run WHERE state = 'failed' LIMIT 1"):
+            raise BenchError(f"{failed[0][0]} {failed[0][1]} failed: {_states(socket)}")
         if now - changed > STUCK:
             raise BenchError(f"no task has ended for {STUCK:.0f} s: {_states(socket)}")
         _heed_pools(socket, watched)

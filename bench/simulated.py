@@ -70,7 +70,7 @@ def _simulate_host() -> None:
 
 def _simulate_vcenter() -> None:
     from hyperflow.hooks.vsphere import VsphereHook
-    from hyperflow.vsphere import drift, inventory, snapshot
+    from hyperflow.vsphere import drift, inventory, privileges, snapshot
 
     def session(hook: VsphereHook) -> Session:
         hook.get_connection(hook.vsphere_conn_id)
@@ -84,6 +84,7 @@ def _simulate_vcenter() -> None:
 
     _replace(VsphereHook, session=session)
     _replace(inventory, find_vm=lambda session, name, **_: f"vm-{name}", read_vm=lambda session, moref: _facts(moref))
+    _replace(privileges, missing_privileges=lambda session, moref, **_: [])
     _replace(drift, state=lambda session, moref: _state(moref))
     _replace(snapshot, find_snapshots=lambda session, moref, name=None: [])
     _replace(snapshot, create_snapshot=create_snapshot, remove_owned_snapshots=remove_owned_snapshots)

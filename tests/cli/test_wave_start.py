@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from io import StringIO
@@ -108,14 +110,18 @@ def test_a_rehearsal_of_a_paused_wave_is_waited_for_and_leaves_it_paused(tmp_pat
     assert f"{WAVE} is paused again\n" in said
 
 
-def test_a_rehearsal_that_is_interrupted_leaves_the_wave_paused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_a_rehearsal_that_is_interrupted_leaves_the_wave_paused(tmp_path: Path, number: int) -> None:
     def interrupted() -> str:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        return "running"
 
+    before = signal.getsignal(number)
     airflow = Airflow({WAVE}, interrupted)
     with pytest.raises(KeyboardInterrupt):
         start(tmp_path, airflow, "dry_run")
     assert airflow.said[-1] == f"pause {WAVE}"
+    assert signal.getsignal(number) == before
 
 
 def test_a_wave_that_cannot_be_paused_again_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import os
 import platform
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from rich.markup import escape
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_USAGE
 from hyperflow.cli.explain import advice
 from hyperflow.cli.host_stage import run_stage
+from hyperflow.cli.interrupted import ended_in_order
 from hyperflow.errors.catalogue import explain as known_as
 from hyperflow.manifest.faults import DocumentError
 from hyperflow.manifest.load import load_manifest
@@ -69,8 +69,8 @@ def convert(
         return EXIT_USAGE
     if run.dry_run:
         return rehearse(run, manifest, console)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stage that runs is ended too
-    return Converting(run, manifest, console).to_the_end()
+    with ended_in_order():  # so that a stage that runs is ended too
+        return Converting(run, manifest, console).to_the_end()
 
 
 def find_profile(name: str) -> Profile:

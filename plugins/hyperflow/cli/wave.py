@@ -16,6 +16,7 @@ from rich.table import Table
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused, TaskInstance
 from hyperflow.cli.in_airflow import faults_in_airflow
+from hyperflow.cli.interrupted import ended_in_order
 from hyperflow.cli.janitor import shown
 from hyperflow.cli.migrate import OVER, POLL, STATE_STYLES, is_working, last_progress, name_of, seconds_of, wait_for_dag
 from hyperflow.plans.check import check_plans, plans_beside, plans_of
@@ -174,7 +175,8 @@ def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: s
     refuse_paused(api, plan, wave)
     is_rehearsal = "dry_run" in asked
     if is_rehearsal and api.is_paused(wave.dag_id):
-        return rehearse_paused(api, wave, console, asked)
+        with ended_in_order():
+            return rehearse_paused(api, wave, console, asked)
     api.unpause(wave.dag_id)
     run_id = trigger(api, wave, console, asked)
     if wave.entry.schedule is not None and not is_rehearsal:
