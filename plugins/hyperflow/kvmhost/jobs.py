@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import select
@@ -32,7 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hyperflow.kvmhost import job_log, ledger, processes
+from hyperflow.kvmhost import job_log, ledger, locks, processes
 from hyperflow.kvmhost.job_result import read_result
 from hyperflow.kvmhost.stage import (
     EXIT_BAD_REQUEST,
@@ -481,23 +480,11 @@ def _locked(directory: Path, limit: float) -> Iterator[int]:
     path = directory / "lock"
     while True:
         with path.open("w") as file:
-            _take(file.fileno(), path, limit)
+            if not locks.take(file.fileno(), limit):
+                raise TimeoutError(f"{path}: another command has been at work on this task for {LOCK_GRACE:.0f} s")
             if _is_in_place(file.fileno(), path):
                 yield file.fileno()
                 return
-
-
-def _take(lock: int, path: Path, limit: float) -> None:
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > limit:
-                raise TimeoutError(
-                    f"{path}: another command has been at work on this task for {LOCK_GRACE:.0f} s"
-                ) from None
-        time.sleep(0.05)
 
 
 def _is_in_place(lock: int, path: Path) -> bool:

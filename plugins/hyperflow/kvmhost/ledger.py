@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -29,6 +28,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from hyperflow.kvmhost import locks
+
 FOLDER = "ledger"
 JOBS = "jobs"  # beside it, see jobs.py
 KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*/[A-Za-z0-9_-][A-Za-z0-9._-]*")  # DAG/RUN, as a path may hold it
@@ -36,7 +37,7 @@ KIND = re.compile(r"[a-z-]{1,40}")
 OWNER = ("airflow", "dag", "run")
 ON_DISK = ("job", "partial", "overlay", "fix-overlay", "staged-disk")  # kinds whose thing is a path on this host
 LINE_LIMIT = 64 * 1024  # bytes; an entry has some hundred
-LOCK_LIMIT = 40.0  # seconds to wait for the ledgers' lock; the longest holder is a janitor that removes
+LOCK_LIMIT = 60.0  # seconds to wait for the ledgers' lock; the longest holder is a janitor that removes
 FILE_LIMIT = 16 * 1024 * 1024  # bytes of one run's ledger; a run that is cleared every day has a few kB
 INPUT_LIMIT = 1024 * 1024  # bytes on standard input
 
@@ -100,7 +101,11 @@ class Ledger:
             return
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self._folder / ".lock").open("w") as file:  # no DAG is called so: a key never starts with a dot
-            _take(file.fileno(), self._folder / ".lock")
+            if not locks.take(file.fileno(), time.monotonic() + LOCK_LIMIT):
+                raise LedgerError(
+                    f"{file.name}: another process has held it for {LOCK_LIMIT:.0f} s; see which (fuser), and end it "
+                    "if it hangs"
+                )
             self._is_locked = True
             try:
                 yield
@@ -359,21 +364,6 @@ def _require_same_airflow(book: Book, owner: dict[str, str]) -> None:
             f"run {book.run} is one of another Airflow ({last}), which has {len(book.open)} thing(s) open here, first "
             f"{book.open[0].kind} {book.open[0].thing}; nothing of it was touched"
         )
-
-
-def _take(lock: int, path: Path) -> None:
-    until = time.monotonic() + LOCK_LIMIT
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise LedgerError(
-                    f"{path}: another process has held it for {LOCK_LIMIT:.0f} s; see which (fuser), and end it if it "
-                    "hangs"
-                ) from None
-        time.sleep(0.01)
 
 
 def _write_durably(path: Path, content: bytes) -> None:
