@@ -98,13 +98,17 @@ def held_before_it_creates(place: Place) -> Iterator[Callable[[int], None]]:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
         def arrived(pid: int) -> None:
-            until(lambda: any(line.split()[1] == "->" and str(pid) in line.split() for line in locks()))
+            until(lambda: lock.name in files_of(pid))
 
         yield arrived
 
 
-def locks() -> list[str]:
-    return Path("/proc/locks").read_text().splitlines()
+def files_of(pid: int) -> list[str]:
+    """List the files that a process has open; none when it has ended, or just opens or closes one."""
+    try:
+        return [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    except FileNotFoundError:
+        return []
 
 
 def until(condition: Callable[[], Any]) -> None:

@@ -106,6 +106,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
         "extra": {"key_file": started.key_file, "host_key": started.host_key},
     }
     monkeypatch.setenv(f"AIRFLOW_CONN_{CONNECTION.upper()}", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW_VAR_HYPERFLOW_INSTANCE", "this-airflow")  # signs what its tasks start
     hook = Program(ssh_conn_id=CONNECTION, directory=str(tmp_path / "staging"))
     hook.path = str(talking.pack(tmp_path))
     sshd = Sshd(state, started)

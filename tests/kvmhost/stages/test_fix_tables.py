@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hyperflow.kvmhost.guest import fstab
+from hyperflow.kvmhost.guest.configuration import Configuration
 from hyperflow.kvmhost.guest.devices import Devices, FileSystem
 from hyperflow.kvmhost.guest.inspection import Guest
 from hyperflow.kvmhost.manifest_file import ManifestReference
@@ -21,7 +22,7 @@ def tables(text: str, job: Job) -> dict[str, object]:
     guest = Guest(ROOT, {"type": "linux"}, Devices([ROOT], ["disk-0"]), {}, text, ())
     reference = ManifestReference(Path("/m.json"), "0" * 64)
     options = fix.Options(reference, Path("/w"), False, False, False, False, False, fstab.STABILIZE_ALL, [])
-    return fix.Fix(Memory({fstab.FSTAB: text}), guest, options, fix.Steps(job), job)._tables()
+    return fix.Fix(Memory({fstab.FSTAB: text}), guest, options, Configuration(), fix.Steps(job))._tables()
 
 
 def test_a_table_full_of_what_stays_does_not_fill_the_log() -> None:
