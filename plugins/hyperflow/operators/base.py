@@ -108,16 +108,18 @@ class HostRunOperator(BaseOperator):
         """Take over what the trigger brought."""
         return take_result(context, event)
 
-    def sign_ledger(self, context: Context, *entries: dict[str, Any]) -> None:
+    def sign_ledger(self, context: Context, *entries: dict[str, Any]) -> str:
         """Note on the host whose run this is, and what it is about to create.
 
         :param entries: of the ledger, ``{"kind", "thing", "facts"}`` each
+        :return: path of the host program, which is there
         :raises KvmHostError: when it cannot be noted, or a run of this name of another Airflow is at work there
         """
         with self.host.connected() as client:
-            self.host.ensure_program(client)
+            program = self.host.ensure_program(client)
             request = {"owner": owner_of(context), "entries": list(entries)}
             self.host.ledger(client, "add", "--run", run_key(context), request=request)
+        return program
 
     def keep_result(self, context: Context, observed: dict[str, Any], started: datetime) -> dict[str, Any]:
         """Keep, for the report, what a task observed that runs no stage on a host.

@@ -90,9 +90,7 @@ class ExportDiskOperator(MigrationOperator, HostStageOperator):
         """Put the host program in place and defer to the trigger that holds the lease."""
         from hyperflow.triggers.export import ExportTrigger
 
-        with self.host.connected() as client:
-            program = self.host.ensure_program(client)
-        self.sign_ledger(context, self.lease_entry())
+        program = self.sign_ledger(context, self.lease_entry())
         self.log.info("exporting %s (%s) from %s", self.disk["id"], shown(self.disk["label"]), self.snapshot["entity"])
         self.defer(
             trigger=ExportTrigger(
