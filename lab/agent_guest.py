@@ -6,13 +6,15 @@ It is up within seconds of emulation, so what a host asks of an agent can be ask
 
 from __future__ import annotations
 
-import fcntl
+import functools
 import hashlib
 import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from lab.kept import kept
 
 PORT = "org.qemu.guest_agent.0"
 MODULES = ("virtio_pci", "virtio_console")
@@ -51,20 +53,8 @@ def ensure_agent_guest() -> AgentGuest:
     if not kernels:
         raise RuntimeError("/boot: found no vmlinuz-* with its /lib/modules, expected the kernel that libguestfs needs")
     kernel = max(kernels, key=lambda path: path.stat().st_mtime)
-    cache = Path.home() / ".cache/hyperflow"
-    cache.mkdir(parents=True, exist_ok=True)
     recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
-    folder = cache / f"agent-{recipe}-{_version_of(kernel)}"
-    with (cache / "agent.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            partial = Path(tempfile.mkdtemp(dir=cache, prefix="agent-", suffix=".partial"))
-            try:
-                _build(kernel, partial)
-                partial.rename(folder)
-            except BaseException:
-                shutil.rmtree(partial)
-                raise
+    folder = kept("agent", f"{recipe}-{_version_of(kernel)}", functools.partial(_build, kernel))
     return AgentGuest(folder / "vmlinuz", folder / "initramfs")
 
 

@@ -6,14 +6,14 @@ without root's debootstrap and kept in ``~/.cache/hyperflow/small-<digest of thi
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import random
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+
+from lab.kept import kept
 
 CAPACITY = 64 << 20  # bytes
 FIRST = 1 << 20  # bytes before the only partition
@@ -50,19 +50,7 @@ def ensure_small_guest() -> Path:
 
     :return: a streamOptimized VMDK with one disk of :data:`CAPACITY` bytes
     """
-    cache = Path.home() / ".cache/hyperflow"
-    cache.mkdir(parents=True, exist_ok=True)
-    folder = cache / f"small-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]}"
-    with (cache / "small.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            partial = Path(tempfile.mkdtemp(dir=cache, prefix="small-", suffix=".partial"))
-            try:
-                _build(partial)
-                partial.rename(folder)
-            except BaseException:
-                shutil.rmtree(partial)
-                raise
+    folder = kept("small", hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16], _build)
     return folder / "small.vmdk"
 
 
