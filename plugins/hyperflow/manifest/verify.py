@@ -81,20 +81,29 @@ def verify_manifest(
     """
     limit = workers or os.cpu_count() or 1
     given_up = Event()
+    reasons: list[BaseException] = []
 
     def step(disk_id: str, read: int, total: int) -> None:
         if given_up.is_set():
             raise _GivenUp
-        if progress is not None:
+        if progress is None:
+            return
+        try:
             progress(disk_id, read, total)
+        except BaseException as reason:
+            reasons.append(reason)
+            given_up.set()  # here, and not where it is raised to: a thread takes its next file sooner than that
+            raise
 
     with ThreadPoolExecutor(max_workers=min(limit, len(manifest.disks))) as pool:
         waiting = [pool.submit(verify_disk, disk, folder, step, always_read=always_read) for disk in manifest.disks]
         try:
             return [each.result() for each in waiting]
-        except BaseException:  # Ctrl-C among them: without this the threads would read their terabytes first
+        except BaseException as fault:  # Ctrl-C among them: without this the threads would read their terabytes first
             given_up.set()
             pool.shutdown(cancel_futures=True)
+            if isinstance(fault, _GivenUp):
+                raise reasons[0] from None
             raise
 
 
