@@ -20,7 +20,7 @@ _DEFLATE_LIBRARIES = ("libdeflate.so.0", "libdeflate.so")
 _ZSTD_LIBRARIES = ("libzstd.so.1", "libzstd.so")
 _SHORT = 3  # LIBDEFLATE_INSUFFICIENT_SPACE: more comes out than there is room for
 _QCOW2_WINDOW = -12  # raw deflate, 4 KiB window: what QEMU's qcow2 driver inflates with
-ZSTD_LEVEL = 2  # on 64 KiB of a file system 1 % larger than level 3, zstd's own default, in 0.7 of its time
+ZSTD_LEVEL = 1  # the bench's disk 3 % larger than of level 3, in 0.8 of its time, and smaller than qemu-img's zlib
 _MEMORY_LEVEL = 9  # as QEMU's qcow2 driver compresses
 
 

@@ -25,7 +25,7 @@ class Compression:
     """How clusters are compressed.
 
     :param kind: zstd or zlib
-    :param level: 1 to 9; None for 2 of zstd, 6 of zlib
+    :param level: 1 to 9; None for 1 of zstd, 6 of zlib
     """
 
     kind: str

@@ -22,8 +22,8 @@ from hyperflow.kvmhost.images.content import ABSENT, CHUNK, ContentMap, chunk_di
 from hyperflow.kvmhost.images.qcow2 import ImageWriter
 from hyperflow.kvmhost.images.vmdk_scanner import Grain, Scanner
 
-WINDOW = 1 << 20  # bytes read at once
-BATCH = 1 << 20  # bytes of the disk that a thread inflates before it writes
+WINDOW = 4 << 20  # bytes read at once
+BENCHES = 128 << 20  # bytes that all threads together inflate before they write
 WORKERS_LIMIT = 16  # SHA-256 of the file, in one thread, keeps about six busy
 SMALL = 512  # bytes: a grain of zeros compresses to 80 to 300
 KNOWN_LIMIT = 64  # compressed forms of a grain of zeros to remember; one writer makes one or two
@@ -111,8 +111,8 @@ class _Window:
 class _Bench:
     """What one worker works with."""
 
-    def __init__(self, grain_bytes: int, writer: ImageWriter) -> None:
-        self._data = mmap.mmap(-1, max(BATCH, grain_bytes))  # page-aligned, for writes past the page cache
+    def __init__(self, size: int, writer: ImageWriter) -> None:
+        self._data = mmap.mmap(-1, size)  # page-aligned, for writes past the page cache; what is not used takes no memory
         self.view = memoryview(self._data)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._data))
         self.inflater = make_inflater()
@@ -142,8 +142,16 @@ def require_whole_chunks(header: vmdk.Header) -> None:
 
 
 def workers() -> int:
-    """Tell how many threads inflate: the CPUs this process may use, and two for those that wait for the disk."""
-    return min(WORKERS_LIMIT, len(os.sched_getaffinity(0)) + 2)
+    """Tell how many threads inflate: the CPUs this process may use, and three for those that wait for the disk."""
+    return min(WORKERS_LIMIT, len(os.sched_getaffinity(0)) + 3)
+
+
+def batch_bytes(grain_bytes: int, piece: int) -> int:
+    """Tell how much of the disk a thread inflates before it writes, in bytes: whole grains, one at least.
+
+    :param piece: what the image's writer is best given at once
+    """
+    return max(1, min(piece, BENCHES // workers()) // grain_bytes) * grain_bytes
 
 
 class Decoder:
@@ -198,6 +206,7 @@ class Decoder:
             require_whole_chunks(self._header)
             self.writer = self._make_writer(self._header)
             self.content = self._made_content = self._make_content(self._header)
+            self._batch = batch_bytes(self._header.grain_bytes, self.writer.piece)
         except vmdk.VmdkError as fault:
             if not self._read_on:
                 raise
@@ -205,7 +214,7 @@ class Decoder:
             raise self._drained(str(fault)) from fault
         free: queue.SimpleQueue[_Window] = queue.SimpleQueue()
         size = WINDOW + self._header.largest_grain + 2 * vmdk.SECTOR
-        for _ in range(2 * workers() + 3):
+        for _ in range(workers() + 3):
             free.put(_Window(size, free))
         hasher = threading.Thread(target=self._run_hasher, daemon=True)
         crew = [threading.Thread(target=self._run_worker, daemon=True) for _ in range(workers())]
@@ -292,7 +301,7 @@ class Decoder:
             self._fail(fault)
             return [], b""
         header = self._header
-        most = max(1, BATCH // header.grain_bytes)
+        most = self._batch // header.grain_bytes
         for grain in grains:
             if grain.length <= SMALL and self._is_zero(window, grain, inflater):
                 continue
@@ -340,7 +349,7 @@ class Decoder:
                 return
             window, batch = item
             try:
-                bench = bench or _Bench(self._header.grain_bytes, self.writer)
+                bench = bench or _Bench(self._batch, self.writer)
                 if self._fault is None:
                     self._store(window, batch, bench)
             except Exception as fault:  # noqa: BLE001 - raised by run(); windows must go round all the same

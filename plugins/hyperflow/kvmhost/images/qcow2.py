@@ -28,6 +28,8 @@ COMPRESSED = 1 << 62
 SECTORS_SHIFT = 62 - (CLUSTER_BITS - 8)  # where a compressed entry counts its additional sectors
 SECTOR = 512
 REFCOUNT_LIMIT = 0xFFFF
+PIECE = 16 << 20  # bytes; each write costs more than its bytes: of 1 MiB each, a conversion took a quarter longer
+COMPRESSED_PIECE = 2 << 20  # bytes; they are packed in order, so that a large one is waited for
 
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQIIB7x")  # version 3, with the compression type; 112 bytes
 _INCOMPATIBLE_COMPRESSION = 1 << 3
@@ -37,7 +39,11 @@ class ImageWriter(Protocol):
     """What the decoder writes into.
 
     ``place`` is called in the order of the stream, by one thread; ``store`` then by any thread, in any order.
+
+    :ivar piece: bytes that are best stored at once
     """
+
+    piece: int
 
     def place(self, chunks: int) -> int:
         """Reserve a place for the next ``chunks`` consecutive chunks."""
@@ -68,6 +74,8 @@ class ImageWriter(Protocol):
 
 class RawWriter:
     """A raw image: sparse, every byte at its own place."""
+
+    piece = PIECE
 
     def __init__(self, descriptor: int, virtual_bytes: int) -> None:
         self._descriptor = descriptor
@@ -213,6 +221,8 @@ class Qcow2Writer:
     :param virtual_bytes: size of the guest's disk, a multiple of 512
     """
 
+    piece = PIECE
+
     def __init__(self, descriptor: int, virtual_bytes: int) -> None:
         self._tables = _Tables(descriptor, virtual_bytes)
         self._data = DataFile(descriptor)
@@ -269,6 +279,8 @@ class CompressedQcow2Writer:
 
     :param compressors: makes a thread's compressor
     """
+
+    piece = COMPRESSED_PIECE
 
     def __init__(self, descriptor: int, virtual_bytes: int, kind: str, compressors: CompressorFactory) -> None:
         self._tables = _Tables(descriptor, virtual_bytes)

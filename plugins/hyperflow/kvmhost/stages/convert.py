@@ -23,7 +23,7 @@ class Options:
 
     :param overlay: the qcow2 overlay that fix has made over the staged disk; None when nothing was changed
     :param filename: a bare name in ``output_directory``
-    :param compress_level: 1 to 9; None for 2 of zstd, 6 of zlib
+    :param compress_level: 1 to 9; None for 1 of zstd, 6 of zlib
     :param hash_image: whether the image is read again for its SHA-256; not needed where ``validate`` follows, which
         reads all of the image and tells its SHA-256 when its content has proven to be what was decoded
     :param uri: the libvirt whose domains may use an image that is there already
