@@ -79,6 +79,11 @@ def report_of(bench: RunningLab, dag_id: str, run_id: str) -> dict[str, Any]:
     return document
 
 
+def tags_of(bench: RunningLab, dag_id: str) -> set[str]:
+    """The DAG's tags, as its list shows them; they follow when Airflow has read the plan anew."""
+    return {tag["name"] for tag in bench.api.request("GET", f"/api/v2/dags/{dag_id}")["tags"]}
+
+
 def at_work(bench: RunningLab, dags: list[str]) -> int:
     """How many VMs' runs work at this moment."""
     count = 0
@@ -168,6 +173,8 @@ def test_a_wave_asks_keeps_order_and_limit_and_tells_what_became_of_each(running
         "bytes": 0,
     }
     assert report["summary"]["bytes"] > 0
+    for dag, state in ((dags[0], "unproven"), (dag_id, "partial"), ("migrate.saturday.small08", "planned")):
+        bench.until(lambda tagged=dag, wanted=state: f"state:{wanted}" in tags_of(bench, tagged))  # type: ignore[misc]
     (decision,) = report["decisions"]
     assert (decision["answer"], decision["by"]) == ("Approve", "admin")
     begun = {vm["slug"]: vm["run_id"] for vm in report["vms"] if "run_id" in vm}

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hyperflow.hooks.records import STATE, state_of
 from hyperflow.operators import cutover_record, proven, report
 from hyperflow.operators.cutover_record import put
-from hyperflow.operators.proven import COLD, LIVE_COPY, forget_proven, proven_run, remember_proven
+from hyperflow.operators.proven import COLD, LIVE_COPY, forget_proven, proven_run, remember_proven, tell_state
 from hyperflow.plans.load import load_plan
 
 SLUG = "web01.example.org"
@@ -58,6 +59,38 @@ def test_a_copy_that_was_proven_is_not_the_cold_cutover_that_the_plan_asks_for(v
     assert proven_run(DAG) == proven_run(DAG, LIVE_COPY)
     assert (proven_run(DAG) or {})["run_id"] == "copy"
     assert proven_run(DAG, COLD) is None
+
+
+def test_the_tag_tells_where_the_vm_stands_whatever_a_run_that_was_refused_came_to(
+    variables: Variables, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AIRFLOW__HYPERFLOW__RECORDS_FOLDER", str(tmp_path))
+    assert state_of(DAG) == "planned"
+    tell_state(DAG, "failed")
+    assert state_of(DAG) == "failed"
+    remember_proven(DAG, "copy", SUMMARY)
+    tell_state(DAG, "failed")  # a second run, which the first one's claim refused
+    assert state_of(DAG) == "migrated"
+    for phase, state in (("cut over", "cut-over"), ("finalized", "finalized")):
+        put(DAG, {**RECORD, "phase": phase})
+        tell_state(DAG, "failed")
+        assert state_of(DAG) == state
+    put(DAG, {**RECORD, "phase": "rolled back"})
+    forget_proven(DAG)
+    tell_state(DAG, "rolled back")
+    assert state_of(DAG) == "rolled-back"
+
+
+def test_a_tag_that_cannot_be_kept_fails_nothing_and_one_that_was_scribbled_on_is_none(
+    variables: Variables, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AIRFLOW__HYPERFLOW__RECORDS_FOLDER", str(tmp_path))
+    (tmp_path / DAG).mkdir()
+    (tmp_path / DAG / STATE).write_bytes(b"cut-over\x00<script>" * 9)
+    assert state_of(DAG) == "planned"
+    monkeypatch.setenv("AIRFLOW__HYPERFLOW__RECORDS_FOLDER", "/dev/null")
+    tell_state(DAG, "failed")
+    assert f"the tag of {DAG} could not be brought up to date" in caplog.text
 
 
 @pytest.mark.parametrize(

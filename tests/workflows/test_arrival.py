@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from airflow.dag_processing.dagbag import DagBag
+from hyperflow.hooks.records import keep_state
 
 from tests import own_airflow
 
@@ -70,14 +71,19 @@ if __name__ == "__main__":
 def bag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DagBag:
     (tmp_path / "autumn.yaml").write_text(PLAN)
     monkeypatch.setenv("AIRFLOW__HYPERFLOW__PLANS_FOLDER", str(tmp_path))
+    monkeypatch.setenv("AIRFLOW__HYPERFLOW__RECORDS_FOLDER", str(tmp_path / "records"))
+    keep_state("migrate.autumn.db01", "cut over")
+    keep_state("wave.autumn.first", "partial")
     bag = DagBag(str(ROOT / "dags"), bundle_path=ROOT / "dags", bundle_name="dags-folder")
     assert bag.import_errors == {}
     return bag
 
 
-def test_dags_are_tagged_with_plan_host_wave_and_cold_cutover(bag: DagBag) -> None:
-    assert bag.dags["migrate.autumn.web01"].tags == {"hyperflow", "plan:autumn", "host:kvm01", "wave:first"}
-    assert bag.dags["migrate.autumn.db01"].tags == {"hyperflow", "plan:autumn", "host:kvm01", "cutover:cold"}
+def test_dags_are_tagged_with_plan_host_wave_state_and_cold_cutover(bag: DagBag) -> None:
+    common = {"hyperflow", "plan:autumn", "host:kvm01"}
+    assert bag.dags["migrate.autumn.web01"].tags == {*common, "wave:first", "state:planned"}
+    assert bag.dags["migrate.autumn.db01"].tags == {*common, "cutover:cold", "state:cut-over"}
+    assert bag.dags["wave.autumn.first"].tags == {"hyperflow", "plan:autumn", "wave:first", "state:partial"}
 
 
 def test_a_report_task_has_the_alias_of_its_vms_asset_as_outlet(bag: DagBag) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from airflow.configuration import AIRFLOW_HOME, conf
 
+STATE = ".state"  # beside the folders of a DAG's runs
+PLANNED = "planned"  # state of a DAG of which no run has come to anything yet
+
 
 def records_folder() -> Path:
     """Airflow's setting ``[hyperflow] records_folder``, by default ``hyperflow`` in Airflow's home."""
@@ -19,6 +22,25 @@ def records_folder() -> Path:
 def run_folder(dag_id: str, run_id: str) -> Path:
     """The folder of a run; it may not be there yet."""
     return records_folder() / safe(dag_id) / safe(run_id)
+
+
+def keep_state(dag_id: str, state: str) -> None:
+    """Keep how a DAG's runs have left its VM or wave, for the DAG's tag.
+
+    :param state: some small words
+    :raises OSError: it cannot be written
+    """
+    keep(records_folder() / safe(dag_id) / STATE, state.replace(" ", "-").encode())
+
+
+def state_of(dag_id: str) -> str:
+    """How a DAG's runs have left its VM or wave, as one word; :data:`PLANNED` where none has left anything."""
+    try:
+        with (records_folder() / safe(dag_id) / STATE).open(errors="replace") as file:
+            state = file.read(32)
+    except OSError:
+        return PLANNED
+    return state if re.fullmatch("[a-z]+(-[a-z]+)*", state) else PLANNED
 
 
 def keep(path: Path, content: bytes) -> None:

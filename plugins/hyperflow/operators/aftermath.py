@@ -14,6 +14,7 @@ from hyperflow.operators.base import keep_failure
 from hyperflow.operators.claim import claim, release
 from hyperflow.operators.cutover import at_vcenter
 from hyperflow.operators.cutover_record import CUT_OVER, FINALIZED, FINALIZING, cutover_of, put
+from hyperflow.operators.proven import tell_state
 from hyperflow.operators.rollback import roll_back
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class FinalizeOperator(AftermathOperator):
         except VsphereError as fault:
             raise (AirflowException if fault.temporary else AirflowFailException)(shown(str(fault))) from fault
         put(self.vm_dag, {**record, "phase": FINALIZED})
+        tell_state(self.vm_dag, FINALIZED)
         self.log.info("%s is %s now, and marked; it is not deleted", shown(record["name"]), shown(name))
         return {"name": name, "changed": list(done.changed)}
 

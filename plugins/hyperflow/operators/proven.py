@@ -11,11 +11,12 @@ from typing import Any
 from airflow.sdk import Variable
 from airflow.sdk.exceptions import AirflowFailException
 
-from hyperflow.hooks.records import safe
-from hyperflow.operators.cutover_record import MOVED, cutover_of
+from hyperflow.hooks.records import keep_state, safe
+from hyperflow.operators.cutover_record import CUT_OVER, FINALIZED, MOVED, cutover_of
 
 SUMMARY_KEY = "summary"  # XCom: VmSummary as JSON, of a VM's run and of a wave's task
 PROVEN = "proven"  # outcome of a run whose guest was booted
+MIGRATED = "migrated"  # outcome that such a run's summary tells, and a wave's
 LIVE_COPY, COLD = "live-copy", "cold"  # cutover.strategy of a plan
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,24 @@ def proven_run(dag_id: str, strategy: str = LIVE_COPY) -> dict[str, Any] | None:
         return found
     known = {"dag_id": dag_id, "run_id": record["run"], "slug": dag_id.split(".", 2)[-1], "name": record["name"]}
     return {"run_id": record["run"], "summary": known}  # its report had errors: the target was well all the same
+
+
+def tell_state(dag_id: str, outcome: str) -> None:
+    """Keep where a VM stands, for the tag by which the list of DAGs is narrowed down.
+
+    A run that was refused changes nothing about a VM that is cut over or was proven, so these count before its outcome.
+
+    :param outcome: of the run, the rollback or the finalize that has just ended
+    """
+    try:
+        record = cutover_of(dag_id)
+        if record is not None and record["phase"] in MOVED:
+            outcome = FINALIZED if record["phase"] == FINALIZED else CUT_OVER
+        elif _remembered(dag_id) is not None:
+            outcome = MIGRATED
+        keep_state(dag_id, outcome)
+    except (AirflowFailException, OSError) as fault:  # a tag is no reason to fail
+        log.warning("the tag of %s could not be brought up to date: %s", dag_id, fault)
 
 
 def _remembered(dag_id: str) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from hyperflow.operators.cleanup import SOURCE_KEY
 from hyperflow.operators.decisions import decisions_of
 from hyperflow.operators.kept_plan import let_go_of_plan
 from hyperflow.operators.preflight import plan_location
-from hyperflow.operators.proven import PROVEN, SUMMARY_KEY, remember_proven
+from hyperflow.operators.proven import PROVEN, SUMMARY_KEY, remember_proven, tell_state
 from hyperflow.operators.run_report import RunReportOperator
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         context["ti"].xcom_push(key=SUMMARY_KEY, value=summary)
         if report.summary.outcome == PROVEN and not report.errors:
             remember_proven(context["dag"].dag_id, str(context["run_id"]), summary, self.settings.cutover.strategy)
+        if not self.was_dry_run:
+            tell_state(context["dag"].dag_id, summary["outcome"])
         tell_arrival(context, self.plan, self.slug, report, place)
 
     def was_taken_back(self, context: Context) -> bool:

@@ -26,7 +26,7 @@ from hyperflow.operators.cutover_record import (
     put,
     record_of_this_run,
 )
-from hyperflow.operators.proven import forget_proven
+from hyperflow.operators.proven import forget_proven, tell_state
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -112,6 +112,7 @@ def roll_back(
     done = {"target": stopped["name"], **bring_back(operator, record)}
     forget_proven(dag_id)
     put(dag_id, {**record, "phase": ROLLED_BACK, "taken_back": done})
+    tell_state(dag_id, ROLLED_BACK)
     operator.log.info("%s is %s again, as it was; the images are kept", shown(record["name"]), done["power"])
     return done
 

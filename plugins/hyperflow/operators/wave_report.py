@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.sdk.exceptions import AirflowFailException
 
 from hyperflow.hooks.audit import audit
+from hyperflow.hooks.records import keep_state
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import FAILURE_KEY, run_key
 from hyperflow.operators.decisions import decisions_of
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from hyperflow.manifest.wave_report import VmSummary, WaveReport
 
 REMOVED = "removed"  # Airflow's state of a task that the DAG has no more, whatever it was before
+NOTHING_NEW = ("rehearsed", "not started")  # outcomes of a run that leaves the wave where it was
 NOT_BEGUN = (None, "upstream_failed")  # states of a task that has left nothing
 
 
@@ -62,6 +64,8 @@ class WriteWaveReportOperator(WaveOperator):
             "wave %s: %s; %d migrated, %d already done, %d failed, %d not started; report: %s",
             *(self.wave, counts.outcome, counts.migrated, counts.already_done, counts.failed, counts.not_started, path),
         )
+        if counts.outcome not in NOTHING_NEW:
+            keep_state(context["dag"].dag_id, counts.outcome)
         place = {"path": str(path), "outcome": counts.outcome}
         context["ti"].xcom_push(key="report", value=place)
         failed = [vm.slug for vm in report.vms if vm.outcome in ("failed", "rolled back")]

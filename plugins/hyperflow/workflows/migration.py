@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from airflow.sdk import DAG, Param, TriggerRule, chain
 from airflow.sdk.definitions.param import ParamsDict
 
+from hyperflow.hooks.records import state_of
 from hyperflow.manifest.models import OutputFormat
 from hyperflow.manifest.shown import shown, shown_in_markdown
 from hyperflow.notifications.planned import told_of
@@ -63,7 +64,7 @@ DISK_LABEL = "{{ task.disk['id'] }}"  # mapped tasks are shown by the disk's id
 def build_dag(plan: Plan, vm: PlannedVm) -> DAG:
     """Build the DAG that migrates one VM of a plan.
 
-    Nothing here asks a vCenter or a host: a DAG is built from the plan alone, and equal plans give equal DAGs.
+    Nothing here asks a vCenter or a host: a DAG is built from the plan alone, but for the tag of its state.
     """
     dag = DAG(
         vm.dag_id,
@@ -90,12 +91,16 @@ def build_dag(plan: Plan, vm: PlannedVm) -> DAG:
 def tags(plan: Plan, vm: PlannedVm) -> list[str]:
     """Say what the list of DAGs can be narrowed down by.
 
+    The state is how the last run that came to something left the VM; that it is at work the list shows by itself. It
+    changes only when a run, rollback or finalize ends, because Airflow makes a new version of a DAG for it.
+
     A task that starts reads the plan without its waves, so its own copy lacks that tag. Airflow keeps only what the
     DAG processor read, always with waves, so the DAG's version stays.
     """
     labels = ["hyperflow", f"plan:{plan.name}"]
     if vm.settings.host:
         labels.append(f"host:{vm.settings.host.connection}")
+    labels.append(f"state:{state_of(vm.dag_id)}")
     labels += [f"wave:{wave.name}" for wave in plan.waves if vm.slug in wave.members]
     if vm.strategy == "cold":
         labels.append("cutover:cold")

@@ -11,6 +11,7 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import DAG, CronTriggerTimetable, Param, TaskGroup, TriggerRule
 from airflow.timetables.events import EventsTimetable  # airflow.sdk's own cannot be serialized in 3.3.2
 
+from hyperflow.hooks.records import state_of
 from hyperflow.manifest.shown import shown, shown_in_markdown
 from hyperflow.notifications.planned import told_of
 from hyperflow.operators.approval import ApproveWaveOperator
@@ -34,7 +35,7 @@ RETRY_DELAY = timedelta(seconds=20)
 def build_wave(plan: Plan, wave: Wave) -> DAG:
     """Build the DAG of a wave: it looks, asks, starts each VM's own DAG in order, and reports.
 
-    Made of the plan alone, so that equal plans give equal DAGs. Created paused: whoever un-pauses it wants its
+    Made of the plan alone, but for the tag of its state. Created paused: whoever un-pauses it wants its
     schedule to count.
     """
     with DAG(
@@ -47,7 +48,7 @@ def build_wave(plan: Plan, wave: Wave) -> DAG:
         max_active_runs=1,
         is_paused_upon_creation=True,
         default_args={"retries": RETRIES, "retry_delay": RETRY_DELAY},
-        tags=["hyperflow", f"plan:{plan.name}", f"wave:{wave.name}"],
+        tags=["hyperflow", f"plan:{plan.name}", f"wave:{wave.name}", f"state:{state_of(wave.dag_id)}"],
         params=form(),
     ) as dag:
         add_tasks(plan, wave)

@@ -112,7 +112,7 @@ class _Bench:
     """What one worker works with."""
 
     def __init__(self, size: int, writer: ImageWriter) -> None:
-        self._data = mmap.mmap(-1, size)  # page-aligned, for writes past the page cache; what is not used takes no memory
+        self._data = mmap.mmap(-1, size)  # page-aligned, for writes past the page cache; it takes what is used of it
         self.view = memoryview(self._data)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._data))
         self.inflater = make_inflater()
