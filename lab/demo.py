@@ -41,7 +41,7 @@ def demo() -> int:
 def run(console: Console) -> Outcome:
     """Start the migration and follow it to its end."""
     api = AirflowApi(lab.folders().state / "airflow.json")
-    wait_for_dag(api, DAG_ID)
+    wait_for_dag(api, DAG_ID, console)
     run_id = api.trigger(DAG_ID, {})
     console.print(f"{DAG_ID}: {api.url}/dags/{DAG_ID}/runs/{run_id}", soft_wrap=True)
     return follow(api, DAG_ID, run_id, console)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hyperflow.cli.migrate import migrate
 
 from lab import inventory, lab, processes
 from lab.running import RunningLab
@@ -192,3 +193,16 @@ def test_a_guest_that_cannot_be_fixed_fails_with_a_report_and_leaves_nothing_beh
 
 def report_path(running_lab: RunningLab, dag_id: str, run_id: str) -> str:
     return str(running_lab.api.xcom(dag_id, run_id, "report", "report")["path"])
+
+
+def test_a_plan_that_airflow_does_not_know_is_said_to_be_waited_for_and_refused(
+    running_lab: RunningLab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hyperflow.cli.migrate.DAG_LIMIT", 2.0)
+    endpoint = running_lab.folders.state / "airflow.json"
+
+    assert migrate("mistyped", "demo01", overrides=[], wait=False, endpoint=endpoint) == 2
+
+    said = capsys.readouterr()
+    assert said.out.count("Airflow has no DAG migrate.mistyped.demo01 yet; waiting up to 2 s") == 1
+    assert "Airflow has no DAG migrate.mistyped.demo01; is the plan in its plans folder?" in said.err

@@ -60,7 +60,7 @@ def migrate(plan: str, vm: str, *, overrides: list[str], wait: bool, endpoint: P
         return EXIT_USAGE
     try:
         api = AirflowApi(endpoint)
-        wait_for_dag(api, dag_id)
+        wait_for_dag(api, dag_id, console)
         run_id = api.trigger(dag_id, conf)
         told = f"started {dag_id}, run {run_id}: {api.url}/dags/{dag_id}/runs/{run_id}"
         console.print(told, markup=False, soft_wrap=True)
@@ -116,13 +116,18 @@ def read_overrides(settings: Iterable[str]) -> dict[str, Any]:
     return conf
 
 
-def wait_for_dag(api: AirflowApi, dag_id: str) -> None:
-    """Wait until Airflow has read the plan.
+def wait_for_dag(api: AirflowApi, dag_id: str, console: Console) -> None:
+    """Wait until Airflow has read the plan, and say so: who has mistyped a name sees it at once.
 
     :raises Refused: with Airflow's import errors, which tell what is wrong with it
     """
     limit = time.monotonic() + DAG_LIMIT
+    said = False
     while not api.has_dag(dag_id):
+        if not said:
+            told = f"Airflow has no DAG {dag_id} yet; waiting up to {DAG_LIMIT:.0f} s for it to read the plan"
+            console.print(told, style="yellow", markup=False, soft_wrap=True)
+            said = True
         if time.monotonic() > limit:
             faults = "\n".join(error.strip().splitlines()[-1] for error in api.import_errors())
             raise Refused(f"Airflow has no DAG {dag_id}; is the plan in its plans folder?\n{faults}".strip())

@@ -170,8 +170,8 @@ def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: s
     wrong, _ = missing_in_airflow(api, plan, wave)
     if wrong:
         raise Refused("\n".join(wrong))
-    wait_for_dag(api, wave.dag_id)
-    wait_for_pools(api, plan, wave)
+    wait_for_dag(api, wave.dag_id, console)
+    wait_for_pools(api, plan, wave, console)
     refuse_paused(api, plan, wave)
     is_rehearsal = "dry_run" in asked
     if is_rehearsal and api.is_paused(wave.dag_id):
@@ -237,7 +237,7 @@ def rehearse_paused(api: AirflowApi, wave: Wave, console: Console, asked: set[st
     return status
 
 
-def wait_for_pools(api: AirflowApi, plan: Plan, wave: Wave) -> None:
+def wait_for_pools(api: AirflowApi, plan: Plan, wave: Wave, console: Console) -> None:
     """Wait until Airflow has read the survey too, which tells the ESXi host, and so the pool, of each export.
 
     A task of an older reading would wait without a word for a pool that may not be there.
@@ -246,7 +246,7 @@ def wait_for_pools(api: AirflowApi, plan: Plan, wave: Wave) -> None:
     """
     limit = time.monotonic() + READ_LIMIT
     for vm in (plan.vm(slug) for slug in wave.members):
-        wait_for_dag(api, vm.dag_id)
+        wait_for_dag(api, vm.dag_id, console)
         expected = pools_of_vm(plan, vm).stream
         while (found := api.pool_of(vm.dag_id, "export")) != expected:
             if time.monotonic() > limit:
