@@ -106,7 +106,7 @@ def of_a_wave(browser: webdriver.Chrome, bench: RunningLab, url: str) -> None:
 
 
 def of_many(browser: webdriver.Chrome, bench: RunningLab, url: str) -> None:
-    """Plan 1,000 VMs in waves; the list of DAGs, narrowed down to one wave, and how long the browser waits for it."""
+    """Plan 1,000 VMs in waves; the list of DAGs, of one wave those still to be moved, and how long it takes."""
     scale.write_plans(bench.folders.plans)
     begun = time.monotonic()
     while (count := bench.api.request("GET", "/api/v2/dags", params={"limit": 1})["total_entries"]) < MANY:
@@ -114,7 +114,8 @@ def of_many(browser: webdriver.Chrome, bench: RunningLab, url: str) -> None:
             sys.exit(f"Airflow has read {count} DAGs, expected {MANY}")
         time.sleep(2)
     print(f"{count} DAGs, read within {time.monotonic() - begun:.0f} s")
-    for path, text in (("/dags", "plan-0"), ("/dags?tags=wave%3Awave-3", "wave-3")):
+    narrowed = "/dags?tags=wave%3Awave-3&tags=state%3Aplanned&tags_match_mode=all"
+    for path, text in (("/dags", "plan-0"), (narrowed, "wave-3")):
         begun = time.monotonic()
         browser.get(url + path)
         WebDriverWait(browser, PATIENCE).until(
