@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import json
 import os
 import re
@@ -224,9 +225,20 @@ def note(entries: Sequence[Entry]) -> None:
 
 
 def paths_of(entry: Entry) -> list[Path]:
-    """Name the files or the folder of something on this host; a staged disk has a note beside it."""
+    """Name the files or the folder of something on this host, with what may lie beside it."""
     path = Path(entry.thing)
-    return [path, path.with_name(f".{path.name}.json")] if entry.kind == "staged-disk" else [path]
+    if entry.kind == "staged-disk":
+        return [path, path.with_name(f".{path.name}.json")]
+    return [path, *unfinished_notes(path)] if entry.kind == "partial" else [path]
+
+
+def unfinished_notes(partial: Path) -> list[Path]:
+    """Name what is left of a run that was killed while it wrote the note of what its ``.NAME.partial`` was to become.
+
+    See :func:`hyperflow.kvmhost.images.files.put_in_place`.
+    """
+    note = f"{partial.name.removesuffix('.partial')}.json"
+    return list(partial.parent.glob(f".{glob.escape(note)}.[0-9]*.tmp"))
 
 
 def of_task(directory: Path, run: str) -> Ledger | None:

@@ -61,6 +61,14 @@ def test_a_note_that_another_run_has_written_over_ours_stays_with_its_file(
     assert files.read_note(target) == {"kind": "theirs"}
 
 
+def test_a_note_that_a_killed_run_was_writing_goes_with_the_partial_file(tmp_path: Path) -> None:
+    (tmp_path / "..disk.json.77.tmp").write_text("of a killed run")
+    (tmp_path / "..disk.json.by-hand.tmp").write_text("theirs")
+    target = finished(tmp_path / "disk")
+    put_in_place(target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["..disk.json.by-hand.tmp", ".disk.json", "disk"]
+
+
 def test_a_partial_file_that_another_run_has_made_is_not_taken_for_ours(tmp_path: Path) -> None:
     target = tmp_path / "disk"
     ours = files.create_partial(target)

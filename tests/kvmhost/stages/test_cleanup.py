@@ -34,11 +34,13 @@ def staging(tmp_path: Path) -> Path:
 
 def test_overlays_and_partial_files_go_and_finished_files_stay(tmp_path: Path, staging: Path) -> None:
     partial = staging / ".web01-disk1.vmdk.partial"
+    note = staging / "..web01-disk1.vmdk.json.77.tmp"
+    note.write_text("of a killed run")
 
     result = running.run("cleanup", options(tmp_path, work_directory=str(staging / "work"), partials=[str(partial)]))
 
     assert result["exit_status"] == 0, result["log"]
-    assert result["observed"]["removed"] == [str(partial), str(staging / "work")]
+    assert result["observed"]["removed"] == [str(partial), str(note), str(staging / "work")]
     assert [path.name for path in staging.iterdir()] == ["web01-disk2.vmdk"]
 
 

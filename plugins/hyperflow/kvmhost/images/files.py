@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from hyperflow.kvmhost.images.data_file import sync
+from hyperflow.kvmhost.ledger import unfinished_notes
 from hyperflow.kvmhost.progress import size
 from hyperflow.kvmhost.stage import BadRequest, StageError, write_atomically
 
@@ -57,9 +58,8 @@ def create_partial(target: Path) -> int:
 
     :return: the descriptor, open for reading and writing
     """
-    partial = partial_path(target)
-    remove_leftover(partial)
-    return os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
+    remove_partial(target)
+    return os.open(partial_path(target), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
 
 
 def require_held(path: Path, inode: int) -> None:
@@ -79,6 +79,13 @@ def remove_leftover(path: Path) -> None:
     """Remove what an earlier try left under a name of ours."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
+
+
+def remove_partial(target: Path) -> None:
+    """Remove what a try has left of ``target``: the partial file, and the note that it was killed in."""
+    partial = partial_path(target)
+    for leftover in (partial, *unfinished_notes(partial)):
+        remove_leftover(leftover)
 
 
 def remove_temporaries(path: Path) -> None:
@@ -125,7 +132,7 @@ def put_in_place(target: Path, note: Mapping[str, Any], inode: int) -> None:
     require_held(partial, inode)
     if os.path.lexists(target) or not _take_name(target, note):
         raise BadRequest(f"{target}: appeared while the work ran; move it away and start again")
-    remove_leftover(partial)
+    remove_partial(target)
     sync_directory(target.parent)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from hyperflow.kvmhost import domains, processes
-from hyperflow.kvmhost.ledger import ON_DISK, Entry, Ledger, LedgerError, paths_of
+from hyperflow.kvmhost.ledger import ON_DISK, Entry, Ledger, LedgerError, paths_of, unfinished_notes
 from hyperflow.kvmhost.stage import BadRequest, Job, StageError
 
 PARTIAL = re.compile(r"\..+\.partial")
@@ -61,7 +61,8 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     ended = _end_processes(options.run, job) if options.run else []
     removed = []
     work = [options.work_directory] if options.work_directory else []
-    for path in [*options.partials, *work]:
+    notes = [note for path in options.partials for note in unfinished_notes(path)]
+    for path in [*options.partials, *notes, *work]:
         if _remove(path):
             removed.append(str(path))
             job.log(f"cleanup: removed {path}")

@@ -75,7 +75,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
         files.put_in_place(target, note, inode)
     finally:
         for path in (working, target):
-            files.remove_leftover(files.partial_path(path))
+            files.remove_partial(path)
         decoded.discard(working)
     return observed
 
@@ -168,7 +168,7 @@ def _require_ours(target: Path, vm_id: str | None) -> dict[str, Any]:
 def _reuse(target: Path, observed: dict[str, Any], job: Job) -> dict[str, Any]:
     """Take over an image that an earlier run of this very conversion finished."""
     _require_unchanged(target, observed, job)
-    files.remove_leftover(files.partial_path(target))
+    files.remove_partial(target)
     job.log(f"{target}: already converted, its digest holds")
     return observed
 

@@ -110,7 +110,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
         note.update(virtual_bytes=received.header.capacity_bytes)
         files.put_in_place(options.target, note, inode)
     except BaseException:
-        files.remove_leftover(files.partial_path(options.target))
+        files.remove_partial(options.target)
         raise
     finally:
         connection.close()
@@ -261,7 +261,7 @@ def _reuse(options: Options, note: dict[str, Any], job: Job) -> dict[str, Any]:
     virtual = note.get("virtual_bytes")
     if virtual != options.capacity_bytes:
         raise BadRequest(f"{target}: found a disk of {virtual} bytes, expected {options.capacity_bytes}")
-    files.remove_leftover(files.partial_path(target))
+    files.remove_partial(target)
     job.log(f"{target}: already downloaded, its SHA-256 holds")
     job.bytes_read = note["bytes"]
     return _observed(options, note["sha256"], note["bytes"], options.capacity_bytes, {"http": {"reused": True}})

@@ -13,7 +13,6 @@ import contextlib
 import os
 import re
 import shutil
-import stat
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -229,7 +228,7 @@ class Janitor:
         if entry.kind == "job":
             expected = real.parent == Path(os.path.realpath(self._root)) / ledger.JOBS / ended.run
         elif entry.kind == "partial":
-            is_folder = stat.S_ISDIR(path.lstat().st_mode)
+            is_folder = path.is_dir() and not path.is_symlink()
             expected = (DECODED if is_folder else PARTIAL).fullmatch(path.name) is not None
         elif entry.kind == "staged-disk":
             expected = base in real.parents and not path.is_dir()
