@@ -7,6 +7,7 @@ from typing import Any
 from airflow.plugins_manager import AirflowPlugin
 from hyperflow.links.place import PREFIX, base_path
 from hyperflow.links.run import ConsoleLogLink, ReportLink, ScreenshotLink, WaveReportLink
+from hyperflow.listeners import pools, rehearsal
 from hyperflow.ui.lazy import application
 from hyperflow.ui.record import record_file
 
@@ -40,6 +41,7 @@ class HyperflowPlugin(AirflowPlugin):
 
     name = "hyperflow"
     fastapi_apps: list[Any] = [{"app": application, "url_prefix": PREFIX, "name": "Hyperflow"}]  # noqa: RUF012
+    listeners: list[Any] = [pools, rehearsal]  # noqa: RUF012
     operator_extra_links: list[Any] = [  # noqa: RUF012
         *(link(tasks=tasks_of_runs, found=record_file) for link in (ReportLink, ConsoleLogLink, ScreenshotLink)),
         WaveReportLink(tasks=tasks_of_waves, found=record_file),

@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "kvmhost": set(),
     "hooks": {"vsphere", "manifest", "audit"},
     "triggers": {"hooks", "vsphere", "manifest"},
+    "listeners": {"hooks", "plans"},
     "links": set(),
     "operators": {"triggers", "hooks", "vsphere", "plans", "manifest", "errors", "links", "audit"},
     "notifications": {"operators", "plans", "manifest", "links"},

@@ -106,7 +106,7 @@ def start(folder: Path, airflow: Airflow, *asked: str, at: datetime | None = Non
 def test_a_rehearsal_of_a_paused_wave_is_waited_for_and_leaves_it_paused(tmp_path: Path) -> None:
     airflow = Airflow({WAVE}, lambda: airflow.said.append("look") or "success")  # type: ignore[func-returns-value]
     said = start(tmp_path, airflow, "dry_run", at=datetime.now(UTC) + timedelta(days=2))
-    assert airflow.said == [f"trigger {WAVE} ['dry_run']", f"unpause {WAVE}", "look", f"pause {WAVE}"]
+    assert airflow.said == [f"trigger {WAVE} ['dry_run', 'pause_after']", f"unpause {WAVE}", "look", f"pause {WAVE}"]
     assert f"{WAVE} is paused again\n" in said
 
 

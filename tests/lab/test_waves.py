@@ -16,12 +16,13 @@ from hyperflow.cli.wave import find_wave, wave
 from hyperflow.hooks.records import STATE
 from hyperflow.kvmhost import domains
 from hyperflow.plans.load import load_plan
+from hyperflow.plans.pools import stream_pool
 from hyperflow.vsphere.inventory import find_vm
 from hyperflow.vsphere.nics import connections
 from hyperflow.vsphere.power import power_state
 from hyperflow.vsphere.session import Session, connect
 
-from lab import inventory
+from lab import inventory, lab
 from lab.running import QUICK, READING, RunningLab
 
 pytestmark = pytest.mark.lab
@@ -222,6 +223,22 @@ def test_a_closed_window_starts_nothing_and_says_when_it_opens(running_lab: Runn
     assert "its window is closed" in bench.failure("wave.closed.one", run_id, "check")
     assert report_of(bench, "wave.closed.one", run_id)["summary"]["outcome"] == "not started"
     assert bench.api.last_run("migrate.closed.small09") is None
+
+
+def test_a_start_by_hand_tells_at_once_which_pools_are_missing(running_lab: RunningLab) -> None:
+    bench = running_lab
+    name, pools = "unlimited", {"nfc_streams_per_esxi": 3}
+    write_wave(bench, name, [small(9)], [{"name": "one", "members": ["*"]}], pools=pools)
+    (vm_dag,) = bench.dags_of(name)
+
+    wave_run, vm_run = bench.start(f"wave.{name}.one"), bench.start(vm_dag)
+
+    assert (bench.wait(f"wave.{name}.one", wave_run), bench.wait(vm_dag, vm_run)) == ("failed", "failed")
+    missing = bench.failure(f"wave.{name}.one", wave_run, "check")
+    assert f"pool hyperflow_wave_{name}_one: found no such pool in Airflow, expected 4 slots" in missing
+    stream = f"pool {stream_pool(lab.VCENTER_CONNECTION, None)}: found no such pool in Airflow, expected 3 slots"
+    assert stream in missing
+    assert stream in bench.failure(vm_dag, vm_run, "preflight")
 
 
 def test_a_rehearsal_is_every_vms_preflight_and_nothing_else(running_lab: RunningLab) -> None:

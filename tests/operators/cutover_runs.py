@@ -19,6 +19,7 @@ from airflow.sdk import DAG, BaseOperator, TriggerRule, Variable, chain
 from hyperflow.hooks.kvmhost import KvmHostHook
 from hyperflow.hooks.records import safe
 from hyperflow.hooks.vsphere import VsphereHook
+from hyperflow.operators import rollback
 from hyperflow.operators.aftermath import FinalizeOperator, RollBackLaterOperator
 from hyperflow.operators.approval import AskOperator
 from hyperflow.operators.base import PREFLIGHT, SHUTDOWN, domain_uuid, job_root, run_key, vm_key
@@ -46,6 +47,8 @@ SOURCE = {"migration": "{{ ti.xcom_pull(task_ids='preflight', key='migration') }
 SOURCE["vm"] = "{{ ti.xcom_pull(task_ids='preflight', key='vm') }}"
 COMMON: dict[str, Any] = {"schedule": None, "default_args": {"retries": 0}, "render_template_as_native_obj": True}
 Act = Callable[[Any], Any]
+
+rollback.STOP_LIMIT = 2.0  # seconds: a target without a disk goes down for nobody
 
 
 class Look(BaseOperator):

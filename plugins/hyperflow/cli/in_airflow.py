@@ -9,7 +9,7 @@ from hyperflow.cli.airflow_api import AirflowApi
 from hyperflow.manifest.faults import Fault
 from hyperflow.manifest.shown import shown
 from hyperflow.plans.plan import Plan
-from hyperflow.plans.pools import Pool, pools_beside, pools_of
+from hyperflow.plans.pools import Pool, lacks, pools_beside, pools_of
 
 
 def needs_airflow(plan: Plan) -> bool:
@@ -56,13 +56,10 @@ def pool_fault(pool: Pool, found: dict[str, Any] | None) -> str | None:
 
     :param found: as Airflow knows it, None when it does not
     """
-    if found is None:
-        return "no such pool in Airflow"
-    if found["slots"] != pool.slots:
+    lacking = lacks(pool, found)
+    if lacking is None and found is not None and found["slots"] != pool.slots:
         return f"{found['slots']} slots in Airflow"
-    if not found["include_deferred"]:
-        return "one that does not count deferred tasks, so that it limits nothing"
-    return None
+    return lacking
 
 
 def people_faults(asked: Mapping[str, Sequence[str]], unknown: Iterable[str]) -> list[Fault]:

@@ -25,7 +25,7 @@ from hyperflow.plans.plan import Plan
 from hyperflow.plans.pools import pools_of_vm, wave_pool
 from hyperflow.plans.survey import read_survey
 from hyperflow.plans.times import MISSED_AFTER, minutes_open, next_opening, opening_at
-from hyperflow.plans.wave import Wave, fires
+from hyperflow.plans.wave import PAUSE_AFTER, Wave, fires
 
 SURVEY_DAG = "hyperflow_survey"
 PROVEN_VARIABLE = "hyperflow_proven_"
@@ -208,7 +208,7 @@ def rehearse_paused(api: AirflowApi, wave: Wave, console: Console, asked: set[st
     """Rehearse a wave whose DAG is paused, which it is again afterwards: its schedule must not count for a rehearsal.
 
     A DAG has to be un-paused for its runs to work, and then its schedule starts it in earnest. So there is no rehearsal
-    while a start is due.
+    while a start is due. Where this program has gone away, the scheduler pauses it (listeners/rehearsal.py).
 
     :raises Refused: a start of the schedule is due, or has come while the rehearsal was at work
     """
@@ -219,7 +219,7 @@ def rehearse_paused(api: AirflowApi, wave: Wave, console: Console, asked: set[st
             f"would then be in earnest. Rehearse it {minutes_text(MISSED_AFTER.total_seconds() / 60)} after that, or "
             "take the date out of the plan"
         )
-    run_id = trigger(api, wave, console, asked)
+    run_id = trigger(api, wave, console, asked | {PAUSE_AFTER})
     ended = False
     try:
         api.unpause(wave.dag_id)

@@ -1,16 +1,22 @@
 """Where Airflow's side keeps what a run leaves for people: reports, console logs, screenshots, audit files.
 
-A folder for each run, ``RECORDS/DAG/RUN/``, which workers, triggerer and API server share.
+A folder for each run, ``RECORDS/DAG/RUN/``, which all parts of Airflow share.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from airflow.configuration import AIRFLOW_HOME, conf
 
 STATE = ".state"  # beside the folders of a DAG's runs
+POOLS = ".pools.json"  # beside the folders of DAGs
+CLOCKS = timedelta(minutes=1)  # by which those of two schedulers may differ
 PLANNED = "planned"  # state of a DAG of which no run has come to anything yet
 
 
@@ -41,6 +47,26 @@ def state_of(dag_id: str) -> str:
     except OSError:
         return PLANNED
     return state if re.fullmatch("[a-z]+(-[a-z]+)*", state) else PLANNED
+
+
+def keep_pools(pools: Mapping[str, Mapping[str, Any]]) -> None:
+    """Keep the pools that Airflow has, for tasks, which cannot see them.
+
+    :param pools: name -> ``slots`` and ``include_deferred``
+    :raises OSError: it cannot be written
+    """
+    told = {"told": datetime.now(UTC).isoformat(), "pools": pools}
+    keep(records_folder() / POOLS, f"{json.dumps(told, indent=2)}\n".encode())
+
+
+def pools_since(begun: datetime) -> dict[str, dict[str, Any]] | None:
+    """What :func:`keep_pools` has kept at that time or later; None where nothing was."""
+    try:
+        kept = json.loads((records_folder() / POOLS).read_text())
+        is_late = datetime.fromisoformat(kept["told"]) < begun - CLOCKS
+        return None if is_late else {str(name): dict(pool) for name, pool in kept["pools"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def keep(path: Path, content: bytes) -> None:

@@ -12,12 +12,15 @@ from hyperflow.hooks.audit import audit_start
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import MigrationOperator, accept_result, domain_uuid, run_key, vm_key
+from hyperflow.operators.limits import heed_limits
 from hyperflow.operators.window import time_left
+from hyperflow.plans.pools import pools_of_vm
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from hyperflow.plans.migration import Migration
+    from hyperflow.plans.plan import Plan, PlannedVm
     from hyperflow.vsphere.concerns import Concern
     from hyperflow.vsphere.facts import VmFacts
     from hyperflow.vsphere.session import Session
@@ -55,20 +58,22 @@ class PreflightOperator(MigrationOperator):
 
     def perform(self, context: Context) -> list[dict[str, Any]]:
         """Find all faults that can be found before anything is created."""
-        migration = self.resolve(context)
+        plan, vm, migration = self.resolve(context)
         ti = context["ti"]
         ti.xcom_push(key="migration", value=migration.model_dump(mode="json", by_alias=True))
         self.migration = migration.model_dump(mode="json", by_alias=True)
         time_left(migration.not_after, f"{migration.slug} is not begun")
+        warnings = heed_limits(context, plan, pools_of_vm(plan, vm).names())
         facts, found = self.read_source(context, migration)
         self.refuse_critical(facts, found)
-        warnings = [shown(f"{each.message}. {each.what_to_do}") for each in found if each.level == "warning"]
+        warnings += [shown(f"{each.message}. {each.what_to_do}") for each in found if each.level == "warning"]
         self.check_host(context, migration, facts, warnings)
         return list(facts.to_json()["disks"])
 
-    def resolve(self, context: Context) -> Migration:
+    def resolve(self, context: Context) -> tuple[Plan, PlannedVm, Migration]:
         """Lay the run's conf over the plan.
 
+        :return: the plan, what it says of this VM, and what this run is to do
         :raises AirflowFailException: listing every fault of either
         """
         from hyperflow.plans.load import load_plan
@@ -90,7 +95,7 @@ class PreflightOperator(MigrationOperator):
             "overridden": otherwise or None,
         }
         audit_start(context, "migration", {key: value for key, value in told.items() if value})
-        return migration
+        return plan, planned, migration
 
     def read_source(self, context: Context, migration: Migration) -> tuple[VmFacts, list[Concern]]:
         """Find the VM at its vCenter, have it for this run, and judge it."""

@@ -12,6 +12,7 @@ from hyperflow.hooks.audit import audit_start
 from hyperflow.manifest.shown import shown_in_markdown
 from hyperflow.operators.base import run_key
 from hyperflow.operators.kept_plan import keep_plan
+from hyperflow.operators.limits import heed_limits
 from hyperflow.operators.preflight import plan_location
 from hyperflow.operators.proven import COLD, proven_run
 from hyperflow.operators.wave import (
@@ -24,6 +25,7 @@ from hyperflow.operators.wave import (
     load_wave,
     telling,
 )
+from hyperflow.plans.pools import pools_of_vm, wave_pool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,13 +60,14 @@ class CheckWaveOperator(WaveOperator):
         asked = {key: value for key, value in (context["dag_run"].conf or {}).items() if value}
         audit_start(context, f"wave {wave.name}", {"plan": plan.name, "members": list(wave.members), **asked})
         opening = None if is_rehearsal(context) else self.opening(context, wave, datetime.now(UTC))
+        limits = heed_limits(context, plan, pools_of_wave(plan, wave))
         ti = context["ti"]
         ti.xcom_push(key=OPENING_KEY, value=_written(opening))
         proven = proven_of(plan, wave)
         estimate = self.estimate(plan, wave, proven)
         ti.xcom_push(key=EXPECTED_KEY, value=by_size(plan, estimate) if opening is not None else {})
         done = [] if asked_again(context) else [slug for slug in wave.members if is_done(plan.vm(slug), proven)]
-        question = self.question(plan, wave, opening, estimate, done)
+        question = self.question(plan, wave, opening, estimate, done=done, limits=limits)
         ti.xcom_push(key=QUESTION_KEY, value=question)
         for line in question.splitlines():
             self.log.info("%s", line)
@@ -108,11 +111,19 @@ class CheckWaveOperator(WaveOperator):
         return estimate_wave(plan, wave, read_survey(plan.path, plan.name), rates_of(proven.values()))
 
     def question(
-        self, plan: Plan, wave: Wave, opening: Opening | None, estimate: WaveEstimate, done: Sequence[str]
+        self,
+        plan: Plan,
+        wave: Wave,
+        opening: Opening | None,
+        estimate: WaveEstimate,
+        *,
+        done: Sequence[str],
+        limits: Sequence[str],
     ) -> str:
         """Write what a person must know to approve, as Markdown.
 
         :param done: slugs of the members that are left out
+        :param limits: what is other about the pools than the plan says
         """
         from hyperflow.plans.estimate import minutes_text
 
@@ -123,6 +134,7 @@ class CheckWaveOperator(WaveOperator):
         if done:
             lines.append(f"* already migrated and proven, so left out: {', '.join(done)}")
         lines.append(f"* at most {wave.entry.max_in_flight} at once; after a failure: {wave.entry.on_failure}")
+        lines += [f"* {shown_in_markdown(limit)}" for limit in limits]
         if opening is not None:
             left = (opening.end - datetime.now(UTC)).total_seconds() / 60
             closes = f"{opening.end.astimezone(wave.zone):%a %H:%M %Z}"
@@ -150,6 +162,12 @@ def is_done(vm: PlannedVm, proven: Mapping[str, Any]) -> bool:
     if vm.strategy == COLD:
         return proven_run(vm.dag_id, COLD) is not None
     return vm.slug in proven
+
+
+def pools_of_wave(plan: Plan, wave: Wave) -> list[str]:
+    """Name the pools that the wave's own tasks wait for, and those of its VMs."""
+    of_vms = [name for slug in wave.members for name in pools_of_vm(plan, plan.vm(slug)).names()]
+    return [wave_pool(plan.name, wave.name), *dict.fromkeys(of_vms)]
 
 
 def by_size(plan: Plan, estimate: WaveEstimate) -> dict[str, int]:

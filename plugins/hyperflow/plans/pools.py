@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hyperflow.plans.plan import Plan, PlannedVm
 
@@ -51,6 +52,22 @@ class VmPools:
     stream: str
     job: str
     guest: str
+
+    def names(self) -> tuple[str, str, str]:
+        """List them."""
+        return self.stream, self.job, self.guest
+
+
+def lacks(pool: Pool, found: Mapping[str, Any] | None) -> str | None:
+    """Say what a pool lacks to be a limit at all; None when it is one.
+
+    :param found: ``slots`` and ``include_deferred`` in Airflow, None when it has no such pool
+    """
+    if found is None:
+        return "no such pool in Airflow"
+    if not found["include_deferred"]:
+        return "one that does not count deferred tasks, so that it limits nothing"
+    return None
 
 
 def pools_of_vm(plan: Plan, vm: PlannedVm) -> VmPools:

@@ -20,6 +20,7 @@ from hyperflow.plans.reading import PlacedFault, fault
 from hyperflow.plans.wave_settings import Approval, MemberRule, Person, Schedule, WaveEntry
 
 FIRES_LOOKED_AT = 60  # of a cron schedule, held to the window
+PAUSE_AFTER = "pause_after"  # key of a run's conf: the wave's DAG was paused before, and is to be when the run is over
 
 
 @dataclass(frozen=True)

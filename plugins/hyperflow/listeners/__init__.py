@@ -1,0 +1,1 @@
+"""What Airflow's own components tell of themselves, as it happens."""

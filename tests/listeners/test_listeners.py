@@ -1,0 +1,74 @@
+"""What the scheduler tells at a run's begin and end, with Airflow's own models and the plugin that it loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import own_airflow
+
+WAVE, VM, OTHER = "wave.autumn.first", "migrate.autumn.web01", "somebody_elses"
+# Runs as (DAG, conf, how it ends); what the scheduler does with one, in its own transaction.
+PROGRAM = """
+import json, sys
+from airflow.models.dag import DagModel
+from airflow.models.dagbundle import DagBundleModel
+from airflow.models.dagrun import DagRun
+from airflow.models.pool import Pool
+from airflow.utils import timezone
+from airflow.utils.session import create_session
+from airflow.utils.state import DagRunState
+from airflow.utils.types import DagRunTriggeredByType, DagRunType
+
+home, dags = sys.argv[1], json.loads(sys.argv[2])
+with create_session() as session:
+    session.add(DagBundleModel(name="here"))
+    session.add(Pool(pool="hyperflow_nfc_vc", slots=8, include_deferred=True))
+    session.add(Pool(pool="theirs", slots=1, include_deferred=False))
+    session.flush()
+    for dag_id, _, _ in dags:
+        session.add(DagModel(dag_id=dag_id, bundle_name="here", is_paused=False))
+for dag_id, conf, end in dags:
+    with create_session() as session:
+        now = timezone.utcnow()
+        run = DagRun(dag_id=dag_id, run_id="manual__1", run_after=now, conf=conf, run_type=DagRunType.MANUAL,
+                     state=DagRunState.RUNNING, start_date=now, triggered_by=DagRunTriggeredByType.REST_API)
+        session.add(run)
+        session.flush()
+        run.notify_dagrun_state_changed(msg="started")
+        run.state = DagRunState(end)
+        run.notify_dagrun_state_changed(msg=end)
+with create_session() as session:
+    print("PAUSED", json.dumps(sorted(one.dag_id for one in session.query(DagModel).filter(DagModel.is_paused))))
+"""
+
+
+def told(home: Path, *dags: tuple[str, dict[str, Any], str]) -> list[str]:
+    """Have an Airflow begin and end a run of each DAG; which of these are paused then."""
+    (home / "program.py").write_text(PROGRAM)
+    output = own_airflow.run(home / "program.py", own_airflow.make(home), str(home), json.dumps(dags))
+    lines = [line for line in output.splitlines() if line.startswith("PAUSED ")]
+    assert lines, output[-3000:]
+    paused = json.loads(lines[0].removeprefix("PAUSED "))
+    assert isinstance(paused, list)
+    return paused
+
+
+def test_a_run_that_begins_finds_the_pools_of_plans_in_the_records(tmp_path: Path) -> None:
+    told(tmp_path, (VM, {}, "failed"))
+    kept = json.loads((tmp_path / "hyperflow/.pools.json").read_text())
+    assert kept["pools"] == {"hyperflow_nfc_vc": {"slots": 8, "include_deferred": True}}
+
+
+def test_runs_of_other_dags_are_nothing_to_it(tmp_path: Path) -> None:
+    assert told(tmp_path, (OTHER, {"dry_run": True, "pause_after": True}, "success")) == []
+    assert not (tmp_path / "hyperflow").exists()
+
+
+@pytest.mark.parametrize("end", ["success", "failed"])
+def test_a_wave_that_was_paused_before_its_rehearsal_is_paused_when_that_is_over(tmp_path: Path, end: str) -> None:
+    rehearsed: tuple[str, dict[str, Any], str] = (WAVE, {"dry_run": True, "pause_after": True}, end)
+    assert told(tmp_path, rehearsed, ("wave.autumn.second", {"dry_run": True}, end), (VM, {}, end)) == [WAVE]
