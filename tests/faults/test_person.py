@@ -94,6 +94,16 @@ def given_up_late(scene: Scenario) -> None:
     scene.facts["marked"] = (scene.end(), scene.report(), scene.left(failed=True))
 
 
+def begun_anew(scene: Scenario) -> None:
+    """The whole run is cleared while its snapshot is there and its download works."""
+    scene.stall()
+    scene.begin()
+    scene.until_stalled()
+    scene.facts["before"] = scene.snapshots()
+    scene.lab.clear(scene.dag, scene.run, "preflight")
+    scene.facts["cleared"] = (scene.end(), scene.report()["errors"], scene.left(failed=False))
+
+
 def stop_stage(scene: Scenario, task: str) -> None:
     """Stop a task's stage as SIGSTOP does, also what it has forked; only SIGKILL ends it then."""
     jobs = scene.lab.folders.staging / scene.name / ".hyperflow" / "jobs" / scene.dag
@@ -142,6 +152,7 @@ def scenes(running_lab: RunningLab) -> dict[str, Scenario]:
         ("inspected", "small23", inspected),
         ("given-up", "small24", given_up),
         ("given-up-late", "small25", given_up_late),
+        ("begun-anew", "small36", begun_anew),
     )
 
 
@@ -200,9 +211,16 @@ def test_a_run_that_is_set_to_success_before_its_end_is_cleaned_up_and_fails_all
     assert left == []
 
 
-@pytest.mark.parametrize("name", ["marked", "inspected", "given-up"])
+@pytest.mark.parametrize("name", ["marked", "inspected", "given-up", "begun-anew"])
 def test_a_failed_task_that_is_cleared_goes_on_to_success(scenes: dict[str, Scenario], name: str) -> None:
     assert scenes[name].facts["cleared"] == ("success", [], [])
+
+
+def test_a_run_that_is_cleared_as_a_whole_does_not_stand_in_its_own_way(scenes: dict[str, Scenario]) -> None:
+    scene = scenes["begun-anew"]
+    assert len(scene.facts["before"]) == 1, "it had its snapshot when it was cleared"
+    assert scene.ended_leases()[-1] == "completed"
+    assert scene.snapshots() == []
 
 
 def test_clearing_a_later_task_downloads_nothing_again(scenes: dict[str, Scenario]) -> None:

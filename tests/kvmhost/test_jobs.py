@@ -121,6 +121,18 @@ def test_a_second_start_attaches_to_the_copy_that_runs(tmp_path: Path, task: Pat
     assert len(processes_of(first["job"])) == 1
 
 
+def test_a_job_that_did_other_work_is_no_answer(tmp_path: Path, task: Path) -> None:
+    asked, otherwise = ("--work", "of snapshot-11"), ("--work", "of snapshot-12")
+    options = options_for(tmp_path, 1000)
+    first = start(task, options, *asked)
+    wait(first["job"])
+    assert start(task, options, *asked) == {"job": first["job"], "attached": True}
+    second = start(task, options_for(tmp_path, LONG), *otherwise)
+    assert second["attached"] is False
+    third = start(task, options, *asked)
+    assert (third["attached"], processes_of(second["job"])) == (False, [])
+
+
 def test_a_start_for_a_run_of_another_airflow_of_the_same_name_is_refused_and_touches_nothing(tmp_path: Path) -> None:
     directory, options = tmp_path / "jobs/dag/run/task", options_for(tmp_path, LONG)
     owner, other = (json.dumps({"airflow": name, "dag": "dag", "run": "run"}) for name in ("a", "b"))

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from hyperflow.operators.approval import AskOperator
 from hyperflow.operators.base import PREFLIGHT, SHUTDOWN, domain_uuid, job_root, run_key, vm_key
 from hyperflow.operators.cleanup import CleanUpOperator
 from hyperflow.operators.cutover import DisconnectSourceOperator, ShutDownSourceOperator, StartTargetOperator
-from hyperflow.operators.cutover_record import begin, cutover_of, key_of, put, refuse_moved
+from hyperflow.operators.cutover_record import begin, cutover_of, key_of, note, put, record_of_this_run, refuse_moved
 from hyperflow.operators.ownership import owner_of
 from hyperflow.operators.preflight import STATE_KEY
 from hyperflow.operators.rollback import RollBackOperator
@@ -168,6 +169,27 @@ def shut_down_and_die(context: Any) -> None:
         power_off(session, vm.moref)
 
 
+def start_unheard(context: Any, then: Act | None = None) -> None:
+    """What a start does whose host cannot be reached any more: its stage ends well there, and nobody is told.
+
+    :param then: what somebody does before the run goes on
+    """
+    ti = context["ti"]
+    migration, vm = (ti.xcom_pull(task_ids=PREFLIGHT, key=key) for key in ("migration", "vm"))
+    made = StartTargetOperator(task_id="unheard", guest=None, migration=migration, vm=vm)
+    record = record_of_this_run(context)
+    note(context, {**record, "phase": "target started"})
+    with made.host.connected() as client:
+        directory = f"{record['root']}/jobs/{run_key(context)}/start"
+        options = json.dumps(made.options(context)).encode()
+        asked = ("--directory", directory, "--stage", "start", "--run", run_key(context))
+        job = made.host.job(client, "start", *asked, stdin=options)["job"]
+        assert made.host.job(client, "wait", "--job", job, "--seconds", "60") == {"state": "DONE", "exit_status": 0}
+    if then is not None:
+        then(context)
+    raise RuntimeError("no SSH session with the host")
+
+
 def take_the_name(session: Any, moref: str) -> None:
     finalize(session, moref, "taken-migrated", "somebody else's VM")
 
@@ -252,6 +274,7 @@ def noted(run: str) -> list[str]:
 
 OVER = Overrides(not_after="2026-11-01T04:00:00+01:00")  # the window has closed
 CUTOVER = (SHUTDOWN, "disconnect", "start")
+BACK_ON = at_vcenter(reconnect, power_on)
 SCENARIOS: dict[str, list[DAG]] = {
     "well": [*[tasks("well", *CUTOVER)] * 2, *[later("well", RollBackLaterOperator, "back")] * 2],
     "fails": [tasks("fails", *CUTOVER[:2], fail), later("fails", RollBackLaterOperator, "back")],
@@ -283,7 +306,9 @@ SCENARIOS: dict[str, list[DAG]] = {
     ],
     "kept": [tasks("kept", note_domain, *CUTOVER, switch_off("kept"), fail, cleanup=True)],
     "undone": [tasks("undone", note_domain, *CUTOVER[:2], fail, cleanup=True)],
-    "back-on": [tasks("back-on", *CUTOVER[:2], at_vcenter(reconnect, power_on)("back-on"), "start")],
+    "unheard": [tasks("unheard", *CUTOVER[:2], start_unheard)],
+    "unheard-on": [tasks("unheard-on", *CUTOVER[:2], partial(start_unheard, then=BACK_ON("unheard-on")))],
+    "back-on": [tasks("back-on", *CUTOVER[:2], BACK_ON("back-on"), "start")],
     "wired": [tasks("wired", *CUTOVER[:2], at_vcenter(reconnect)("wired"), "start")],
     "awake": [tasks("awake", SHUTDOWN, at_vcenter(power_on, power_off)("awake"), "disconnect", "start")],
     "skipped": [tasks("skipped", at_vcenter(power_off)("skipped"), "disconnect", "start")],

@@ -188,6 +188,15 @@ def test_a_target_is_not_started_beside_a_source_that_came_back(runs: Runs, scen
     assert (done["source"], done["nics"], done["phase"]) == ("poweredOn", AS_BUILT, "rolled back")
 
 
+def test_a_target_that_is_well_is_not_taken_back_where_only_its_host_could_tell(runs: Runs) -> None:
+    (done,) = runs["unheard"]
+    assert (done["states"]["rollback"], done["target"], done["source"]) == ("skipped", "running", "poweredOff")
+    assert (done["phase"], done["nics"]) == ("cut over", OFF_NETWORK)
+    (beside,) = runs["unheard-on"]  # the same, and somebody has switched its source on
+    assert (beside["phase"], beside["source"], beside["nics"]) == ("rolled back", "poweredOn", AS_BUILT)
+    assert "failed to get domain" in beside["target"]
+
+
 def test_a_source_that_was_on_for_a_while_is_not_replaced_by_its_older_copy(runs: Runs) -> None:
     (done,) = runs["awake"]
     assert "did not stay off since its shutdown: it was switched on at" in done["failures"]["disconnect"]

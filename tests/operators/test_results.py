@@ -24,12 +24,26 @@ SOUND: dict[str, Any] = {
 }
 ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "download": (
-        {"target": "/s/web01/web01-disk1.vmdk", "disk_id": "disk-0", "capacity_bytes": 512},
-        {"path": "/s/web01/web01-disk1.vmdk", "disk_id": "disk-0", "virtual_bytes": 512, "sha256": DIGEST},
+        {
+            "target": "/s/web01/web01-disk1.vmdk",
+            "disk_id": "disk-0",
+            "capacity_bytes": 512,
+            "source": "a of snapshot-12",
+        },
+        {
+            "path": "/s/web01/web01-disk1.vmdk",
+            "disk_id": "disk-0",
+            "virtual_bytes": 512,
+            "sha256": DIGEST,
+            "source": "a of snapshot-12",
+        },
     ),
     "fix": (
-        {"work_directory": "/s/web01/work"},
-        {"overlays": {"disk-0": "/s/web01/work/fix/disk-0.qcow2", "disk-1": "/s/web01/work/fix/disk-1.qcow2"}},
+        {"work_directory": "/s/web01/work", "manifest": {"path": "/s/web01/artifact-manifest.json", "sha256": DIGEST}},
+        {
+            "manifest_sha256": DIGEST,
+            "overlays": {"disk-0": "/s/web01/work/fix/disk-0.qcow2", "disk-1": "/s/web01/work/fix/disk-1.qcow2"},
+        },
     ),
     "convert": (
         {"output_directory": "/i/web01", "filename": "disk-0.qcow2", "disk_id": "disk-0", "format": "qcow2"},
@@ -59,6 +73,7 @@ def test_a_result_of_what_was_asked_for_is_taken(stage: str) -> None:
         ("download", "path", None),
         ("download", "disk_id", "disk-1"),
         ("download", "virtual_bytes", 1024),
+        ("download", "source", "a of snapshot-11"),
         ("download", "sha256", "ab"),
         ("download", "sha256", DIGEST + "\n"),
         ("fix", "overlays", {"disk-0": "/etc/shadow"}),
@@ -66,6 +81,7 @@ def test_a_result_of_what_was_asked_for_is_taken(stage: str) -> None:
         ("fix", "overlays", {"../../x": "/s/web01/work/fix/../../x.qcow2"}),
         ("fix", "overlays", ["/etc/shadow"]),
         ("fix", "overlays", None),
+        ("fix", "manifest_sha256", "a" * 64),
         ("convert", "path", "/i/web02/disk-0.qcow2"),
         ("convert", "disk_id", "disk-1"),
         ("convert", "format", "raw"),

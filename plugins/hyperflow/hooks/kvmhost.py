@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import threading
@@ -241,6 +242,15 @@ class KvmHostHook(SSHHook):
                 f"{status} and left no result"
             )
         return result
+
+
+def work_of(options: dict[str, Any]) -> str:
+    """Digest what a stage is asked for, as ``job start`` takes it: two that differ are not the same work.
+
+    How fast a download may be is no part of it, and changes with the hour.
+    """
+    asked = {key: value for key, value in options.items() if key != "bandwidth"}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def _require_short(*said: bytearray) -> None:

@@ -175,13 +175,36 @@ def conflicts(existing: list[Domain], name: str, uuid: str, macs: list[str], vm:
 
 
 def running_faults(uri: str, existing: list[Domain], uuid: str, vm: str) -> list[str]:
-    """Say when the domain itself, of an earlier run, is not off: it would go on with the disks that it has open."""
-    return [
-        f"domain {domain.name}: found it {state}, expected it off: it runs from the images of {domain.run or 'a run'}; "
-        f"shut it down (virsh shutdown {domain.name}) if it is not wanted"
-        for domain in existing
-        if domain.uuid == uuid and domain.vm == vm and (state := state_of(uri, uuid)) not in (OFF, GONE)
-    ]
+    """Say when the domain itself, of an earlier run, is not off, or would go on from a saved memory at its next start:
+    with the disks that it had open.
+    """
+    faults = []
+    for domain in existing:
+        if domain.uuid != uuid or domain.vm != vm:
+            continue
+        of, state = domain.run or "a run", state_of(uri, uuid)
+        if state not in (OFF, GONE):
+            faults.append(
+                f"domain {domain.name}: found it {state}, expected it off: it runs from the images of {of}; shut it "
+                f"down (virsh shutdown {domain.name}) if it is not wanted"
+            )
+        elif state == OFF and _told(uri, uuid, "Managed save") == "yes":
+            faults.append(
+                f"domain {domain.name}: found its memory saved, expected it shut down: a start would go on with the "
+                f"images of {of}; throw it away (virsh managedsave-remove {domain.name}) if it is not wanted"
+            )
+    return faults
+
+
+def starts_with_host(uri: str, uuid: str) -> bool:
+    """Tell whether libvirt starts a domain when it comes up itself."""
+    return _told(uri, uuid, "Autostart") == "enable"
+
+
+def _told(uri: str, uuid: str, what: str) -> str:
+    """What ``virsh dominfo`` says in one of its lines; nothing where it has none."""
+    lines = (line.partition(":") for line in virsh(uri, "dominfo", uuid).splitlines())
+    return next((value.strip() for name, _, value in lines if name.strip() == what), "")
 
 
 def network_faults(there: dict[str, bool], wanted: list[str]) -> list[str]:

@@ -28,6 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,17 @@ LOOK = 0.2  # seconds between two looks whether the stage has ended
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a start asks for; see :func:`start`."""
+
+    stage: str
+    run: str
+    options: str
+    asked: float
+    work: str | None
+
+
 class Overtaken(Exception):
     """A start that has come after a later one."""
 
@@ -70,6 +82,7 @@ def main(arguments: list[str]) -> int:
     starting.add_argument("--stage", choices=STAGES, required=True)
     starting.add_argument("--run", required=True, help="the run this job belongs to, DAG/RUN")
     starting.add_argument("--owner", type=json.loads, help='who asks, as the ledger has it: {"airflow", "dag", "run"}')
+    starting.add_argument("--work", help="what is asked for, as a digest: a job that did other work is no answer")
     starting.add_argument("--restart", action="store_true", help="end a running copy instead of attaching to it")
     starting.add_argument(
         "--now",
@@ -86,7 +99,7 @@ def main(arguments: list[str]) -> int:
     polling.add_argument("--offset", type=int, default=-1, help="bytes of the log it has; -1 when it has just come")
     collecting = commands.add_parser("collect", help="note that the result was taken over")
     collecting.add_argument("--job", type=Path, required=True, help="the generation's directory")
-    killing = commands.add_parser("kill", help="end the task's job")
+    killing = commands.add_parser("kill", help="end the task's job, and tell what became of the last one")
     killing.add_argument("--directory", type=Path, required=True, help="the task's directory")
     removing = commands.add_parser("remove", help="end and remove all jobs of a run")
     removing.add_argument("--directory", type=Path, required=True, help="the run's directory")
@@ -119,6 +132,7 @@ def _start_command(parsed: argparse.Namespace) -> int:
             parsed.stage,
             parsed.run,
             options,
+            work=parsed.work,
             restart=parsed.restart,
             asked=asked,
             owner=parsed.owner,
@@ -136,7 +150,7 @@ def _start_command(parsed: argparse.Namespace) -> int:
 def _end_command(parsed: argparse.Namespace) -> int:
     try:
         if parsed.command == "kill":
-            answer = {"killed": kill(parsed.directory)}
+            answer: dict[str, Any] = {"killed": kill(parsed.directory), "last": last(parsed.directory)}
         else:
             answer = {"removed": remove(parsed.directory)}
     except (TimeoutError, ledger.LedgerError) as fault:
@@ -152,15 +166,18 @@ def start(
     run: str,
     options: str,
     *,
+    work: str | None = None,
     restart: bool = False,
     asked: float,
     owner: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Start a stage detached, or attach to what an earlier start of the same task left.
 
-    Attached is to a copy that still runs, and to one that succeeded while nobody could ask for its result.
+    Attached is to a copy that still runs, and to one that succeeded while nobody could ask for its result, when it was
+    asked for the same work: a run that goes on may have another snapshot, other images, another manifest by now.
     Whatever else is there is ended before a new generation starts, so that one copy runs at any moment.
 
+    :param work: digest of what is asked for; None for a job that is started by hand
     :param restart: end a running copy: what it works with (a lease) is gone
     :param asked: when the caller asked, by its clock, in seconds since 1970
     :param owner: who signs the job in the run's ledger, of whoever knows it
@@ -179,7 +196,8 @@ def start(
             last = generations[-1]
             _require_later(last, asked)
             state = observe(last)
-            if (state["state"] == RUNNING and not restart) or _succeeded_unseen(last, state):
+            goes_on = (state["state"] == RUNNING and not restart) or _succeeded_unseen(last, state)
+            if goes_on and _work_of(last) == work:
                 return {"job": str(last), "attached": True}
             _end_processes(last)
         job = directory / str(len(generations) + 1)
@@ -189,7 +207,7 @@ def start(
         except OSError:
             shutil.rmtree(job)
             raise
-        _launch(job, stage, run, options, asked, lock=lock)
+        _launch(job, Start(stage, run, options, asked, work), lock=lock)
     return {"job": str(job), "attached": False}
 
 
@@ -297,6 +315,12 @@ def kill(directory: Path) -> int:
     return len(running)
 
 
+def last(directory: Path) -> dict[str, Any]:
+    """Tell what became of a task's last job, as :func:`observe` does."""
+    generations = _generations(directory)
+    return observe(generations[-1]) if generations else {"state": ABSENT}
+
+
 def remove(directory: Path) -> int:
     """End and remove every job below a run's directory; starts that are at work are waited for.
 
@@ -321,7 +345,7 @@ def remove(directory: Path) -> int:
     return len(jobs)
 
 
-def _launch(job: Path, stage: str, run: str, options: str, asked: float, *, lock: int) -> None:
+def _launch(job: Path, begin: Start, *, lock: int) -> None:
     """Start the supervisor in a session of its own and wait until it has recorded itself.
 
     :param lock: descriptor of the task's lock, which the supervisor must not have: it would keep the lock for as long
@@ -333,12 +357,12 @@ def _launch(job: Path, stage: str, run: str, options: str, asked: float, *, lock
         try:
             os.close(lock)
             os.close(writer)
-            _supervise(job, stage, run, reader, asked)
+            _supervise(job, begin, reader)
         finally:
             os._exit(1)  # never back into the caller's stack
     os.close(reader)
     with os.fdopen(writer, "w", encoding="utf-8") as pipe, contextlib.suppress(BrokenPipeError):
-        pipe.write(options)
+        pipe.write(begin.options)
     os.waitpid(child, 0)
     limit = time.monotonic() + START_GRACE
     while not (job / "job.json").exists():
@@ -347,19 +371,22 @@ def _launch(job: Path, stage: str, run: str, options: str, asked: float, *, lock
         time.sleep(0.01)
 
 
-def _supervise(job: Path, stage: str, run: str, options: int, asked: float) -> None:
-    """Run the stage as a child, away from every terminal, and write down what it says and how it ended."""
+def _supervise(job: Path, begin: Start, options: int) -> None:
+    """Run the stage as a child, away from every terminal, and write down what it says and how it ended.
+
+    :param options: descriptor to read them from
+    """
     os.setsid()
     if os.fork():
         os._exit(0)
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    log = job_log.LogWriter(job.parent, job, asked - time.time())
-    environment = {**os.environ, "HYPERFLOW_JOB": str(job), "HYPERFLOW_RUN": run}
+    log = job_log.LogWriter(job.parent, job, begin.asked - time.time())
+    environment = {**os.environ, "HYPERFLOW_JOB": str(job), "HYPERFLOW_RUN": begin.run}
     program = [sys.argv[0]] if sys.argv[0].endswith(".pyz") else ["-m", "hyperflow.kvmhost"]
     process = subprocess.Popen(
-        [sys.executable, *program, stage, "--result", str(job / "result.json")],
+        [sys.executable, *program, begin.stage, "--result", str(job / "result.json")],
         stdin=options,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -372,9 +399,10 @@ def _supervise(job: Path, stage: str, run: str, options: int, asked: float) -> N
         "pid": os.getpid(),
         "start_time": _start_time(os.getpid()),
         "boot_id": _boot_id(),
-        "stage": stage,
-        "run": run,
-        "asked": asked,
+        "stage": begin.stage,
+        "run": begin.run,
+        "asked": begin.asked,
+        "work": begin.work,
     }
     write_atomically(job / "job.json", json.dumps(record))
     _follow(process, log)
@@ -416,8 +444,7 @@ def _end_processes(job: Path) -> None:
 
     :raises TimeoutError: processes are there after SIGKILL: a call of the kernel that cannot be broken off
     """
-    while not (job / "job.json").exists() and observe(job)["state"] == RUNNING:
-        time.sleep(LOOK)
+    _await_record(job)
     limit = time.monotonic() + KILL_GRACE
     while True:
         found = processes.of_job(job)
@@ -437,11 +464,28 @@ def _end_processes(job: Path) -> None:
         time.sleep(0.1)
 
 
+def _await_record(job: Path) -> None:
+    """Wait for a job that is about to come up to record itself: its starter was killed before it had."""
+    while not (job / "job.json").exists() and observe(job)["state"] == RUNNING:
+        time.sleep(LOOK)
+
+
 def _generations(directory: Path) -> list[Path]:
     """List a task's jobs, oldest first."""
     if not directory.is_dir():
         return []
     return sorted((path for path in directory.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def _work_of(job: Path) -> str | None:
+    """What a job was asked for, as its starter said; of one that never came up nobody knows."""
+    _await_record(job)
+    try:
+        record = json.loads((job / "job.json").read_text())
+    except FileNotFoundError:
+        return "unknown"
+    work: str | None = record.get("work")
+    return work
 
 
 def _succeeded_unseen(job: Path, state: dict[str, Any]) -> bool:

@@ -12,10 +12,10 @@ from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import keep_failure
 from hyperflow.operators.claim import claim, release
-from hyperflow.operators.cutover import at_vcenter
 from hyperflow.operators.cutover_record import CUT_OVER, FINALIZED, FINALIZING, cutover_of, put
 from hyperflow.operators.proven import tell_state
 from hyperflow.operators.rollback import roll_back
+from hyperflow.operators.source import at_vcenter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,5 +134,5 @@ def name_now(record: dict[str, Any]) -> str:
     """What the source of a cutover is called at this moment; the rename is the first thing that a finalize changes."""
     from hyperflow.vsphere.inventory import read_vm
 
-    with at_vcenter(record) as session:
+    with at_vcenter(record["vcenter"]) as session:
         return read_vm(session, record["moref"]).name

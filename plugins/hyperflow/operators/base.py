@@ -219,17 +219,18 @@ class HostStageOperator(HostRunOperator):
 
     def perform(self, context: Context) -> Any:
         """Start the stage, or attach to a copy that still runs; take its result if it is over soon, else defer."""
+        from hyperflow.hooks.kvmhost import work_of
         from hyperflow.triggers.job import JobTrigger
 
-        options = json.dumps(self.options(context)).encode()
+        options = self.options(context)
         self._directory = job_directory(self.settings, context)
         with self.host.connected() as client:
             program = self.host.ensure_program(client)
             started = self.host.job(
                 client,
-                *("start", "--directory", self._directory, "--stage", self.stage),
+                *("start", "--directory", self._directory, "--stage", self.stage, "--work", work_of(options)),
                 *("--run", run_key(context), "--owner", json.dumps(owner_of(context)), "--now", f"{time.time():.3f}"),
-                stdin=options,
+                stdin=json.dumps(options).encode(),
             )
             verb = "attached to the running" if started["attached"] else "started the"
             self.log.info("%s %s stage on %s: %s", verb, self.stage, self.host.remote_host, started["job"])

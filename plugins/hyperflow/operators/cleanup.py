@@ -20,6 +20,7 @@ from hyperflow.operators.base import (
     vm_key,
 )
 from hyperflow.operators.cutover_record import record_of_this_run, target_stays
+from hyperflow.operators.preflight import TRY_KEY
 from hyperflow.operators.snapshot import remove_own_snapshots
 
 if TYPE_CHECKING:
@@ -106,8 +107,12 @@ def owner_of(facts: VmFacts) -> dict[str, str]:
 
 
 def created_anything(context: Context) -> bool:
-    """Tell whether a task ran that creates something: any after preflight."""
-    return any(
+    """Tell whether a task ran that creates something: any after preflight; also before the run was cleared, which makes
+    its tasks forget that they ran.
+    """
+    ti = context["ti"]
+    tries = (ti.try_number, ti.xcom_pull(task_ids=PREFLIGHT, key=TRY_KEY, map_indexes=-1))
+    return max(each for each in tries if each is not None) > 1 or any(
         crumb["task_id"] != PREFLIGHT and crumb["state"] not in ("upstream_failed", "skipped")
         for crumb in finished_tasks(context)
     )

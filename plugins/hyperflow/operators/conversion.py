@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import HostStageOperator, take_result
+from hyperflow.operators.base import PREFLIGHT, HostStageOperator, take_result
+from hyperflow.operators.results import require_every_disk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,8 +119,21 @@ class ConvertDiskOperator(ManifestStageOperator):
         """Give the manifest, the disk, its overlay and the output's form."""
         self.skip_unless_wanted()
         disk_id = self.disk["id"]
+        self.require_fix_of_this_manifest()
         overlay = (self.fix or {}).get("overlays", {}).get(disk_id)
         return self.settings.convert_options(self.manifest_reference, disk_id, overlay)
+
+    def require_fix_of_this_manifest(self) -> None:
+        """Refuse overlays over other disks than those that are staged: two moments in one file system.
+
+        :raises AirflowFailException: saying what to clear
+        """
+        made_of = (self.fix or {}).get("manifest_sha256")
+        if self.fix and made_of != self.manifest["sha256"]:
+            raise AirflowFailException(
+                f"the fix was made of a manifest with SHA-256 {made_of}, expected {self.manifest['sha256']}: the disks "
+                "were exported again since. Clear the task fix and what follows it"
+            )
 
 
 class ValidateImagesOperator(ManifestStageOperator):
@@ -140,4 +154,6 @@ class ValidateImagesOperator(ManifestStageOperator):
         self.skip_unless_wanted()
         if not self.settings.wants("convert"):
             raise AirflowSkipException(self.settings.why_off(self.stage))
-        return self.settings.validate_options(self.images or [])
+        disks = context["ti"].xcom_pull(task_ids=PREFLIGHT, map_indexes=-1)
+        require_every_disk(self.images or [], [disk["id"] for disk in disks])
+        return self.settings.validate_options(self.images)

@@ -7,12 +7,11 @@ and the source is brought back only when the target is gone.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from math import ceil
 from typing import TYPE_CHECKING, Any, cast
 
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskAwaitingInput
+from airflow.sdk.exceptions import AirflowFailException, TaskAwaitingInput
 from airflow.sdk.execution_time.hitl import upsert_hitl_detail
 
 from hyperflow.hooks.vsphere import VsphereHook
@@ -24,6 +23,7 @@ from hyperflow.operators.base import (
     VmOperator,
     domain_uuid,
     job_root,
+    run_key,
     take_result,
     vm_key,
 )
@@ -40,11 +40,11 @@ from hyperflow.operators.cutover_record import (
 from hyperflow.operators.decisions import keep_decision, moment, user_name
 from hyperflow.operators.drift import heed_drift
 from hyperflow.operators.preflight import STATE_KEY
-from hyperflow.operators.snapshot import SourceOperator
+from hyperflow.operators.source import SourceOperator, at_vcenter, refuse_switched_on
 from hyperflow.operators.window import time_left
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from airflow.sdk import BaseNotifier, Context
 
@@ -207,7 +207,7 @@ class ShutDownSourceOperator(SourceOperator):
             raise AirflowFailException(f"{self.facts.name} does not shut down: aborted by {who}; nothing was forced")
         time_left(self.settings.not_after, f"{self.facts.name} does not shut down: {chosen!r} was answered too late")
         started = datetime.now(UTC)
-        with at_vcenter({"vcenter": self.settings.vcenter_connection}) as session:
+        with at_vcenter(self.settings.vcenter_connection) as session:
             work = self.force if chosen == FORCE else self.shut_down
             return self.keep_result(context, work(session, context, []), started)
 
@@ -234,15 +234,8 @@ class DisconnectSourceOperator(SourceOperator):
 
     def require_stayed_off(self, session: Session, context: Context) -> None:
         """Refuse a source that was on for a while since its shutdown: what it wrote then is not in the copy."""
-        from hyperflow.vsphere.power_events import switched_on_since
-
         since = context["ti"].xcom_pull(task_ids=SHUTDOWN, key=STATE_KEY, map_indexes=-1)["time"]
-        times = switched_on_since(session, self.facts.moref, since)
-        if times:
-            raise AirflowFailException(
-                f"{self.facts.name} did not stay off since its shutdown: {'; '.join(times)}. What it wrote then is not "
-                "in the copy. Start a new run"
-            )
+        refuse_switched_on(session, self.facts, since)
 
 
 class StartTargetOperator(HostStageOperator, VmOperator):
@@ -273,6 +266,7 @@ class StartTargetOperator(HostStageOperator, VmOperator):
         return {
             "uuid": domain_uuid(self.facts),
             "vm": vm_key(self.facts),
+            "run": run_key(context),
             "timeout_seconds": health.timeout_seconds,
             "addresses": addresses,
             "ports": health.ports,
@@ -285,7 +279,7 @@ class StartTargetOperator(HostStageOperator, VmOperator):
         """See that the source is off and disconnected, write down that the target runs from here on, and start it."""
         record = record_of_this_run(context)
         require_phase(record, OFF_NETWORK, TARGET_STARTED, CUT_OVER)
-        with at_vcenter(record) as session:
+        with at_vcenter(record["vcenter"]) as session:
             require_off(session, record)
             require_disconnected(session, record)
         if record["phase"] != CUT_OVER:  # else it was well before, and stays a person's to take back
@@ -319,18 +313,6 @@ class StartTargetOperator(HostStageOperator, VmOperator):
             self.log.warning("%s", shown(told))
             return [shown(told)]
         return []
-
-
-@contextmanager
-def at_vcenter(record: dict[str, Any]) -> Iterator[Session]:
-    """Log in at the vCenter of a record; its errors decide whether the task is tried again."""
-    from hyperflow.vsphere.errors import VsphereError
-
-    try:
-        with VsphereHook(record["vcenter"]).session() as session:
-            yield session
-    except VsphereError as fault:
-        raise (AirflowException if fault.temporary else AirflowFailException)(str(fault)) from fault
 
 
 def require_phase(record: dict[str, Any], *phases: str) -> None:

@@ -125,6 +125,16 @@ def target_stays(record: dict[str, Any]) -> bool:
     return phase in MOVED or (phase == ROLLING_BACK and bool(record.get("was_well")))
 
 
+def is_left_in_its_middle(context: Context) -> bool:
+    """Whether this run has begun a cutover that is neither done nor taken back: it was cleared as a whole."""
+    try:
+        record = cutover_of(_dag(context))
+    except AirflowFailException as fault:
+        log.warning("%s", fault)
+        return False
+    return record is not None and record["run"] == str(context["run_id"]) and not target_stays(record)
+
+
 def is_result(dag_id: str, run_id: str) -> bool:
     """Whether the domain that a run defined is the machine now, however that run ended: nobody but a rollback undefines
     it.

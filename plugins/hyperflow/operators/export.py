@@ -28,7 +28,7 @@ class ExportDiskOperator(MigrationOperator, HostStageOperator):
     """Has the host download one disk, straight from ESXi or vCenter, with an NFC lease of its own.
 
     Returns the download's observations, and of what they are: ``{"disk_id", "path", "bytes", "sha256", "virtual_bytes",
-    ..., "entity"}``.
+    ..., "moment"}``.
 
     :param disk: the disk's facts (``DiskFacts`` as JSON), one of preflight's ``disks``; templated
     :param snapshot: what :class:`CreateSnapshotOperator` returned; templated
@@ -49,11 +49,16 @@ class ExportDiskOperator(MigrationOperator, HostStageOperator):
             "vm_id": vm["moref"],
             "target": self.settings.staged_disk(int(self.disk["id"].removeprefix("disk-"))),
             "disk_id": self.disk["id"],
-            "source": f"{self.disk['uuid'] or self.disk['key']} of {self.snapshot['entity']}, run {run_key(context)}",
+            "source": f"{self.disk['uuid'] or self.disk['key']} of {self.moment()}, run {run_key(context)}",
             "capacity_bytes": self.disk["capacity_bytes"],
             "decode": self.decode_to() if self.settings.decode_while_downloading else None,
             "bandwidth": self.bandwidth_limit(),
         }
+
+    def moment(self) -> str:
+        """Name what is exported so that another moment of the VM has another name."""
+        since = self.snapshot.get("since")
+        return f"{self.snapshot['entity']}" + (f" as it was since {since}" if since else "")
 
     def bandwidth_limit(self) -> dict[str, Any] | None:
         """Describe the plan's limit as moments of this machine's clock, as the download's ``bandwidth`` takes it."""
@@ -108,5 +113,5 @@ class ExportDiskOperator(MigrationOperator, HostStageOperator):
         )
 
     def resume(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
-        """Say of which snapshot the disk is."""
-        return {**take_result(context, event), "entity": self.snapshot["entity"]}
+        """Say of which moment the disk is."""
+        return {**take_result(context, event), "moment": self.moment()}

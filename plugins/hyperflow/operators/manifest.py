@@ -9,6 +9,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from hyperflow.operators.base import VmOperator, accept_result, run_key
 from hyperflow.operators.results import require_as_asked
+from hyperflow.operators.source import at_vcenter, refuse_switched_on
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +44,7 @@ class WriteManifestOperator(VmOperator):
         from hyperflow.manifest.ovf import build_ovf
 
         self.require_one_moment()
+        self.require_stayed_off()
         settings, vm, staged = self.settings, manifest_vm(self.facts), self.staged_disks()
         try:
             manifest = build_manifest(
@@ -70,18 +72,30 @@ class WriteManifestOperator(VmOperator):
         return {"host": settings.host_connection, "path": observed["path"], "sha256": observed["sha256"]}
 
     def require_one_moment(self) -> None:
-        """See that all disks are of the same snapshot: a disk that was exported again alone is of a later moment.
+        """See that all disks are of one moment: a disk that was exported again alone is of a later snapshot.
 
         :raises AirflowFailException: naming the disks of each
         """
         moments: dict[str, list[str]] = {}
         for export in self.exports:
-            moments.setdefault(str(export.get("entity")), []).append(export["disk_id"])
+            moments.setdefault(str(export.get("moment")), []).append(export["disk_id"])
         if len(moments) > 1:
             found = "; ".join(f"{', '.join(disks)} of {entity}" for entity, disks in sorted(moments.items()))
             raise AirflowFailException(
                 f"the disks were not exported at one moment: {found}. Clear the tasks snapshot and export of all disks"
             )
+
+    def require_stayed_off(self) -> None:
+        """Refuse a VM that was exported without a snapshot and was on meanwhile: no two of its disks need be of one
+        moment.
+
+        :raises AirflowFailException: saying when it was switched on
+        """
+        since = self.snapshot.get("since")
+        if since is None:
+            return
+        with at_vcenter(self.settings.vcenter_connection) as session:
+            refuse_switched_on(session, self.facts, since)
 
     def staged_disks(self) -> list[manifest_facts.StagedDisk]:
         """The disks on the host, as their downloads observed them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +14,7 @@ from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import MigrationOperator, accept_result, domain_uuid, run_key, vm_key
 from hyperflow.operators.limits import heed_limits
+from hyperflow.operators.ownership import snapshot_record
 from hyperflow.operators.window import time_left
 from hyperflow.plans.pools import pools_of_vm
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from hyperflow.vsphere.session import Session
 
 STATE_KEY = "state"  # XCom: what drift is judged by (vsphere.drift.state)
+TRY_KEY = "try"  # XCom: which try of preflight has left the others; after the first one a run was cleared
 WORKING_SPACE = 2 * 2**30  # bytes: overlays of the fix and the boot proof; the lab's guest needs 0.1 GiB
 
 
@@ -60,6 +63,7 @@ class PreflightOperator(MigrationOperator):
         """Find all faults that can be found before anything is created."""
         plan, vm, migration = self.resolve(context)
         ti = context["ti"]
+        ti.xcom_push(key=TRY_KEY, value=ti.try_number)
         ti.xcom_push(key="migration", value=migration.model_dump(mode="json", by_alias=True))
         self.migration = migration.model_dump(mode="json", by_alias=True)
         time_left(migration.not_after, f"{migration.slug} is not begun")
@@ -121,7 +125,7 @@ class PreflightOperator(MigrationOperator):
             *(shown(facts.inventory_path), facts.moref, facts.cpus, facts.memory_mb, len(facts.disks)),
             *(shown(str(facts.guest_full_name or facts.guest_id)), facts.power_state),
         )
-        found = concerns(facts, allow_snapshots=migration.snapshots == "allow")
+        found = concerns(without_own_snapshots(context, facts), allow_snapshots=migration.snapshots == "allow")
         # That it runs is no concern of a cutover that shuts it down.
         return facts, [each for each in found if not (cold and each.id == "power.on")]
 
@@ -134,7 +138,7 @@ class PreflightOperator(MigrationOperator):
         :raises AirflowFailException: naming the run that has it, or that has moved it
         """
         from hyperflow.operators.claim import claim, refuse_snapshots_of_others, release
-        from hyperflow.operators.cutover_record import refuse_moved
+        from hyperflow.operators.cutover_record import is_left_in_its_middle, refuse_moved
         from hyperflow.operators.kept_plan import keep_plan
         from hyperflow.operators.proven import forget_proven
         from hyperflow.vsphere.drift import differences, state, state_of
@@ -152,7 +156,9 @@ class PreflightOperator(MigrationOperator):
                 refuse_snapshots_of_others(context, facts)
             refuse_moved(context, facts, begins=begins)
         except Exception as fault:
-            if isinstance(fault, AirflowFailException):
+            if is_left_in_its_middle(context):  # by this very run, which cleans up what it has
+                ti.xcom_push(key="vm", value=facts.to_json())
+            elif isinstance(fault, AirflowFailException):
                 ti.xcom_push(key="migration", value=None)  # the folders are the other run's, its report too
             release(context, key)
             raise
@@ -203,3 +209,9 @@ class PreflightOperator(MigrationOperator):
         observed = accept_result(context, self.host.run_stage("check", options), warnings)
         acceleration = observed["acceleration"]
         self.log.info("acceleration on the host: %s (%s)", acceleration["kind"], acceleration["reason"])
+
+
+def without_own_snapshots(context: Context, facts: VmFacts) -> VmFacts:
+    """The VM without what this very run has left on it: one that is cleared as a whole does not hinder itself."""
+    ours = snapshot_record(context)[1]
+    return replace(facts, snapshots=tuple(one for one in facts.snapshots if not ours.owns(one)))

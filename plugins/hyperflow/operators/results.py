@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowFailException
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 Differing = tuple[str, object, object]  # field, found, expected
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -62,6 +62,20 @@ def require_as_asked(stage: str, options: dict[str, Any], observed: dict[str, An
         raise AirflowFailException(f"result of {stage}: is of something else than was asked for: {'; '.join(wrong)}")
 
 
+def require_every_disk(images: Sequence[dict[str, Any]], disks: Sequence[str]) -> None:
+    """See that each disk of the VM has its image: a conversion that a person marks as done leaves none.
+
+    :param disks: their ids
+    :raises AirflowFailException: naming those that are missing, or are twice or nobody's
+    """
+    found = [image["disk_id"] for image in images]
+    if sorted(found) != sorted(disks):
+        raise AirflowFailException(
+            f"converted images: found {', '.join(sorted(found)) or 'none'}, expected one of each disk, "
+            f"{', '.join(sorted(disks))}. Was a task convert marked as done by hand? Clear it"
+        )
+
+
 def _same(observed: dict[str, Any], **expected: object) -> Iterator[Differing]:
     for field, value in expected.items():
         if observed.get(field) != value:
@@ -85,11 +99,12 @@ def _below(observed: dict[str, Any], field: str, folder: str) -> Iterator[Differ
 
 def _download(options: dict[str, Any], observed: dict[str, Any]) -> Iterator[Differing]:
     asked = {"path": options["target"], "disk_id": options["disk_id"], "virtual_bytes": options["capacity_bytes"]}
-    yield from _same(observed, **asked)
+    yield from _same(observed, **asked, source=options["source"])
     yield from _digest(observed)
 
 
 def _fix(options: dict[str, Any], observed: dict[str, Any]) -> Iterator[Differing]:
+    yield from _same(observed, manifest_sha256=options["manifest"]["sha256"])
     overlays = observed.get("overlays")
     if not isinstance(overlays, dict):
         yield "overlays", overlays, "an overlay for each disk"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,22 +17,31 @@ from hyperflow.operators.base import (
     ClosingOperator,
     accept_result,
     finished_tasks,
+    run_key,
     undone_tasks,
 )
+from hyperflow.operators.cutover import require_disconnected, require_off
 from hyperflow.operators.cutover_record import (
+    CUT_OVER,
     MOVED,
     ROLLED_BACK,
     ROLLING_BACK,
+    START,
+    TARGET_STARTED,
     key_of,
+    note,
     put,
     record_of_this_run,
 )
 from hyperflow.operators.proven import forget_proven, tell_state
+from hyperflow.operators.source import at_vcenter
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from hyperflow.vsphere.session import Session
+
+log = logging.getLogger(__name__)
 
 BAD_REQUEST = "bad-request"  # the kind of a stage's error that stays
 STOP_LIMIT = 60.0  # seconds the target may take to go down
@@ -62,6 +72,14 @@ class RollBackOperator(ClosingOperator):
             raise AirflowSkipException("there is nothing to roll back")
         if record["phase"] in MOVED:
             told = f"{record['name']} was cut over at {record['at']}: it is taken back by ./hyperflow rollback only"
+            self.log.warning("%s", shown(told))
+            raise AirflowSkipException(told)
+        if record["phase"] == TARGET_STARTED and target_was_well(context, record):
+            note(context, {**record, "phase": CUT_OVER, "was_well": True})
+            told = (
+                f"the target of {record['name']} was well, which {START} could not be told: it is the machine now, and "
+                "is taken back by ./hyperflow rollback only"
+            )
             self.log.warning("%s", shown(told))
             raise AirflowSkipException(told)
         self.log.warning("rolling back, because of %s", ", ".join(undone))
@@ -115,6 +133,30 @@ def roll_back(
     tell_state(dag_id, ROLLED_BACK)
     operator.log.info("%s is %s again, as it was; the images are kept", shown(record["name"]), done["power"])
     return done
+
+
+def target_was_well(context: Context, record: dict[str, Any]) -> bool:
+    """Ask the host how the start ended: people may work with a target since, though nobody could be told that it is
+    well. A source that came back meanwhile is a reason to take the target back all the same.
+
+    Whoever waits for the target's answers is ended first, so that the answer stays.
+    """
+    from hyperflow.hooks.kvmhost import KvmHostHook
+
+    host = KvmHostHook(ssh_conn_id=record["host"], directory=record["root"])
+    with host.connected() as client:
+        host.ensure_program(client)
+        ended = host.job(client, "kill", "--directory", f"{record['root']}/jobs/{run_key(context)}/{START}")["last"]
+    if ended.get("exit_status") != 0:
+        return False
+    try:
+        with at_vcenter(record["vcenter"]) as session:
+            require_off(session, record)
+            require_disconnected(session, record)
+    except AirflowFailException as fault:
+        log.warning("the target was well, and is taken back all the same: %s", shown(str(fault)))
+        return False
+    return True
 
 
 def taken_down(context: Context, result: dict[str, Any]) -> dict[str, Any]:

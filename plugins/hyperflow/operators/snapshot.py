@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException
 
-from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import PREFLIGHT, SHUTDOWN, VmOperator
+from hyperflow.operators.base import PREFLIGHT, SHUTDOWN
 from hyperflow.operators.drift import heed_drift
 from hyperflow.operators.ownership import snapshot_record
 from hyperflow.operators.preflight import STATE_KEY
+from hyperflow.operators.source import SourceOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -25,54 +24,28 @@ CREATION_LIMIT = 1800.0  # seconds to take a snapshot; the connection's task_tim
 REMOVAL_LIMIT = 7200.0  # seconds to remove one: joining a large delta disk takes hours
 
 
-class SourceOperator(VmOperator):
-    """A task that works at the vCenter."""
-
-    @property
-    def vcenter(self) -> VsphereHook:
-        """The vCenter of the VM."""
-        return VsphereHook(self.settings.vcenter_connection)
-
-    def perform(self, context: Context) -> Any:
-        """Log in and do the work; vCenter's errors decide whether it is tried again."""
-        from hyperflow.vsphere.errors import TaskUnfinished, VsphereError
-
-        started = datetime.now(UTC)
-        try:
-            with self.vcenter.session() as session:
-                return self.keep_result(context, self.work(session, context), started)
-        except TaskUnfinished as fault:
-            limit = f"connection {self.settings.vcenter_connection}, task_time_limit in its extra"
-            raise AirflowFailException(f"{fault}. Who needs more time sets it: {limit}") from fault
-        except VsphereError as fault:
-            raise (AirflowException if fault.temporary else AirflowFailException)(str(fault)) from fault
-        except ValueError as fault:
-            raise AirflowFailException(str(fault)) from fault
-
-    def work(self, session: Session, context: Context) -> dict[str, Any]:
-        """Do the task's work at the vCenter."""
-        raise NotImplementedError
-
-
 class CreateSnapshotOperator(SourceOperator):
     """Takes the snapshot that the export reads from.
 
     Returns ``{"entity": MoRef to export, "snapshot": name or None, "quiesced": bool, "warnings": [...]}``. A VM that
-    is off and of which no snapshot can be taken is exported itself.
+    is off and of which no snapshot can be taken is exported itself; ``since`` then says, by the server's clock, when it
+    was seen to be off, which it must be until the last disk is here.
     """
 
     def work(self, session: Session, context: Context) -> dict[str, Any]:
         """Take the snapshot; one that an earlier try of this run left is used."""
         from hyperflow.vsphere.errors import TaskFailed
+        from hyperflow.vsphere.power_events import server_time
         from hyperflow.vsphere.snapshot import create_snapshot, find_snapshots
 
         moref = self.facts.moref
         cold = self.settings.cutover.strategy == "cold"
+        since = server_time(session)
         warnings = heed_drift(self, session, context, since=SHUTDOWN if cold else PREFLIGHT)
         name, ownership = snapshot_record(context)
         # Said before it is done: whoever finds the snapshot can tell whose it is, also when this task dies now.
         self.log.info("taking snapshot %s of %s (%s): %s", name, shown(self.facts.name), moref, ownership.description())
-        older = self.before_shutdown(context) if cold else set()
+        older = self.seen_before(context, SHUTDOWN if cold else PREFLIGHT)
         for found in find_snapshots(session, moref, name):
             if ownership.owns(found) and found.moref not in older:
                 self.log.info("found it already there, from an earlier try: %s", found.moref)
@@ -92,7 +65,8 @@ class CreateSnapshotOperator(SourceOperator):
                 raise
             warning = f"no snapshot could be taken ({fault}); the VM is off, so it is exported itself"
             self.log.warning(shown(warning))
-            return {"entity": moref, "snapshot": None, "quiesced": True, "warnings": [*warnings, warning]}
+            taken = {"entity": moref, "snapshot": None, "quiesced": True, "since": since}
+            return {**taken, "warnings": [*warnings, warning]}
         for warning in created.warnings:
             self.log.warning(shown(warning))
         return {
@@ -102,9 +76,11 @@ class CreateSnapshotOperator(SourceOperator):
             "warnings": [*warnings, *created.warnings],
         }
 
-    def before_shutdown(self, context: Context) -> set[str]:
-        """MoRefs of the snapshots that were there when the source went off: they hold less than its disks do now."""
-        seen = context["ti"].xcom_pull(task_ids=SHUTDOWN, key=STATE_KEY, map_indexes=-1)
+    def seen_before(self, context: Context, task_id: str) -> set[str]:
+        """MoRefs of the snapshots that an earlier task saw, as of a run that was cleared: they hold less than the VM's
+        disks do now.
+        """
+        seen = context["ti"].xcom_pull(task_ids=task_id, key=STATE_KEY, map_indexes=-1)
         return {str(each["moref"]) for each in seen["snapshots"]}
 
     def note(self, context: Context, name: str) -> None:

@@ -8,6 +8,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import HostStageOperator, VmOperator, domain_uuid, run_key, take_result, vm_key
+from hyperflow.operators.results import require_every_disk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,10 +30,11 @@ class TargetOperator(HostStageOperator, VmOperator):
 
     def ordered_images(self) -> list[dict[str, Any]]:
         """The images in the order of the VM's disks, the boot disk first, as a stage takes them."""
-        order = [disk["id"] for disk in self.vm["disks"]]
-        images = sorted(self.images or [], key=lambda image: order.index(image["disk_id"]))
-        if not images:
+        if not self.images:
             raise AirflowFailException("there are no converted images; the profile's pipeline has convert disabled")
+        order = [disk["id"] for disk in self.vm["disks"]]
+        require_every_disk(self.images, order)
+        images = sorted(self.images, key=lambda image: order.index(image["disk_id"]))
         return [{key: image[key] for key in ("disk_id", "path", "format")} for image in images]
 
     def hardware(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.triggers.base import TriggerEvent
 
+from hyperflow.hooks.kvmhost import work_of
 from hyperflow.hooks.vsphere import open_session
 from hyperflow.triggers.job import CONNECTION_FAULTS, HostProgramFault, JobTrigger, by_itself, not_too_soon
 from hyperflow.vsphere.errors import LeaseBusy, LeaseLost, NotFound, VsphereError
@@ -166,7 +167,7 @@ class ExportTrigger(JobTrigger):
         }
         started = await self._host.ask(
             *("job", "start", "--directory", self.directory, "--stage", "download", "--run", self.run_key, "--restart"),
-            *("--now", f"{time.time():.3f}"),
+            *("--work", work_of(self.options), "--now", f"{time.time():.3f}"),
             stdin=json.dumps(options).encode(),
         )
         self.job = started["job"]

@@ -270,6 +270,7 @@ def _reuse(options: Options, note: dict[str, Any], job: Job) -> dict[str, Any]:
 def _observed(options: Options, sha256: str, count: int, virtual: int, facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "disk_id": options.disk_id,
+        "source": options.source,
         "path": str(options.target),
         "bytes": count,
         "sha256": sha256,

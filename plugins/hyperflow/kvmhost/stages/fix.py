@@ -102,6 +102,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     steps.done("shutdown")
     job.bytes_written = sum(sizes.values())
     return {
+        "manifest_sha256": options.manifest.sha256,
         "overlays": {disk_id: str(complete / path.name) for disk_id, path in overlays.items()},
         "overlay_bytes": sizes,
         **observed,

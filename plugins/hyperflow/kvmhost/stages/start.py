@@ -39,6 +39,7 @@ class Options:
     """What to start, and what it must answer.
 
     :param vm: whose domain it must be
+    :param run: the run that must have defined it, of whose disks it is; None for any
     :param addresses: asked by ARP on the bridge of the domain's networks
     :param ports: TCP, asked from this host on each address, on a bridge or not; without addresses on one that libvirt
         finds the domain to have, as with DHCP
@@ -55,6 +56,7 @@ class Options:
     guest_agent: bool = False
     target_state: bool = False
     command: list[str] = field(default_factory=list)
+    run: Optional[str] = None  # noqa: UP045 - as above
     uri: str = field(default="qemu:///system")
 
 
@@ -135,9 +137,7 @@ def _start_with_host(options: Options, job: Job) -> bool:
     except StageError as fault:
         job.warn(f"it will not start again after a reboot of this host: {fault}")
         return False
-    return any(
-        line.split() == ["Autostart:", "enable"] for line in domains.virsh(options.uri, "dominfo", uuid).splitlines()
-    )
+    return domains.starts_with_host(options.uri, uuid)
 
 
 def _require_askable(options: Options, domain: domains.Domain) -> None:
@@ -159,6 +159,11 @@ def _own_domain(options: Options) -> domains.Domain:
             if domain.vm != options.vm or not options.vm:
                 raise BadRequest(
                     f"domain {domain.name}: found it of {domain.vm or 'nobody known'}, expected {options.vm}"
+                )
+            if options.run and domain.run != options.run:
+                raise BadRequest(
+                    f"domain {domain.name}: found it defined by the run {domain.run or 'nobody knows'}, expected "
+                    f"{options.run}: it has other disks"
                 )
             return domain
     raise BadRequest(f"options.uuid: found no domain {uuid} in libvirt, expected the one that define has defined")
