@@ -67,13 +67,13 @@ TEXT_FROM_ELSEWHERE = {
     "operators/manifest.py perform": "a ManifestError, whose faults have entries",
     "operators/preflight.py resolve": "a PlanError, whose faults have entries",
     "operators/preflight.py read_source": "a VsphereError",
-    "operators/snapshot.py perform": "a VsphereError, or the hook's ValueError",
+    "operators/source.py perform": "a VsphereError, or the hook's ValueError",
     "cli/wave.py find_wave": "the faults of the plan, which have entries",
     "operators/survey.py execute": "a VsphereError",
     "operators/survey.py read": "the faults of the plan, which have entries",
     "operators/wave.py load_wave": "the faults of the plan, which have entries",
     "operators/aftermath.py work": "a VsphereError",
-    "operators/cutover.py at_vcenter": "a VsphereError",
+    "operators/source.py at_vcenter": "a VsphereError",
     "operators/rollback.py taken_down": "the own error of the stage stop",
 }
 # Places whose texts nobody meets.
