@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 from hyperflow.operators import base
-from hyperflow.operators.results import require_as_asked, require_sound
+from hyperflow.operators.results import require_as_asked, require_every_disk, require_sound
 
 DIGEST = "ab" * 32
 SOUND: dict[str, Any] = {
@@ -132,3 +132,10 @@ def test_a_job_that_left_no_result_says_what_is_there_instead() -> None:
     }
     with pytest.raises(Exception, match="left no result that can be read: /s/1/result"):
         base.take_result({}, event)  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize("found", [[], ["disk-0"], ["disk-0", "disk-0"], ["disk-0", "disk-1", "disk-2"]])
+def test_a_vm_is_not_booted_or_defined_with_other_disks_than_it_has(found: list[str]) -> None:
+    require_every_disk([{"disk_id": one} for one in ("disk-1", "disk-0")], ["disk-0", "disk-1"])
+    with pytest.raises(AirflowFailException, match=r"expected one of each disk, disk-0, disk-1\. Was a task convert"):
+        require_every_disk([{"disk_id": one} for one in found], ["disk-0", "disk-1"])

@@ -131,3 +131,14 @@ def test_one_that_runs_is_not_defined_anew(domain: Path) -> None:
     (fault,) = domains.running_faults(kvmhost.URI, existing, domain.name, "vm-1")
     assert f"found it running, expected it off: it runs from the images of {RUN}" in fault
     assert domains.running_faults(kvmhost.URI, existing, domain.name, "vm-2") == []
+
+
+def test_one_whose_memory_is_saved_is_not_defined_anew(domain: Path) -> None:
+    virsh("start", domain.name)
+    virsh("managedsave", domain.name)
+    assert state(domain) == "shut off"
+    existing = domains.every_domain(kvmhost.URI)
+    (fault,) = domains.running_faults(kvmhost.URI, existing, domain.name, "vm-1")
+    assert f"found its memory saved, expected it shut down: a start would go on with the images of {RUN}" in fault
+    virsh("managedsave-remove", domain.name)
+    assert domains.running_faults(kvmhost.URI, existing, domain.name, "vm-1") == []
