@@ -83,6 +83,16 @@ def test_a_run_of_the_same_name_of_another_airflow_is_refused_while_it_has_somet
         book.add(RUN, [], OWNER)
 
 
+def test_a_run_whose_id_is_written_alike_is_refused_while_the_first_has_something_open(book: Ledger) -> None:
+    book.add(RUN, [OVERLAY], OWNER)
+    alike = {**OWNER, "run": OWNER["run"].replace("_", ":")}
+    assert alike != OWNER
+    with pytest.raises(LedgerError, match=f"is called {RUN} on this host, as is run manual__2026"):
+        book.add(RUN, [], alike)
+    book.done(RUN, [OVERLAY], "removed")
+    book.add(RUN, [], alike)
+
+
 def test_who_holds_the_lock_for_too_long_is_no_reason_to_wait_for_ever(
     tmp_path: Path, book: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,8 +118,8 @@ class Ledger:
 
         :param entries: none, to sign the run's ledger only: then what its stages add has an owner
         :param owner: ``{"airflow", "dag", "run"}``, of whoever knows it
-        :raises LedgerError: when it cannot be written, or a run of this name that another Airflow signed has something
-            open here; then nothing must be created
+        :raises LedgerError: when it cannot be written, or another run of this name has something open; then nothing
+            must be created
         """
         lines: list[dict[str, Any]] = []
         for entry in entries:
@@ -131,7 +131,7 @@ class Ledger:
             return
         with self._writing(run):
             if owner is not None:
-                _require_same_airflow(self.read(run), owner)
+                _require_same_run(self.read(run), owner)
             self._append(run, lines)
 
     def done(self, run: str, entries: Sequence[Entry], why: str) -> None:
@@ -365,17 +365,23 @@ def _read_owner(document: Any) -> dict[str, str] | None:
     return document if all(isinstance(value, str) and value for value in document.values()) else None
 
 
-def _require_same_airflow(book: Book, owner: dict[str, str]) -> None:
-    """Refuse to be the second run of one name: two Airflows with the same plans have runs of the same ids.
+def _require_same_run(book: Book, owner: dict[str, str]) -> None:
+    """Refuse to be the second run of one name: two Airflows with the same plans have runs of the same ids, and of two
+    ids of one Airflow that differ only in such as ``:`` both are written alike here.
 
-    :raises LedgerError: when another Airflow's run has something open
+    :raises LedgerError: when another run has something open
     """
-    last = book.owners[-1]["airflow"] if book.owners else owner["airflow"]
-    if book.open and last != owner["airflow"]:
-        raise LedgerError(
-            f"run {book.run} is one of another Airflow ({last}), which has {len(book.open)} thing(s) open here, first "
-            f"{book.open[0].kind} {book.open[0].thing}; nothing of it was touched"
-        )
+    last = book.owners[-1] if book.owners else owner
+    if not book.open or last == owner:
+        return
+    first = f"{book.open[0].kind} {book.open[0].thing}"
+    left = f"{len(book.open)} thing(s) open here, first {first}; nothing of it was touched"
+    if last["airflow"] != owner["airflow"]:
+        raise LedgerError(f"run {book.run} is one of another Airflow ({last['airflow']}), which has {left}")
+    raise LedgerError(
+        f"run {owner['run']} of {owner['dag']} is called {book.run} on this host, as is run {last['run']} of "
+        f"{last['dag']}, which has {left}"
+    )
 
 
 def _write_durably(path: Path, content: bytes) -> None:
