@@ -130,6 +130,8 @@ def why_left(uri: str, domain: Domain, vm: str, run: str | None) -> str | None:
         return f"found it defined by the run {domain.run}, expected {run}"
     if state_of(uri, domain.uuid) != OFF:
         return "it runs, and may already be used"
+    if _told(uri, domain.uuid, "Managed save") == "yes":
+        return "its memory is saved, so somebody has used it"
     return None
 
 

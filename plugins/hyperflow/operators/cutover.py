@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from hyperflow.vsphere.session import Session
 
+SNAPSHOT = "snapshot"  # id of the task that takes it
 AGAIN, FORCE, ABORT = "Wait again", "Power off", "Abort"
 
 
@@ -234,8 +235,12 @@ class DisconnectSourceOperator(SourceOperator):
 
     def require_stayed_off(self, session: Session, context: Context) -> None:
         """Refuse a source that was on for a while since its shutdown: what it wrote then is not in the copy."""
-        since = context["ti"].xcom_pull(task_ids=SHUTDOWN, key=STATE_KEY, map_indexes=-1)["time"]
-        refuse_switched_on(session, self.facts, since)
+        ti = context["ti"]
+        moments = [ti.xcom_pull(task_ids=SHUTDOWN, key=STATE_KEY, map_indexes=-1)["time"]]
+        taken = ti.xcom_pull(task_ids=SNAPSHOT, map_indexes=-1)
+        if taken is not None:  # the earlier one when the shutdown alone was cleared, and done again, since the export
+            moments.append(taken["since"])
+        refuse_switched_on(session, self.facts, min(moments, key=datetime.fromisoformat))
 
 
 class StartTargetOperator(HostStageOperator, VmOperator):

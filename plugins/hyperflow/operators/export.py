@@ -57,8 +57,8 @@ class ExportDiskOperator(MigrationOperator, HostStageOperator):
 
     def moment(self) -> str:
         """Name what is exported so that another moment of the VM has another name."""
-        since = self.snapshot.get("since")
-        return f"{self.snapshot['entity']}" + (f" as it was since {since}" if since else "")
+        entity = str(self.snapshot["entity"])
+        return entity if self.snapshot["snapshot"] else f"{entity} as it was since {self.snapshot['since']}"
 
     def bandwidth_limit(self) -> dict[str, Any] | None:
         """Describe the plan's limit as moments of this machine's clock, as the download's ``bandwidth`` takes it."""

@@ -91,11 +91,10 @@ class WriteManifestOperator(VmOperator):
 
         :raises AirflowFailException: saying when it was switched on
         """
-        since = self.snapshot.get("since")
-        if since is None:
+        if self.snapshot["snapshot"] is not None:
             return
         with at_vcenter(self.settings.vcenter_connection) as session:
-            refuse_switched_on(session, self.facts, since)
+            refuse_switched_on(session, self.facts, self.snapshot["since"])
 
     def staged_disks(self) -> list[manifest_facts.StagedDisk]:
         """The disks on the host, as their downloads observed them."""

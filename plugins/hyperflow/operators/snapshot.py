@@ -27,9 +27,9 @@ REMOVAL_LIMIT = 7200.0  # seconds to remove one: joining a large delta disk take
 class CreateSnapshotOperator(SourceOperator):
     """Takes the snapshot that the export reads from.
 
-    Returns ``{"entity": MoRef to export, "snapshot": name or None, "quiesced": bool, "warnings": [...]}``. A VM that
-    is off and of which no snapshot can be taken is exported itself; ``since`` then says, by the server's clock, when it
-    was seen to be off, which it must be until the last disk is here.
+    Returns ``{"entity": MoRef to export, "snapshot": name or None, "since": when this began by the server's clock,
+    "quiesced": bool, "warnings": [...]}``. A VM that is off and of which no snapshot can be taken is exported itself,
+    and must stay off until the last disk is here.
     """
 
     def work(self, session: Session, context: Context) -> dict[str, Any]:
@@ -49,7 +49,8 @@ class CreateSnapshotOperator(SourceOperator):
         for found in find_snapshots(session, moref, name):
             if ownership.owns(found) and found.moref not in older:
                 self.log.info("found it already there, from an earlier try: %s", found.moref)
-                return {"entity": found.moref, "snapshot": name, "quiesced": None, "warnings": warnings}
+                taken: dict[str, Any] = {"entity": found.moref, "snapshot": name, "quiesced": None, "since": since}
+                return {**taken, "warnings": warnings}
         self.note(context, name)
         try:
             created = create_snapshot(
@@ -72,6 +73,7 @@ class CreateSnapshotOperator(SourceOperator):
         return {
             "entity": created.moref,
             "snapshot": name,
+            "since": since,
             "quiesced": created.quiesced,
             "warnings": [*warnings, *created.warnings],
         }

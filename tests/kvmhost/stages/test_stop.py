@@ -142,3 +142,12 @@ def test_one_whose_memory_is_saved_is_not_defined_anew(domain: Path) -> None:
     assert f"found its memory saved, expected it shut down: a start would go on with the images of {RUN}" in fault
     virsh("managedsave-remove", domain.name)
     assert domains.running_faults(kvmhost.URI, existing, domain.name, "vm-1") == []
+
+
+def test_one_whose_memory_is_saved_is_left_by_who_cleans_up(domain: Path) -> None:
+    virsh("start", domain.name)
+    virsh("managedsave", domain.name)
+    (own,) = (one for one in domains.every_domain(kvmhost.URI) if one.uuid == domain.name)
+    assert domains.why_left(kvmhost.URI, own, "vm-1", RUN) == "its memory is saved, so somebody has used it"
+    virsh("managedsave-remove", domain.name)
+    assert domains.why_left(kvmhost.URI, own, "vm-1", RUN) is None
