@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hyperflow.operators import cutover_record
-from hyperflow.operators.cutover_record import is_result, key_of, put
+from hyperflow.operators.cutover_record import is_left_in_its_middle, is_result, key_of, put
 
 DAG = "migrate.autumn.web01"
 RECORD: dict[str, Any] = {
@@ -49,6 +49,27 @@ def test_a_domain_is_a_result_from_when_it_was_well_until_it_is_taken_back(
     put(DAG, {**RECORD, "phase": phase, "was_well": was_well})
     assert is_result(DAG, "manual__1") is stays
     assert not is_result(DAG, "manual__2"), "another run's domain is another one"
+
+
+@pytest.mark.parametrize(
+    ("phase", "was_well", "in_the_middle"),
+    [
+        ("shutting down", False, True),
+        ("target started", False, True),
+        ("rolling back", False, True),
+        ("rolling back", True, False),
+        ("cut over", True, False),
+        ("finalized", True, False),
+        ("rolled back", True, False),
+    ],
+)
+def test_a_run_that_is_cleared_cleans_up_what_its_own_cutover_has_left_in_its_middle(
+    variables: dict[str, str], phase: str, was_well: bool, in_the_middle: bool
+) -> None:
+    put(DAG, {**RECORD, "phase": phase, "was_well": was_well})
+    own, other = ({"dag": SimpleNamespace(dag_id=DAG), "run_id": f"manual__{number}"} for number in (1, 2))
+    assert is_left_in_its_middle(own) is in_the_middle  # type: ignore[arg-type]
+    assert not is_left_in_its_middle(other)  # type: ignore[arg-type]
 
 
 def test_without_a_record_it_is_none_and_with_a_broken_one_nobody_undefines_it(variables: dict[str, str]) -> None:

@@ -132,7 +132,9 @@ def is_left_in_its_middle(context: Context) -> bool:
     except AirflowFailException as fault:
         log.warning("%s", fault)
         return False
-    return record is not None and record["run"] == str(context["run_id"]) and not target_stays(record)
+    if record is None or record["run"] != str(context["run_id"]):
+        return False
+    return record["phase"] != ROLLED_BACK and not target_stays(record)
 
 
 def is_result(dag_id: str, run_id: str) -> bool:
