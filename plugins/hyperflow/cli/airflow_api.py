@@ -19,7 +19,7 @@ LAB_ENDPOINT = Path(__file__).resolve().parents[3] / ".lab" / "airflow.json"
 TIMEOUT = 90.0  # seconds; on SQLite a writer may wait long for its turn
 WAITS = (1.0, 3.0, 10.0)  # seconds before asking again after a fault of Airflow's own
 
-PAGE = 100  # entries that Airflow gives at once
+PAGE = 100  # entries that Airflow gives at once ([api] maximum_page_limit), whatever it is asked for
 
 
 class AirflowUnavailable(Exception):
@@ -127,7 +127,7 @@ class AirflowApi:
 
     def task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
         """All tasks of a run."""
-        answer = self.request("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 1000})
+        found = self._all(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances", "task_instances")
         return [
             TaskInstance(
                 task_id=item["task_id"],
@@ -138,7 +138,7 @@ class AirflowApi:
                 seconds=item["duration"],
                 start=item["start_date"],
             )
-            for item in answer["task_instances"]
+            for item in found
         ]
 
     def log_lines(self, dag_id: str, run_id: str, task: TaskInstance) -> list[str]:
@@ -247,7 +247,7 @@ class AirflowApi:
 
     def import_errors(self) -> list[str]:
         """Errors of DAG files and plans."""
-        return [str(item["stack_trace"]) for item in self.request("GET", "/api/v2/importErrors")["import_errors"]]
+        return [str(item["stack_trace"]) for item in self._all("/api/v2/importErrors", "import_errors")]
 
     def request(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         """Send a request and return the object that Airflow answers with.
