@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -18,7 +18,18 @@ from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused, T
 from hyperflow.cli.in_airflow import faults_in_airflow
 from hyperflow.cli.interrupted import ended_in_order
 from hyperflow.cli.janitor import shown
-from hyperflow.cli.migrate import OVER, POLL, STATE_STYLES, is_working, last_progress, name_of, seconds_of, wait_for_dag
+from hyperflow.cli.migrate import (
+    OVER,
+    POLL,
+    STATE_STYLES,
+    count_line,
+    is_working,
+    last_progress,
+    name_of,
+    seconds_of,
+    urgent_first,
+    wait_for_dag,
+)
 from hyperflow.plans.check import check_plans, plans_beside, plans_of
 from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes_text, rates_of
 from hyperflow.plans.plan import Plan
@@ -268,6 +279,8 @@ def status(api: AirflowApi, wave: Wave, console: Console) -> int:
 def follow_wave(api: AirflowApi, wave: Wave, run_id: str, console: Console, *, before: datetime | None = None) -> int:
     """Show a run of a wave until it is over; a table that is drawn anew on a terminal, a line per change elsewhere.
 
+    The table is cut to the terminal's height while the wave works, and whole and in the plan's order at the end.
+
     :param before: when the wave's schedule starts it next, for a run that must be over by then
     :raises Refused: it is not, a minute before
     """
@@ -276,8 +289,12 @@ def follow_wave(api: AirflowApi, wave: Wave, run_id: str, console: Console, *, b
         while True:
             state = api.run_state(wave.dag_id, run_id)
             rows = wave_rows(api, wave, run_id)
-            if console.is_terminal:
-                live.update(status_table(rows), refresh=True)
+            if console.is_terminal and state not in OVER:
+                live.update(
+                    Group(vm_counts(rows), status_table(urgent_first(rows, lambda row: row["state"]))), refresh=True
+                )
+            elif console.is_terminal:
+                live.update(Group(status_table(rows), vm_counts(rows)))
             else:
                 for row in rows:
                     line = f"{row['vm']}: {row['state']} {row['now']}".rstrip()
@@ -300,7 +317,7 @@ def follow_wave(api: AirflowApi, wave: Wave, run_id: str, console: Console, *, b
 
 
 def wave_rows(api: AirflowApi, wave: Wave, run_id: str) -> list[dict[str, str]]:
-    """What each VM of a wave does now: ``vm``, ``state``, ``time``, ``now``."""
+    """What each VM of a wave does now: ``vm``, ``task``, ``state``, ``time``, ``now``."""
     tasks = {task.task_id: task for task in api.task_instances(wave.dag_id, run_id)}
     rows = []
     for task_id in ("check", "approve"):
@@ -312,6 +329,11 @@ def wave_rows(api: AirflowApi, wave: Wave, run_id: str) -> list[dict[str, str]]:
             continue
         rows.append(_row(slug, task, vm_progress(api, wave.dag_id, run_id, task) if is_working(task) else ""))
     return rows
+
+
+def vm_counts(rows: list[dict[str, str]]) -> str:
+    """Count the VMs of a wave by what became of them."""
+    return count_line(row["state"] for row in rows if row["task"].startswith(GROUP))
 
 
 def vm_progress(api: AirflowApi, dag_id: str, run_id: str, task: TaskInstance) -> str:
@@ -383,4 +405,4 @@ def _local(moment: datetime, wave: Wave) -> str:
 
 
 def _row(name: str, task: TaskInstance, now: str) -> dict[str, str]:
-    return {"vm": name, "state": task.state or "waiting", "time": seconds_of(task), "now": now}
+    return {"vm": name, "task": task.task_id, "state": task.state or "waiting", "time": seconds_of(task), "now": now}
