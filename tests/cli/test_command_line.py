@@ -54,6 +54,15 @@ def test_a_good_plan_passes() -> None:
     assert "plan example, 2 VM(s)" in said
 
 
+def test_a_vm_that_is_in_no_wave_is_named_and_no_fault(tmp_path: Path) -> None:
+    plan, nowhere = tmp_path / "plan.yaml", str(tmp_path / "none.json")
+    plan.write_text(PLAN + "waves: [{name: one, members: [web01]}]\n")
+    status, said = hyperflow("plan", "check", str(plan))
+    assert status == 0
+    assert f"{plan}: 1 of 2 VMs is in no wave: db01" in said
+    assert "1 of 2 VMs is in no wave: db01" in hyperflow("wave", "check", str(plan), "one", "--airflow", nowhere)[1]
+
+
 def test_every_fault_of_every_plan_is_listed_and_the_status_is_2(tmp_path: Path) -> None:
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text(PLAN.replace("connection: kvm01", "conection: kvm01").replace("name: web01", "nmae: web01"))

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 from hyperflow.plans import times
-from hyperflow.plans.check import check_plans, plans_beside
+from hyperflow.plans.check import check_plans, in_no_wave, plans_beside
 from hyperflow.plans.estimate import Rates, estimate_wave, minutes_text, rates_of
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.plan import PlanError
@@ -100,6 +100,16 @@ def test_a_damaged_survey_is_named_and_not_believed(tmp_path):
     with pytest.raises(PlanError, match="damaged survey") as refused:
         load(tmp_path, {"name": "one", "members": ["db01"]})
     assert refused.value.source == str(where)
+
+
+def test_vms_that_are_in_no_wave_are_named_of_many_the_first(tmp_path):
+    assert in_no_wave(load(tmp_path, {"name": "one", "members": ["*"]})) is None
+    assert in_no_wave(load(tmp_path)) is None
+    vms = ["a", *(f"b{number:02}" for number in range(14))]
+    first = ", ".join(vms[1:11])
+    assert in_no_wave(load(tmp_path, {"name": "one", "members": ["a"]}, vms=vms)) == (
+        f"14 of 15 VMs are in no wave: {first} and 4 more"
+    )
 
 
 def test_the_order_joins_dependencies_of_groups_with_turns_of_those_that_may_not_run_together(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hyperflow.cli.__main__ import EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused
 from hyperflow.cli.in_airflow import faults_in_airflow, needs_airflow
 from hyperflow.cli.notifiers import Judging
-from hyperflow.plans.check import Checked, check_beside
+from hyperflow.plans.check import Checked, check_beside, in_no_wave
 from hyperflow.plans.plan import Plan
 
 
@@ -33,6 +34,8 @@ def check(files: list[Path], endpoint: Path | None = None) -> int:
         if each.plan is not None and not each.faults:
             told = f"plan {each.plan.name}, {len(each.plan.vms)} VM(s)"
             console.print(f"[green]{escape(str(each.path))}:[/green] {escape(told)}", soft_wrap=True)
+            if note := in_no_wave(each.plan):
+                print_notes([f"{each.path}: {note}"])
     return EXIT_USAGE if any(each.faults for each in results) else 0
 
 
@@ -49,6 +52,11 @@ def against_airflow(results: list[Checked], beside: list[Plan], endpoint: Path |
     except (AirflowUnavailable, Refused) as fault:
         found = [*found, *results[len(found) :]]
         notes = [*notes, f"pools and approvers were not looked at: {fault}"]
-    for note in dict.fromkeys(notes):
-        Console(stderr=True, highlight=False).print(note, style="yellow", markup=False, soft_wrap=True)
+    print_notes(dict.fromkeys(notes))
     return found
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Tell what is no fault of the plans."""
+    for note in notes:
+        Console(stderr=True, highlight=False).print(note, style="yellow", markup=False, soft_wrap=True)

@@ -30,7 +30,7 @@ from hyperflow.cli.migrate import (
     urgent_first,
     wait_for_dag,
 )
-from hyperflow.plans.check import check_plans, plans_beside, plans_of
+from hyperflow.plans.check import check_plans, in_no_wave, plans_beside, plans_of
 from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes_text, rates_of
 from hyperflow.plans.plan import Plan
 from hyperflow.plans.pools import pools_of_vm, wave_pool
@@ -111,7 +111,7 @@ def check(plan: Plan, wave: Wave, endpoint: Path | None, console: Console) -> in
     found = [*show_time(wave, estimate, rates, console), *wrong]
     for line in found:
         console.print(line, style="red", markup=False, soft_wrap=True)
-    for line in unseen:
+    for line in (*unseen, *filter(None, [in_no_wave(plan)])):
         console.print(line, style="yellow", markup=False, soft_wrap=True)
     if found:
         return EXIT_FAILED

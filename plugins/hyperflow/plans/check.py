@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hyperflow.manifest.faults import Fault, show
+from hyperflow.manifest.shown import some
 from hyperflow.plans.load import discover, is_plan_file, load_plan
 from hyperflow.plans.migration import domain_name, effective
 from hyperflow.plans.notices import Judge
@@ -70,6 +71,15 @@ def check_beside(paths: Collection[Path], notifiers: Judge | None = None) -> tup
     others = [_check(path, None, None) for path in plans_beside(paths)]
     results = _judged(others, [_check(path, None, notifiers) for path in paths])
     return results, [each.plan for each in others if each.plan is not None]
+
+
+def in_no_wave(plan: Plan) -> str | None:
+    """Name the VMs of a plan with waves that are in none, which may be meant so; None where there are no such."""
+    members = {slug for wave in plan.waves for slug in wave.members}
+    left = [vm.slug for vm in plan.vms if vm.slug not in members]
+    if not plan.waves or not left:
+        return None
+    return f"{len(left)} of {len(plan.vms)} VMs {'is' if len(left) == 1 else 'are'} in no wave: {some(left)}"
 
 
 def _judged(others: list[Checked], results: list[Checked]) -> list[Checked]:
