@@ -93,6 +93,15 @@ def test_host_and_tag_need_a_survey_of_all_vms_and_count_by_it(tmp_path):
     assert members(tmp_path, {"folder": "/DC/vm/Prod", "name": "db*"}) == ("db01", "db02")
 
 
+def test_a_folder_needs_a_survey_of_vms_that_are_not_given_by_their_path(tmp_path):
+    vms = [{"inventory_path": "/DC/vm/Prod/a"}, "db01", "db02"]
+    (said,) = faults(tmp_path, {"name": "one", "members": [{"folder": "/DC/vm/Prod"}]}, vms=vms)
+    assert "waves[0].members[0]: found a rule on folder, which is not known of db01 and 1 more" in said
+    seen = {"db01": surveyed("db01"), "db02": surveyed("db02")}
+    write_survey(tmp_path / "move.yaml", "move", Survey(asked="2026-11-24T00:00:00Z", vms=seen))
+    assert members(tmp_path, {"folder": "/DC/vm/Prod"}, vms=vms) == ("a", "db01", "db02")
+
+
 def test_a_damaged_survey_is_named_and_not_believed(tmp_path):
     where = survey_path(tmp_path / "move.yaml", "move")
     where.parent.mkdir()

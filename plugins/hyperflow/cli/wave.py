@@ -379,7 +379,8 @@ def proven_of(api: AirflowApi, plan: Plan) -> dict[str, dict[str, Any]]:
 def survey(file: Path, api: AirflowApi, console: Console) -> int:
     """Have the vCenter asked what the plan's VMs are, and show it."""
     (checked,) = check_plans([file])
-    name = checked.plan.name if checked.plan is not None else file.stem
+    # Its waves may be refused until there is a survey, so a draft is enough to be asked about.
+    name = checked.draft.name if checked.draft is not None else file.stem
     run_id = api.trigger(SURVEY_DAG, {"plan": name})
     while (state := api.run_state(SURVEY_DAG, run_id)) not in OVER:
         time.sleep(POLL)
