@@ -589,6 +589,31 @@ def test_minutes_are_written_as_people_read_them():
     assert [minutes_text(minutes) for minutes in (-3, 0.2, 59.2, 125)] == ["0 min", "1 min", "1 h 00 min", "2 h 05 min"]
 
 
+COLD, LIVE = {"strategy": "cold"}, {"strategy": "live-copy"}
+ASKED = {"approval": {}, "health": {"ports": [22]}}
+
+
+@pytest.mark.parametrize(
+    ("top", "vm", "place"),
+    [
+        (ASKED, {}, "cutover"),
+        (LIVE | ASKED, LIVE, "cutover"),
+        ({}, ASKED, "vms[1].cutover"),
+        (COLD, LIVE | ASKED, "vms[1].cutover"),
+    ],
+)
+def test_what_only_a_cold_cutover_reads_is_refused_of_a_live_copy(tmp_path, top, vm, place):
+    (said,) = faults(tmp_path, vms=["db01", {"name": "db02", "cutover": vm}], cutover=top)
+    assert said.startswith(f"{place}: found approval, health, which the strategy live-copy does not read, expected ")
+
+
+@pytest.mark.parametrize(
+    ("top", "vm"), [(COLD | ASKED, LIVE), (ASKED, COLD), (LIVE | ASKED, COLD), ({}, COLD | ASKED), (COLD, ASKED)]
+)
+def test_what_a_plan_says_of_cold_cutovers_may_stand_beside_live_copies(tmp_path, top, vm):
+    assert load(tmp_path, vms=["db01", {"name": "db02", "cutover": vm}], cutover=top)
+
+
 def test_ports_that_no_address_is_asked_on_are_found_before_anything_is_shut_down(tmp_path):
     vms = ["db01", {"name": "db02", "cutover": {"strategy": "cold", "health": {"addresses": []}}}]
     said = faults(tmp_path, vms=vms, cutover={"strategy": "cold", "health": {"ports": [443]}})
