@@ -54,6 +54,18 @@ def test_a_good_plan_passes() -> None:
     assert "plan example, 2 VM(s)" in said
 
 
+def test_an_airflow_that_is_named_and_cannot_be_asked_is_told_also_of_a_plan_that_needs_no_pools(
+    tmp_path: Path,
+) -> None:
+    nowhere = str(tmp_path / "none.json")
+    status, said = hyperflow("plan", "check", str(ROOT / "include/plans/example.yaml"), "--airflow", nowhere)
+    assert status == 69
+    assert "plan example, 2 VM(s)" in said
+    assert f"pools, approvers and connections were not looked at: {nowhere}: not found" in said
+    (tmp_path / "plan.yaml").write_text(PLAN.replace("connection: kvm01", "conection: kvm01"))
+    assert hyperflow("plan", "check", str(tmp_path / "plan.yaml"), "--airflow", nowhere)[0] == 2
+
+
 def test_a_vm_that_is_in_no_wave_is_named_and_no_fault(tmp_path: Path) -> None:
     plan, nowhere = tmp_path / "plan.yaml", str(tmp_path / "none.json")
     plan.write_text(PLAN + "waves: [{name: one, members: [web01]}]\n")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -28,6 +29,10 @@ class AirflowUnavailable(Exception):
 
 class ServerFault(AirflowUnavailable):
     """Airflow failed at a good request (5xx), such as on a locked SQLite; what was asked may be done or not."""
+
+
+class Forbidden(AirflowUnavailable):
+    """Airflow does not let us do this, or does not let us in any more."""
 
 
 class Refused(Exception):
@@ -205,6 +210,20 @@ class AirflowApi:
             unknown += answer
         return unknown
 
+    def unknown_connections(self, ids: Iterable[str]) -> list[str] | None:
+        """List those ids that no connection of this Airflow has, as Hyperflow's plugin in it tells.
+
+        :return: None where it does not tell: no plugin of this version, or a user who may not read connections
+        """
+        unknown = []
+        for one in sorted(set(ids)):
+            try:
+                if not self.request("GET", f"/hyperflow/connections/{quote(one, safe='')}")["known"]:
+                    unknown.append(one)
+            except (Refused, Forbidden):
+                return None
+        return unknown
+
     def variables(self, prefix: str) -> dict[str, Any]:
         """Airflow's variables whose names begin so, those that hold JSON read."""
         pattern = {"variable_key_pattern": f"{prefix}%"}
@@ -271,7 +290,7 @@ class AirflowApi:
         except httpx.HTTPError as fault:
             raise AirflowUnavailable(f"{self.url}: no answer ({fault}); is Airflow up?") from fault
         if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            raise AirflowUnavailable(f"{self.url}: {response.status_code}: user or password refused, or no right")
+            raise Forbidden(f"{self.url}: {response.status_code}: user or password refused, or no right")
         if response.is_error:
             detail = (_object(response) or {}).get("detail", response.text)
             if response.is_server_error:
