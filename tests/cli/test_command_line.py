@@ -66,6 +66,14 @@ def test_an_airflow_that_is_named_and_cannot_be_asked_is_told_also_of_a_plan_tha
     assert hyperflow("plan", "check", str(tmp_path / "plan.yaml"), "--airflow", nowhere)[0] == 2
 
 
+def test_a_plan_beside_that_cannot_be_read_is_named_and_no_fault_of_the_checked_one(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    (tmp_path / "b.yaml").write_text("plan: [")
+    status, said = hyperflow("plan", "check", str(tmp_path / "plan.yaml"))
+    assert status == 0
+    assert "b.yaml beside it has faults and was not compared" in said
+
+
 def test_a_vm_that_is_in_no_wave_is_named_and_no_fault(tmp_path: Path) -> None:
     plan, nowhere = tmp_path / "plan.yaml", str(tmp_path / "none.json")
     plan.write_text(PLAN + "waves: [{name: one, members: [web01]}]\n")

@@ -409,8 +409,23 @@ def test_the_plans_beside_are_read_once_and_given(tmp_path, monkeypatch):
     write(tmp_path, "plan: [", "broken.yaml")
     (checked,), beside = check.check_beside(paths[:1])
     assert checked.faults == ()
-    assert [plan.name for plan in beside] == ["b"]
+    assert [each.plan.name for each in beside if each.plan] == ["b"]
     assert sorted(read) == ["a.yaml", "b.yaml", "broken.yaml"]
+
+
+def test_a_faulty_plan_beside_is_named_for_what_could_not_be_held_against_it(tmp_path):
+    (tmp_path / "profiles").symlink_to(PROFILES)
+    path = write(tmp_path, GOOD, "a.yaml")
+    write(tmp_path, "plan: [", "b.yaml")
+    write(tmp_path, GOOD.replace("plan: web", "plan: c") + "waves: [{name: one, members: [nobody]}]\n", "c.yaml")
+    write(tmp_path, GOOD.replace("plan: web", "plan: d"), "d.yaml")
+    assert check.not_compared(check.check_beside([path])[1]) == [
+        "b.yaml beside it has faults and was not compared",
+        "c.yaml beside it has faults and was compared as far as it could be read; its pools were not",
+    ]
+    plans, left_out = check.plans_of(check.plans_beside([path]))
+    assert [plan.name for plan in plans] == ["d"]
+    assert left_out == [f"{name}.yaml beside it has faults and its pools were not compared" for name in ("b", "c")]
 
 
 def test_a_slug_counts_before_another_vms_name(tmp_path):

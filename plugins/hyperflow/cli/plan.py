@@ -14,8 +14,7 @@ from hyperflow.cli.__main__ import EXIT_UNAVAILABLE, EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused
 from hyperflow.cli.in_airflow import connection_faults, faults_in_airflow, needs_airflow
 from hyperflow.cli.notifiers import Judging
-from hyperflow.plans.check import Checked, check_beside, in_no_wave
-from hyperflow.plans.plan import Plan
+from hyperflow.plans.check import Checked, check_beside, in_no_wave, not_compared
 
 
 def check(files: list[Path], endpoint: Path | None = None) -> int:
@@ -29,6 +28,7 @@ def check(files: list[Path], endpoint: Path | None = None) -> int:
     """
     console = Console(highlight=False)
     results, beside = check_beside(files, notifiers=Judging())
+    print_notes(not_compared(beside))
     asked = True
     named = endpoint is not None or "HYPERFLOW_AIRFLOW" in os.environ
     if named or any(each.draft is not None and needs_airflow(each.draft) for each in results):
@@ -46,12 +46,15 @@ def check(files: list[Path], endpoint: Path | None = None) -> int:
     return 0 if asked or endpoint is None else EXIT_UNAVAILABLE
 
 
-def against_airflow(results: list[Checked], beside: list[Plan], endpoint: Path | None) -> tuple[list[Checked], bool]:
+def against_airflow(results: list[Checked], beside: list[Checked], endpoint: Path | None) -> tuple[list[Checked], bool]:
     """Add what the plans need and Airflow has not; that it could not be asked is told, and no fault of the plans.
 
     :return: the results, and whether Airflow could be asked
     """
-    plans = [*(each.draft for each in results if each.draft is not None), *beside]
+    plans = [
+        *(each.draft for each in results if each.draft is not None),
+        *(each.plan for each in beside if each.plan is not None),
+    ]
     found, notes, asked = [], [], True
     try:
         api = AirflowApi(endpoint)

@@ -169,8 +169,9 @@ def show_time(wave: Wave, estimate: WaveEstimate, rates: Rates | None, console: 
 def missing_in_airflow(api: AirflowApi, plan: Plan, wave: Wave) -> tuple[list[str], list[str]]:
     """Say which pools of a wave's tasks, and which people who are asked, Airflow has not; and what it does not tell."""
     others = {wave_pool(plan.name, one.name) for one in plan.waves if one.name != wave.name}
-    faults, unseen = faults_in_airflow(api, plan, plans_of(plans_beside([plan.path])), without=others)
-    return [str(fault) for fault in faults], unseen
+    beside, left_out = plans_of(plans_beside([plan.path]))
+    faults, unseen = faults_in_airflow(api, plan, beside, without=others)
+    return [str(fault) for fault in faults], [*unseen, *left_out]
 
 
 def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: set[str], wait: bool) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -66,11 +65,20 @@ def check_plans(
     return _judged(others, [_check(path, profiles, notifiers) for path in paths])
 
 
-def check_beside(paths: Collection[Path], notifiers: Judge | None = None) -> tuple[list[Checked], list[Plan]]:
-    """Check plan files against each other and the others in their folders; their results, and the good ones beside."""
+def check_beside(paths: Collection[Path], notifiers: Judge | None = None) -> tuple[list[Checked], list[Checked]]:
+    """Check plan files against each other and the others in their folders; their results, and those of the others."""
     others = [_check(path, None, None) for path in plans_beside(paths)]
-    results = _judged(others, [_check(path, None, notifiers) for path in paths])
-    return results, [each.plan for each in others if each.plan is not None]
+    return _judged(others, [_check(path, None, notifiers) for path in paths]), others
+
+
+def not_compared(others: Iterable[Checked]) -> list[str]:
+    """Say of which plans beside those that were checked nothing is known, or not all: a line each."""
+    return [
+        f"{each.path.name} beside it has faults and was "
+        + ("not compared" if each.draft is None else "compared as far as it could be read; its pools were not")
+        for each in others
+        if each.plan is None
+    ]
 
 
 def in_no_wave(plan: Plan) -> str | None:
@@ -94,13 +102,15 @@ def plans_beside(paths: Iterable[Path]) -> list[Path]:
     return [one for folder in sorted({path.parent for path in known}) for one in _plans_in(folder) if one not in known]
 
 
-def plans_of(paths: Iterable[Path]) -> list[Plan]:
-    """Read plans whose faults somebody else is told of; those that cannot be read are left out."""
-    plans = []
+def plans_of(paths: Iterable[Path]) -> tuple[list[Plan], list[str]]:
+    """Read plans whose faults somebody else is told of; and say of those that have any that they were left out."""
+    plans, left_out = [], []
     for path in paths:
-        with suppress(PlanError):
+        try:
             plans.append(load_plan(path))
-    return plans
+        except PlanError:
+            left_out.append(f"{path.name} beside it has faults and its pools were not compared")
+    return plans, left_out
 
 
 def _plans_in(folder: Path) -> list[Path]:
