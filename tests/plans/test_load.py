@@ -316,6 +316,23 @@ def test_profiles_beside_the_plan_come_before_the_projects(tmp_path):
     assert load_plan(write(tmp_path, GOOD)).vms[0].profile.name == "kvm-migration"
 
 
+def test_a_folder_of_profiles_that_cannot_be_read_is_named_where_a_plan_names_a_profile(tmp_path, monkeypatch):
+    (tmp_path / "profiles").mkdir()
+    listed = Path.iterdir
+
+    def refused(folder):
+        if folder == tmp_path / "profiles":  # which root may read all the same
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    (said,) = refusal(write(tmp_path, GOOD), None)
+    assert said == (
+        f"profile: found {tmp_path / 'profiles'}: Permission denied, expected a folder of profiles that can be read "
+        "(line 3, column 1)"
+    )
+
+
 def test_plans_are_checked_against_each_other(tmp_path):
     first = write(tmp_path, GOOD, "a.yaml")
     same = write(tmp_path, GOOD, "b.yaml")

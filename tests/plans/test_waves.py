@@ -102,13 +102,28 @@ def test_a_folder_needs_a_survey_of_vms_that_are_not_given_by_their_path(tmp_pat
     assert members(tmp_path, {"folder": "/DC/vm/Prod"}, vms=vms) == ("a", "db01", "db02")
 
 
-def test_a_damaged_survey_is_named_and_not_believed(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "said"), [('{"vms": {"db01": {"name": 7}}}', "damaged"), ("", "damaged"), (None, "Is a directory")]
+)
+@pytest.mark.parametrize("top", [{}, {"pools": {"nfc_streams_per_esxi": 8}}])
+def test_a_damaged_survey_is_one_fault_beside_the_plans_others_and_keeps_nobody_from_a_new_one(
+    tmp_path, content, said, top
+):
     where = survey_path(tmp_path / "move.yaml", "move")
     where.parent.mkdir()
-    where.write_text('{"vms": {"db01": {"name": 7}}}')
-    with pytest.raises(PlanError, match="damaged survey") as refused:
-        load(tmp_path, {"name": "one", "members": ["db01"]})
-    assert refused.value.source == str(where)
+    where.mkdir() if content is None else where.write_text(content)
+    wave = {"name": "one", "members": [{"tag": "gold"}]}
+    damaged = f"survey: found {where}: {said}, expected what was written there: run ./hyperflow wave survey again"
+    assert faults(tmp_path, wave, **top) == [damaged]
+    assert len(faults(tmp_path, wave, drift="stpo", **top)) == 2
+    (tmp_path / "move.yaml").write_text(yaml.safe_dump(document(wave, **top)))
+    assert load_plan(tmp_path / "move.yaml", PROFILES, waves=False).name == "move"
+
+
+def test_a_survey_that_nothing_asks_is_not_read(tmp_path):
+    survey_path(tmp_path / "move.yaml", "move").parent.mkdir()
+    survey_path(tmp_path / "move.yaml", "move").write_text("damaged")
+    assert load(tmp_path).waves == ()
 
 
 def test_vms_that_are_in_no_wave_are_named_of_many_the_first(tmp_path):
