@@ -18,6 +18,7 @@ from rich.table import Table
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused, TaskInstance
 from hyperflow.cli.explain import advice
+from hyperflow.cli.started import OVER, goes_on, refuse_paused, started
 from hyperflow.manifest.faults import Fault
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.plan import PlanError
@@ -32,7 +33,6 @@ POLL = 2.0  # seconds between two looks at a run
 DAG_LIMIT = 60.0  # seconds that Airflow may need to see a plan that was just written
 PROGRESS = "progress: "
 STATE_STYLES = {"success": "green", "failed": "red", "upstream_failed": "red", "running": "cyan", "deferred": "cyan"}
-OVER = ("success", "failed")
 KINDS = ("failed", "at work", "wait", "skipped", "done")  # of states, as a person counts them; the most urgent first
 KIND_OF = {
     "failed": "failed",
@@ -73,10 +73,13 @@ def migrate(plan: str, vm: str, *, overrides: list[str], wait: bool, endpoint: P
     try:
         api = AirflowApi(endpoint)
         wait_for_dag(api, dag_id, console)
+        refuse_paused(api, dag_id)
         run_id = api.trigger(dag_id, conf)
-        told = f"started {dag_id}, run {run_id}: {api.url}/dags/{dag_id}/runs/{run_id}"
-        console.print(told, markup=False, soft_wrap=True)
-        return show_to_the_end(api, dag_id, run_id, console) if wait else 0
+        console.print(started(api, dag_id, run_id), markup=False, soft_wrap=True)
+        if not wait:
+            return 0
+        with goes_on(dag_id, run_id):
+            return show_to_the_end(api, dag_id, run_id, console)
     except Refused as fault:
         errors.print(str(fault), style="red", markup=False, soft_wrap=True)
         return EXIT_USAGE

@@ -19,7 +19,6 @@ from hyperflow.cli.in_airflow import faults_in_airflow
 from hyperflow.cli.interrupted import ended_in_order
 from hyperflow.cli.janitor import shown
 from hyperflow.cli.migrate import (
-    OVER,
     POLL,
     STATE_STYLES,
     count_line,
@@ -30,6 +29,7 @@ from hyperflow.cli.migrate import (
     urgent_first,
     wait_for_dag,
 )
+from hyperflow.cli.started import OVER, goes_on, run_to_its_end, started
 from hyperflow.plans.check import check_plans, in_no_wave, plans_beside, plans_of
 from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes_text, rates_of
 from hyperflow.plans.plan import Plan
@@ -195,13 +195,16 @@ def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: s
         dates = fires(wave, datetime.now(UTC), 1)
         following = f"it starts again at {_local(dates[0], wave)}" if dates else "its dates are over"
         console.print(f"the schedule of {wave.dag_id} counts from now on: {following}", soft_wrap=True)
-    return follow_wave(api, wave, run_id, console) if wait else 0
+    if not wait:
+        return 0
+    with goes_on(wave.dag_id, run_id):
+        return follow_wave(api, wave, run_id, console)
 
 
 def trigger(api: AirflowApi, wave: Wave, console: Console, asked: set[str]) -> str:
     """Trigger a run of a wave and say so; the run's id."""
     run_id = api.trigger(wave.dag_id, dict.fromkeys(sorted(asked), True))
-    console.print(f"started {wave.dag_id}, run {run_id}: {api.url}/dags/{wave.dag_id}/runs/{run_id}", soft_wrap=True)
+    console.print(started(api, wave.dag_id, run_id), soft_wrap=True)
     return run_id
 
 
@@ -382,9 +385,7 @@ def survey(file: Path, api: AirflowApi, console: Console) -> int:
     (checked,) = check_plans([file])
     # Its waves may be refused until there is a survey, so a draft is enough to be asked about.
     name = checked.draft.name if checked.draft is not None else file.stem
-    run_id = api.trigger(SURVEY_DAG, {"plan": name})
-    while (state := api.run_state(SURVEY_DAG, run_id)) not in OVER:
-        time.sleep(POLL)
+    run_id, state = run_to_its_end(api, SURVEY_DAG, {"plan": name})
     failure = api.xcom(SURVEY_DAG, run_id, "survey", "failure")
     found = api.xcom(SURVEY_DAG, run_id, "survey")
     if state != "success" or not isinstance(found, dict):
