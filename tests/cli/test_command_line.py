@@ -91,7 +91,7 @@ def test_every_fault_of_every_plan_is_listed_and_the_status_is_2(tmp_path: Path)
     (tmp_path / "profiles/kvm-migration.yaml").write_text((ROOT / "include/profiles/kvm-migration.yaml").read_text())
     status, said = hyperflow("plan", "check", str(first), str(second))
     assert status == 2
-    for word in ("did you mean connection", "did you mean name", "second.yaml", "line"):
+    for word in ("connection (did you mean that?)", "name (did you mean that?)", "second.yaml", "line"):
         assert word in said
 
 

@@ -84,15 +84,15 @@ def test_the_seeds_profile_loads_as_it_is(tmp_path):
         (
             "vcenter: {con",
             "vcentre: {con",
-            "vcentre: found an unknown key, expected one of profile, profile_overrides, host, networks, "
-            "target, boot_proof, snapshots, limits, cutover, drift, host_is_drift, labels, notify, expected_minutes, "
-            "plan, vcenter, vms, time_zone, people, pools, waves; did you mean vcenter? (line 2, column 1)",
+            "vcentre: found an unknown key, expected vcenter (did you mean that?), or one of profile, "
+            "profile_overrides, host, networks, target, boot_proof, snapshots, limits, cutover, drift and 10 more "
+            "(line 2, column 1)",
         ),
         (
             "connection: kvm01",
             "conection: kvm01",
-            "host.conection: found an unknown key, expected one of connection, staging_directory, "
-            "output_directory; did you mean connection? (line 4, column 8)",
+            "host.conection: found an unknown key, expected connection (did you mean that?), or one of "
+            "staging_directory, output_directory (line 4, column 8)",
         ),
         (
             "connection: kvm01, ",
@@ -152,8 +152,7 @@ def test_the_seeds_profile_loads_as_it_is(tmp_path):
         (
             "kvm-migration",
             "kvm-migratoin",
-            'profile: found "kvm-migratoin", expected one of kvm-migration; did you mean kvm-migration? '
-            "(line 3, column 1)",
+            'profile: found "kvm-migratoin", expected kvm-migration (did you mean that?) (line 3, column 1)',
         ),
         (
             "profile: kvm-migration\n",
@@ -450,6 +449,19 @@ def test_a_slug_counts_before_another_vms_name(tmp_path):
     plan = load_plan(write(tmp_path, GOOD.replace("web01", "web 01") + f"  - name: {slug}\n"), PROFILES)
     assert plan.vm(slug) is plan.vms[0]
     assert plan.vm(plan.vms[1].slug) is plan.vms[1]
+
+
+def test_of_many_vms_the_one_that_was_meant_is_named_and_not_all(tmp_path):
+    vms = "".join(f"  - name: w{number:03}-app\n" for number in range(300))
+    plan = load_plan(write(tmp_path, GOOD.replace("  - name: web01\n", vms)), PROFILES)
+    with pytest.raises(KeyError) as refused:
+        plan.vm("w123-ap")
+    assert refused.value.args[0].startswith(
+        "vm: found 0 called 'w123-ap' in plan web, expected w123-app (did you mean that?), or one of w000-app, "
+    )
+    assert refused.value.args[0].endswith(", w009-app and 289 more")
+    with pytest.raises(KeyError, match=r"expected one of w000-app, .*, w009-app and 290 more"):
+        plan.vm("x")
 
 
 def test_a_vm_is_found_by_slug_dag_id_or_its_word_in_the_plan(tmp_path):

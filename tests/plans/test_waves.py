@@ -136,6 +136,14 @@ def test_vms_that_are_in_no_wave_are_named_of_many_the_first(tmp_path):
     )
 
 
+def test_a_wave_whose_name_was_mistyped_is_named(tmp_path):
+    plan = load(tmp_path, {"name": "friday", "members": ["db01"]}, {"name": "saturday", "members": ["db02"]})
+    with pytest.raises(KeyError, match=r"in plan move, expected saturday \(did you mean that\?\), or one of friday"):
+        plan.wave("satruday")
+    with pytest.raises(KeyError, match="expected none: the plan has no waves"):
+        load(tmp_path).wave("saturday")
+
+
 def test_the_order_joins_dependencies_of_groups_with_turns_of_those_that_may_not_run_together(tmp_path):
     wave = load(
         tmp_path,
@@ -176,13 +184,16 @@ def test_approvers_are_those_of_the_plans_people(tmp_path):
 @pytest.mark.parametrize(
     ("wave", "said"),
     [
-        ({"members": ["web9"]}, 'waves[0].members[0]: found "web9", expected one of db01,'),
+        (
+            {"members": ["web9"]},
+            'waves[0].members[0]: found "web9", expected web02 (did you mean that?), or one of db01,',
+        ),
         ({"members": ["x*"]}, 'waves[0].members[0]: found "x*"'),
         ({"members": [{"label": "silver"}]}, "found a rule that no VM of the plan fits"),
         ({"members": [{}]}, "found a rule without any key"),
         (
             {"members": [{"labl": "x"}]},
-            "members[0].labl: found an unknown key, expected one of name, folder, label, tag, host; did you mean label",
+            "members[0].labl: found an unknown key, expected label (did you mean that?), or one of name, folder",
         ),
         ({"members": [["db01"]]}, "waves[0].members[0]: found a list of 1, expected a string"),
         (
@@ -397,7 +408,7 @@ def test_a_window_is_an_hour_longer_on_the_night_that_has_an_hour_twice():
 def test_an_unknown_approver_of_a_cutover_is_named_as_one_of_a_wave_is(tmp_path, settings):
     vms = ["db01", {"name": "db02", "cutover": {"strategy": "cold", "approval": {"by": ["alise"]}}}]
     said = faults(tmp_path, {"name": "one", "members": ["*"]}, vms=vms, **settings)
-    assert 'vms[1].cutover.approval.by[0]: found "alise", expected one of alice, bob; did you mean alice?' in said[0]
+    assert 'vms[1].cutover.approval.by[0]: found "alise", expected alice (did you mean that?), or one of bob' in said[0]
     assert len(said) == 1 + len(settings)
 
 
