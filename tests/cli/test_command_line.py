@@ -170,6 +170,15 @@ def test_what_is_wrong_with_a_wave_counts_also_without_an_airflow(tmp_path: Path
     assert ("found dates that are over" in said) == (expected == 1)
 
 
+def test_a_waves_check_names_the_other_waves_that_start_with_it(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    at = "schedule: {at: [2099-01-01T22:00]}"
+    waves = f"waves: [{{name: one, members: [web01], {at}}}, {{name: two, members: [db01], {at}}}]\n"
+    plan.write_text(f"{PLAN}time_zone: UTC\n{waves}")
+    said = hyperflow("wave", "check", str(plan), "one", "--airflow", str(tmp_path / "none.json"))[1]
+    assert "other waves of the plan start at the same minute, and share hosts and pools with it: two (Thu 2099" in said
+
+
 def test_a_survey_is_not_asked_for_of_a_file_that_is_not_there(tmp_path: Path) -> None:
     status, said = hyperflow("wave", "survey", "plnas/x.yaml", "--airflow", str(tmp_path / "none.json"))
     assert status == 2

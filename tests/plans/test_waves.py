@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hyperflow.plans import times
 from hyperflow.plans.check import check_plans, in_no_wave, plans_beside
-from hyperflow.plans.estimate import Rates, estimate_wave, minutes_text, rates_of
+from hyperflow.plans.estimate import Rates, estimate_wave, minutes_text, rates_of, starts_beside
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.plan import PlanError
 from hyperflow.plans.schema import plan_schema
@@ -596,7 +596,10 @@ def test_a_wave_takes_as_long_as_its_order_and_its_limit_make_it(tmp_path):
     plan = load(tmp_path, wave, vms=vms)
     estimate = estimate_wave(plan, plan.wave("one"), Survey())
     assert estimate.total == 80  # vm0 and vm1, then vm2 and vm3 (last waits for a place), then last
-    assert estimate.sentence().endswith("expected to take 1 h 20 min")
+    assert estimate.sentence().endswith(
+        "expected to take 1 h 20 min, by order and max_in_flight; pools and bandwidth limits may make it longer"
+    )
+    assert "1 h 20 min, at 100 MB/s as 2 run(s) measured, by order" in estimate.sentence(Rates(1e8, 2))
 
 
 def test_sizes_and_measured_rates_tell_what_the_plan_does_not(tmp_path):
@@ -609,6 +612,27 @@ def test_sizes_and_measured_rates_tell_what_the_plan_does_not(tmp_path):
     assert blind.total is None
     assert blind.unknown == ("db01", "db02")
     assert "duration not known of 2 VM(s)" in blind.sentence()
+
+
+def test_other_waves_that_start_in_a_waves_window_or_at_its_minute_are_found(tmp_path):
+    night = {"days": ["sat"], "start": "22:00", "end": "04:00"}
+    plan = load(
+        tmp_path,
+        {"name": "one", "members": ["db01"], "window": night, "schedule": {"cron": "0 22 * * sat"}},
+        {"name": "later", "members": ["db02"], "schedule": {"at": ["2026-11-29T03:59", "2026-11-29T04:00"]}},
+        {"name": "too-late", "members": ["web01"], "schedule": {"at": ["2026-11-29T04:00"]}},
+        {"name": "same", "members": ["web02"], "schedule": {"cron": "0 4 * * sun"}},
+        {"name": "by-hand", "members": ["mail01"], "window": dict(night, days=["sat"])},
+    )
+    now = datetime(2026, 11, 27, tzinfo=UTC)
+
+    def beside(name, at=now):
+        return {other: f"{when:%d %H:%M}" for other, when in starts_beside(plan, plan.wave(name), at).items()}
+
+    assert beside("one") == {"later": "29 02:59"}
+    assert beside("too-late") == {"later": "29 03:00", "same": "29 03:00"}
+    assert beside("by-hand") == {"one": "28 21:00", "later": "29 02:59"}
+    assert beside("by-hand", berlin("2026-11-28 23:00")) == {"later": "29 02:59"}
 
 
 def test_minutes_are_written_as_people_read_them():

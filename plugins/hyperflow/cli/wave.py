@@ -30,8 +30,9 @@ from hyperflow.cli.migrate import (
     wait_for_dag,
 )
 from hyperflow.cli.started import OVER, goes_on, run_to_its_end, started
+from hyperflow.manifest.shown import some
 from hyperflow.plans.check import check_plans, in_no_wave, plans_beside, plans_of
-from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes_text, rates_of
+from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes_text, rates_of, starts_beside
 from hyperflow.plans.plan import Plan
 from hyperflow.plans.pools import pools_of_vm, wave_pool
 from hyperflow.plans.survey import read_survey
@@ -109,6 +110,14 @@ def check(plan: Plan, wave: Wave, endpoint: Path | None, console: Console) -> in
     )
     console.print(order_table(wave, estimate, done))
     found = [*show_time(wave, estimate, rates, console), *wrong]
+    if others := starts_beside(plan, wave, datetime.now(UTC)):
+        names = some([f"{name} ({_local(moment, wave)})" for name, moment in others.items()])
+        where = "in the same window" if wave.entry.window is not None else "at the same minute"
+        console.print(
+            f"other waves of the plan start {where}, and share hosts and pools with it: {names}",
+            markup=False,
+            soft_wrap=True,
+        )
     for line in found:
         console.print(line, style="red", markup=False, soft_wrap=True)
     for line in (*unseen, *filter(None, [in_no_wave(plan)])):
@@ -141,8 +150,7 @@ def show_time(wave: Wave, estimate: WaveEstimate, rates: Rates | None, console: 
     """Tell dates, window and duration; what is wrong with them is returned."""
     now, zone = datetime.now(UTC), wave.zone
     wrong = []
-    source = f", at {rates.bytes_per_second / 1e6:.0f} MB/s as {rates.runs} run(s) measured" if rates else ""
-    console.print(escape(estimate.sentence() + source), soft_wrap=True)
+    console.print(escape(estimate.sentence(rates)), soft_wrap=True)
     dates = [_local(moment, wave) for moment in fires(wave, now, DATES_SHOWN)]
     if wave.entry.schedule is not None:
         console.print(f"starts by itself: {', '.join(dates) or 'never again: its dates are over'}", soft_wrap=True)
