@@ -185,6 +185,30 @@ def test_a_survey_is_not_asked_for_of_a_file_that_is_not_there(tmp_path: Path) -
     assert "plnas/x.yaml: found no such file" in said
 
 
+@pytest.mark.parametrize(
+    "command", [["explain"], ["plan", "check", "include/plans/example.yaml"], ["manifest", "schema"]]
+)
+def test_a_full_standard_output_is_told_in_a_sentence(command: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [ROOT / "hyperflow", *command], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "standard output: No space left on device; not all was written"
+    assert "Traceback" not in done.stderr
+
+
+def test_what_standard_output_cannot_write_is_told_in_a_sentence(tmp_path: Path) -> None:
+    plan = tmp_path / "pl\u00e4n.yaml"
+    plan.write_text(PLAN)
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [ROOT / "hyperflow", "plan", "check", plan], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == "found '\\xe4', expected text in ascii: set PYTHONIOENCODING=utf-8\n"
+
+
 def test_wrong_usage_exits_2() -> None:
     assert hyperflow("plan")[0] == 2
     assert hyperflow("migrate", "example", "web01", "--set", "compress")[0] == 2
