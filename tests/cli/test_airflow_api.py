@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hyperflow.cli import airflow_api
@@ -53,6 +54,11 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(500, LOCKED)
         elif "xcom" in self.path:
             self.answer(200, {"value": 7})
+        elif "/taskInstances?" in self.path:
+            task = {"map_index": -1, "state": "success", "try_number": 1, "duration": 1.0, "start_date": None}
+            self.page("task_instances", [{"task_id": f"vms.w{number:03}", **task} for number in range(250)])
+        elif "/importErrors?" in self.path:
+            self.page("import_errors", [{"stack_trace": f"plan {number}"} for number in range(101)])
         elif self.path.endswith("/pool-list"):
             self.answer(200, [])
         elif self.path.endswith("/page"):
@@ -63,6 +69,13 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"state": "queued"})
         else:
             self.answer(404, {"detail": "not found"})
+
+    def page(self, key: str, items: list[dict[str, Any]]) -> None:
+        """Answer as Airflow does, with no more than its maximum_page_limit at once."""
+        query = {name: int(values[0]) for name, values in parse_qs(urlsplit(self.path).query).items()}
+        begin = query.get("offset", 0)
+        shown = items[begin : begin + min(query.get("limit", 50), 100)]
+        self.answer(200, {key: shown, "total_entries": len(items)})
 
     def do_PATCH(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -132,6 +145,12 @@ def test_a_question_is_asked_again_and_a_fault_is_no_missing_value(airflow: Airf
 def test_what_a_thing_is_to_be_is_said_again(airflow: Airflow, api: AirflowApi) -> None:
     airflow.faults = 2
     assert api.request("PATCH", "/api/v2/dags/d/dagRuns/r", json={"state": "failed"}) == {"state": "failed"}
+
+
+def test_what_airflow_gives_by_the_hundred_is_read_to_its_end(api: AirflowApi) -> None:
+    tasks = api.task_instances("wave.move.night", "r")
+    assert [task.task_id for task in tasks] == [f"vms.w{number:03}" for number in range(250)]
+    assert len(api.import_errors()) == 101
 
 
 def test_a_refusal_is_not_asked_again(api: AirflowApi) -> None:

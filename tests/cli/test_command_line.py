@@ -54,6 +54,35 @@ def test_a_good_plan_passes() -> None:
     assert "plan example, 2 VM(s)" in said
 
 
+def test_an_airflow_that_is_named_and_cannot_be_asked_is_told_also_of_a_plan_that_needs_no_pools(
+    tmp_path: Path,
+) -> None:
+    nowhere = str(tmp_path / "none.json")
+    status, said = hyperflow("plan", "check", str(ROOT / "include/plans/example.yaml"), "--airflow", nowhere)
+    assert status == 69
+    assert "plan example, 2 VM(s)" in said
+    assert f"pools, approvers and connections were not looked at: {nowhere}: not found" in said
+    (tmp_path / "plan.yaml").write_text(PLAN.replace("connection: kvm01", "conection: kvm01"))
+    assert hyperflow("plan", "check", str(tmp_path / "plan.yaml"), "--airflow", nowhere)[0] == 2
+
+
+def test_a_plan_beside_that_cannot_be_read_is_named_and_no_fault_of_the_checked_one(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    (tmp_path / "b.yaml").write_text("plan: [")
+    status, said = hyperflow("plan", "check", str(tmp_path / "plan.yaml"))
+    assert status == 0
+    assert "b.yaml beside it has faults and was not compared" in said
+
+
+def test_a_vm_that_is_in_no_wave_is_named_and_no_fault(tmp_path: Path) -> None:
+    plan, nowhere = tmp_path / "plan.yaml", str(tmp_path / "none.json")
+    plan.write_text(PLAN + "waves: [{name: one, members: [web01]}]\n")
+    status, said = hyperflow("plan", "check", str(plan))
+    assert status == 0
+    assert f"{plan}: 1 of 2 VMs is in no wave: db01" in said
+    assert "1 of 2 VMs is in no wave: db01" in hyperflow("wave", "check", str(plan), "one", "--airflow", nowhere)[1]
+
+
 def test_every_fault_of_every_plan_is_listed_and_the_status_is_2(tmp_path: Path) -> None:
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text(PLAN.replace("connection: kvm01", "conection: kvm01").replace("name: web01", "nmae: web01"))
@@ -62,7 +91,7 @@ def test_every_fault_of_every_plan_is_listed_and_the_status_is_2(tmp_path: Path)
     (tmp_path / "profiles/kvm-migration.yaml").write_text((ROOT / "include/profiles/kvm-migration.yaml").read_text())
     status, said = hyperflow("plan", "check", str(first), str(second))
     assert status == 2
-    for word in ("did you mean connection", "did you mean name", "second.yaml", "line"):
+    for word in ("connection (did you mean that?)", "name (did you mean that?)", "second.yaml", "line"):
         assert word in said
 
 
@@ -141,10 +170,43 @@ def test_what_is_wrong_with_a_wave_counts_also_without_an_airflow(tmp_path: Path
     assert ("found dates that are over" in said) == (expected == 1)
 
 
+def test_a_waves_check_names_the_other_waves_that_start_with_it(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    at = "schedule: {at: [2099-01-01T22:00]}"
+    waves = f"waves: [{{name: one, members: [web01], {at}}}, {{name: two, members: [db01], {at}}}]\n"
+    plan.write_text(f"{PLAN}time_zone: UTC\n{waves}")
+    said = hyperflow("wave", "check", str(plan), "one", "--airflow", str(tmp_path / "none.json"))[1]
+    assert "other waves of the plan start at the same minute, and share hosts and pools with it: two (Thu 2099" in said
+
+
 def test_a_survey_is_not_asked_for_of_a_file_that_is_not_there(tmp_path: Path) -> None:
     status, said = hyperflow("wave", "survey", "plnas/x.yaml", "--airflow", str(tmp_path / "none.json"))
     assert status == 2
     assert "plnas/x.yaml: found no such file" in said
+
+
+@pytest.mark.parametrize(
+    "command", [["explain"], ["plan", "check", "include/plans/example.yaml"], ["manifest", "schema"]]
+)
+def test_a_full_standard_output_is_told_in_a_sentence(command: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [ROOT / "hyperflow", *command], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "standard output: No space left on device; not all was written"
+    assert "Traceback" not in done.stderr
+
+
+def test_what_standard_output_cannot_write_is_told_in_a_sentence(tmp_path: Path) -> None:
+    plan = tmp_path / "pl\u00e4n.yaml"
+    plan.write_text(PLAN)
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [ROOT / "hyperflow", "plan", "check", plan], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == "found '\\xe4', expected text in ascii: set PYTHONIOENCODING=utf-8\n"
 
 
 def test_wrong_usage_exits_2() -> None:

@@ -50,7 +50,7 @@ REFUSALS = {
     "shared-disk": Refusal({"name": "shared01"}, ("shared",)),
     "earlier-snapshot": Refusal({"name": "snap01"}, ("before-upgrade",)),
     "no-disk": Refusal({"name": "diskless01"}, ("disk",)),
-    "unknown-setting": Refusal(WEB, ("skip_boots", "did you mean skip_boot"), conf={"skip_boots": True}),
+    "unknown-setting": Refusal(WEB, ("skip_boots", "skip_boot (did you mean that?)"), conf={"skip_boots": True}),
     "wrong-setting": Refusal(WEB, ("output_directory", "../images"), conf={"output_directory": "../images"}),
     "wrong-password": Refusal(
         WEB, ("refuses the user", "tried once"), settings={"vcenter": {"connection": "vc_login"}}

@@ -31,7 +31,7 @@ def fault(configuration):
         ({"users": {"a": {"ssh_keys": [KEY + "\n" + KEY]}}}, "expected a public key as ssh-keygen writes it"),
         ({"users": {"a": {"ssh_keys": ['command="sh" ' + KEY]}}}, "without options in front"),
         ({"users": {"a": {"sudo": True}}}, "expected 'password' or 'nopasswd'"),
-        ({"users": {"a": {"password": "x"}}}, "found an unknown key, expected one of ssh_keys, password_hash, sudo"),
+        ({"users": {"a": {"password": "x"}}}, "expected password_hash (did you mean that?), or one of ssh_keys, sudo"),
         ({"services": {"enable": ["../../etc/x"]}}, "services.enable[0]"),
         ({"services": {"mask": ["a\n"]}}, "expected the name of a systemd unit"),
         ({"services": {"start": ["a"]}}, "found an unknown key, expected one of enable, disable, mask"),

@@ -137,8 +137,8 @@ def test_unknown_keys_survive_in_their_place():
         ),
         (
             minimal() | {"pipeline": {"covert": {"enabled": True}}},
-            "pipeline.covert: found an unknown key, expected one of inspect, fix, convert, validate; "
-            "did you mean convert?",
+            "pipeline.covert: found an unknown key, expected convert (did you mean that?), or one of "
+            "inspect, fix, validate",
         ),
         (
             minimal() | {"pipeline": {"convert": {"enabled": True, "compress_level": 10}}},

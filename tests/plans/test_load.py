@@ -84,15 +84,15 @@ def test_the_seeds_profile_loads_as_it_is(tmp_path):
         (
             "vcenter: {con",
             "vcentre: {con",
-            "vcentre: found an unknown key, expected one of profile, profile_overrides, host, networks, "
-            "target, boot_proof, snapshots, limits, cutover, drift, host_is_drift, labels, notify, expected_minutes, "
-            "plan, vcenter, vms, time_zone, people, pools, waves; did you mean vcenter? (line 2, column 1)",
+            "vcentre: found an unknown key, expected vcenter (did you mean that?), or one of profile, "
+            "profile_overrides, host, networks, target, boot_proof, snapshots, limits, cutover, drift and 10 more "
+            "(line 2, column 1)",
         ),
         (
             "connection: kvm01",
             "conection: kvm01",
-            "host.conection: found an unknown key, expected one of connection, staging_directory, "
-            "output_directory; did you mean connection? (line 4, column 8)",
+            "host.conection: found an unknown key, expected connection (did you mean that?), or one of "
+            "staging_directory, output_directory (line 4, column 8)",
         ),
         (
             "connection: kvm01, ",
@@ -152,8 +152,7 @@ def test_the_seeds_profile_loads_as_it_is(tmp_path):
         (
             "kvm-migration",
             "kvm-migratoin",
-            'profile: found "kvm-migratoin", expected one of kvm-migration; did you mean kvm-migration? '
-            "(line 3, column 1)",
+            'profile: found "kvm-migratoin", expected kvm-migration (did you mean that?) (line 3, column 1)',
         ),
         (
             "profile: kvm-migration\n",
@@ -316,6 +315,23 @@ def test_profiles_beside_the_plan_come_before_the_projects(tmp_path):
     assert load_plan(write(tmp_path, GOOD)).vms[0].profile.name == "kvm-migration"
 
 
+def test_a_folder_of_profiles_that_cannot_be_read_is_named_where_a_plan_names_a_profile(tmp_path, monkeypatch):
+    (tmp_path / "profiles").mkdir()
+    listed = Path.iterdir
+
+    def refused(folder):
+        if folder == tmp_path / "profiles":  # which root may read all the same
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    (said,) = refusal(write(tmp_path, GOOD), None)
+    assert said == (
+        f"profile: found {tmp_path / 'profiles'}: Permission denied, expected a folder of profiles that can be read "
+        "(line 3, column 1)"
+    )
+
+
 def test_plans_are_checked_against_each_other(tmp_path):
     first = write(tmp_path, GOOD, "a.yaml")
     same = write(tmp_path, GOOD, "b.yaml")
@@ -409,8 +425,23 @@ def test_the_plans_beside_are_read_once_and_given(tmp_path, monkeypatch):
     write(tmp_path, "plan: [", "broken.yaml")
     (checked,), beside = check.check_beside(paths[:1])
     assert checked.faults == ()
-    assert [plan.name for plan in beside] == ["b"]
+    assert [each.plan.name for each in beside if each.plan] == ["b"]
     assert sorted(read) == ["a.yaml", "b.yaml", "broken.yaml"]
+
+
+def test_a_faulty_plan_beside_is_named_for_what_could_not_be_held_against_it(tmp_path):
+    (tmp_path / "profiles").symlink_to(PROFILES)
+    path = write(tmp_path, GOOD, "a.yaml")
+    write(tmp_path, "plan: [", "b.yaml")
+    write(tmp_path, GOOD.replace("plan: web", "plan: c") + "waves: [{name: one, members: [nobody]}]\n", "c.yaml")
+    write(tmp_path, GOOD.replace("plan: web", "plan: d"), "d.yaml")
+    assert check.not_compared(check.check_beside([path])[1]) == [
+        "b.yaml beside it has faults and was not compared",
+        "c.yaml beside it has faults and was compared as far as it could be read; its pools were not",
+    ]
+    plans, left_out = check.plans_of(check.plans_beside([path]))
+    assert [plan.name for plan in plans] == ["d"]
+    assert left_out == [f"{name}.yaml beside it has faults and its pools were not compared" for name in ("b", "c")]
 
 
 def test_a_slug_counts_before_another_vms_name(tmp_path):
@@ -418,6 +449,19 @@ def test_a_slug_counts_before_another_vms_name(tmp_path):
     plan = load_plan(write(tmp_path, GOOD.replace("web01", "web 01") + f"  - name: {slug}\n"), PROFILES)
     assert plan.vm(slug) is plan.vms[0]
     assert plan.vm(plan.vms[1].slug) is plan.vms[1]
+
+
+def test_of_many_vms_the_one_that_was_meant_is_named_and_not_all(tmp_path):
+    vms = "".join(f"  - name: w{number:03}-app\n" for number in range(300))
+    plan = load_plan(write(tmp_path, GOOD.replace("  - name: web01\n", vms)), PROFILES)
+    with pytest.raises(KeyError) as refused:
+        plan.vm("w123-ap")
+    assert refused.value.args[0].startswith(
+        "vm: found 0 called 'w123-ap' in plan web, expected w123-app (did you mean that?), or one of w000-app, "
+    )
+    assert refused.value.args[0].endswith(", w009-app and 289 more")
+    with pytest.raises(KeyError, match=r"expected one of w000-app, .*, w009-app and 290 more"):
+        plan.vm("x")
 
 
 def test_a_vm_is_found_by_slug_dag_id_or_its_word_in_the_plan(tmp_path):

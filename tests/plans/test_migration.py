@@ -163,7 +163,7 @@ def test_a_wrong_conf_is_refused_with_all_its_faults():
         parse_overrides(conf)
     said = {fault.path: str(fault) for fault in refused.value.faults}
     assert set(said) == set(conf)
-    assert "did you mean output_format?" in said["outputformat"]
+    assert "output_format (did you mean that?)" in said["outputformat"]
     assert str(refused.value).startswith("dag_run.conf: ")
     with pytest.raises(PlanError, match="found a list of 0, expected an object"):
         parse_overrides([])

@@ -109,7 +109,7 @@ def test_plan_check_finds_every_fault_of_a_notifier_with_those_of_the_plan(tmp_p
         "it is no subclass of Airflow's BaseNotifier",
         'notify[3].notifier: found "os.system", expected a class that [hyperflow] notifiers',
         "notify[4].arguments: found no to, expected a value for it, which SmtpNotifier needs",
-        "notify[4].arguments.tto: found an argument that SmtpNotifier has not, expected one of auth_type",
+        "notify[4].arguments.tto: found an argument that SmtpNotifier has not, expected to (did you mean",
         "notify[5].arguments.to: found a template that cannot be rendered (",
         "notify[5].arguments.subject: found a template that cannot be rendered (",
         "notify[5].arguments.cc: found a template that cannot be rendered ('conn' is undefined)",

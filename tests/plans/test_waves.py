@@ -7,8 +7,8 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 from hyperflow.plans import times
-from hyperflow.plans.check import check_plans, plans_beside
-from hyperflow.plans.estimate import Rates, estimate_wave, minutes_text, rates_of
+from hyperflow.plans.check import check_plans, in_no_wave, plans_beside
+from hyperflow.plans.estimate import Rates, estimate_wave, minutes_text, rates_of, starts_beside
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.plan import PlanError
 from hyperflow.plans.schema import plan_schema
@@ -93,13 +93,55 @@ def test_host_and_tag_need_a_survey_of_all_vms_and_count_by_it(tmp_path):
     assert members(tmp_path, {"folder": "/DC/vm/Prod", "name": "db*"}) == ("db01", "db02")
 
 
-def test_a_damaged_survey_is_named_and_not_believed(tmp_path):
+def test_a_folder_needs_a_survey_of_vms_that_are_not_given_by_their_path(tmp_path):
+    vms = [{"inventory_path": "/DC/vm/Prod/a"}, "db01", "db02"]
+    (said,) = faults(tmp_path, {"name": "one", "members": [{"folder": "/DC/vm/Prod"}]}, vms=vms)
+    assert "waves[0].members[0]: found a rule on folder, which is not known of db01 and 1 more" in said
+    seen = {"db01": surveyed("db01"), "db02": surveyed("db02")}
+    write_survey(tmp_path / "move.yaml", "move", Survey(asked="2026-11-24T00:00:00Z", vms=seen))
+    assert members(tmp_path, {"folder": "/DC/vm/Prod"}, vms=vms) == ("a", "db01", "db02")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [('{"vms": {"db01": {"name": 7}}}', "damaged"), ("", "damaged"), (None, "Is a directory")]
+)
+@pytest.mark.parametrize("top", [{}, {"pools": {"nfc_streams_per_esxi": 8}}])
+def test_a_damaged_survey_is_one_fault_beside_the_plans_others_and_keeps_nobody_from_a_new_one(
+    tmp_path, content, said, top
+):
     where = survey_path(tmp_path / "move.yaml", "move")
     where.parent.mkdir()
-    where.write_text('{"vms": {"db01": {"name": 7}}}')
-    with pytest.raises(PlanError, match="damaged survey") as refused:
-        load(tmp_path, {"name": "one", "members": ["db01"]})
-    assert refused.value.source == str(where)
+    where.mkdir() if content is None else where.write_text(content)
+    wave = {"name": "one", "members": [{"tag": "gold"}]}
+    damaged = f"survey: found {where}: {said}, expected what was written there: run ./hyperflow wave survey again"
+    assert faults(tmp_path, wave, **top) == [damaged]
+    assert len(faults(tmp_path, wave, drift="stpo", **top)) == 2
+    (tmp_path / "move.yaml").write_text(yaml.safe_dump(document(wave, **top)))
+    assert load_plan(tmp_path / "move.yaml", PROFILES, waves=False).name == "move"
+
+
+def test_a_survey_that_nothing_asks_is_not_read(tmp_path):
+    survey_path(tmp_path / "move.yaml", "move").parent.mkdir()
+    survey_path(tmp_path / "move.yaml", "move").write_text("damaged")
+    assert load(tmp_path).waves == ()
+
+
+def test_vms_that_are_in_no_wave_are_named_of_many_the_first(tmp_path):
+    assert in_no_wave(load(tmp_path, {"name": "one", "members": ["*"]})) is None
+    assert in_no_wave(load(tmp_path)) is None
+    vms = ["a", *(f"b{number:02}" for number in range(14))]
+    first = ", ".join(vms[1:11])
+    assert in_no_wave(load(tmp_path, {"name": "one", "members": ["a"]}, vms=vms)) == (
+        f"14 of 15 VMs are in no wave: {first} and 4 more"
+    )
+
+
+def test_a_wave_whose_name_was_mistyped_is_named(tmp_path):
+    plan = load(tmp_path, {"name": "friday", "members": ["db01"]}, {"name": "saturday", "members": ["db02"]})
+    with pytest.raises(KeyError, match=r"in plan move, expected saturday \(did you mean that\?\), or one of friday"):
+        plan.wave("satruday")
+    with pytest.raises(KeyError, match="expected none: the plan has no waves"):
+        load(tmp_path).wave("saturday")
 
 
 def test_the_order_joins_dependencies_of_groups_with_turns_of_those_that_may_not_run_together(tmp_path):
@@ -142,13 +184,16 @@ def test_approvers_are_those_of_the_plans_people(tmp_path):
 @pytest.mark.parametrize(
     ("wave", "said"),
     [
-        ({"members": ["web9"]}, 'waves[0].members[0]: found "web9", expected one of db01,'),
+        (
+            {"members": ["web9"]},
+            'waves[0].members[0]: found "web9", expected web02 (did you mean that?), or one of db01,',
+        ),
         ({"members": ["x*"]}, 'waves[0].members[0]: found "x*"'),
         ({"members": [{"label": "silver"}]}, "found a rule that no VM of the plan fits"),
         ({"members": [{}]}, "found a rule without any key"),
         (
             {"members": [{"labl": "x"}]},
-            "members[0].labl: found an unknown key, expected one of name, folder, label, tag, host; did you mean label",
+            "members[0].labl: found an unknown key, expected label (did you mean that?), or one of name, folder",
         ),
         ({"members": [["db01"]]}, "waves[0].members[0]: found a list of 1, expected a string"),
         (
@@ -363,7 +408,7 @@ def test_a_window_is_an_hour_longer_on_the_night_that_has_an_hour_twice():
 def test_an_unknown_approver_of_a_cutover_is_named_as_one_of_a_wave_is(tmp_path, settings):
     vms = ["db01", {"name": "db02", "cutover": {"strategy": "cold", "approval": {"by": ["alise"]}}}]
     said = faults(tmp_path, {"name": "one", "members": ["*"]}, vms=vms, **settings)
-    assert 'vms[1].cutover.approval.by[0]: found "alise", expected one of alice, bob; did you mean alice?' in said[0]
+    assert 'vms[1].cutover.approval.by[0]: found "alise", expected alice (did you mean that?), or one of bob' in said[0]
     assert len(said) == 1 + len(settings)
 
 
@@ -551,7 +596,10 @@ def test_a_wave_takes_as_long_as_its_order_and_its_limit_make_it(tmp_path):
     plan = load(tmp_path, wave, vms=vms)
     estimate = estimate_wave(plan, plan.wave("one"), Survey())
     assert estimate.total == 80  # vm0 and vm1, then vm2 and vm3 (last waits for a place), then last
-    assert estimate.sentence().endswith("expected to take 1 h 20 min")
+    assert estimate.sentence().endswith(
+        "expected to take 1 h 20 min, by order and max_in_flight; pools and bandwidth limits may make it longer"
+    )
+    assert "1 h 20 min, at 100 MB/s as 2 run(s) measured, by order" in estimate.sentence(Rates(1e8, 2))
 
 
 def test_sizes_and_measured_rates_tell_what_the_plan_does_not(tmp_path):
@@ -566,8 +614,54 @@ def test_sizes_and_measured_rates_tell_what_the_plan_does_not(tmp_path):
     assert "duration not known of 2 VM(s)" in blind.sentence()
 
 
+def test_other_waves_that_start_in_a_waves_window_or_at_its_minute_are_found(tmp_path):
+    night = {"days": ["sat"], "start": "22:00", "end": "04:00"}
+    plan = load(
+        tmp_path,
+        {"name": "one", "members": ["db01"], "window": night, "schedule": {"cron": "0 22 * * sat"}},
+        {"name": "later", "members": ["db02"], "schedule": {"at": ["2026-11-29T03:59", "2026-11-29T04:00"]}},
+        {"name": "too-late", "members": ["web01"], "schedule": {"at": ["2026-11-29T04:00"]}},
+        {"name": "same", "members": ["web02"], "schedule": {"cron": "0 4 * * sun"}},
+        {"name": "by-hand", "members": ["mail01"], "window": dict(night, days=["sat"])},
+    )
+    now = datetime(2026, 11, 27, tzinfo=UTC)
+
+    def beside(name, at=now):
+        return {other: f"{when:%d %H:%M}" for other, when in starts_beside(plan, plan.wave(name), at).items()}
+
+    assert beside("one") == {"later": "29 02:59"}
+    assert beside("too-late") == {"later": "29 03:00", "same": "29 03:00"}
+    assert beside("by-hand") == {"one": "28 21:00", "later": "29 02:59"}
+    assert beside("by-hand", berlin("2026-11-28 23:00")) == {"later": "29 02:59"}
+
+
 def test_minutes_are_written_as_people_read_them():
     assert [minutes_text(minutes) for minutes in (-3, 0.2, 59.2, 125)] == ["0 min", "1 min", "1 h 00 min", "2 h 05 min"]
+
+
+COLD, LIVE = {"strategy": "cold"}, {"strategy": "live-copy"}
+ASKED = {"approval": {}, "health": {"ports": [22]}}
+
+
+@pytest.mark.parametrize(
+    ("top", "vm", "place"),
+    [
+        (ASKED, {}, "cutover"),
+        (LIVE | ASKED, LIVE, "cutover"),
+        ({}, ASKED, "vms[1].cutover"),
+        (COLD, LIVE | ASKED, "vms[1].cutover"),
+    ],
+)
+def test_what_only_a_cold_cutover_reads_is_refused_of_a_live_copy(tmp_path, top, vm, place):
+    (said,) = faults(tmp_path, vms=["db01", {"name": "db02", "cutover": vm}], cutover=top)
+    assert said.startswith(f"{place}: found approval, health, which the strategy live-copy does not read, expected ")
+
+
+@pytest.mark.parametrize(
+    ("top", "vm"), [(COLD | ASKED, LIVE), (ASKED, COLD), (LIVE | ASKED, COLD), ({}, COLD | ASKED), (COLD, ASKED)]
+)
+def test_what_a_plan_says_of_cold_cutovers_may_stand_beside_live_copies(tmp_path, top, vm):
+    assert load(tmp_path, vms=["db01", {"name": "db02", "cutover": vm}], cutover=top)
 
 
 def test_ports_that_no_address_is_asked_on_are_found_before_anything_is_shut_down(tmp_path):

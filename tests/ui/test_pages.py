@@ -97,6 +97,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS="admin:admin,viewer:viewer,other:viewer",
         AIRFLOW__CORE__AUTH_MANAGER="per_dag_auth.PerDagAuthManager",
         AIRFLOW__API__WORKERS="1",
+        AIRFLOW_CONN_KVM01="ssh://kvm01",
         AIRFLOW__API_AUTH__JWT_SECRET="only-for-this-test-and-long-enough-for-it-to-be-a-key-0123456789",
         PYTHONPATH=f"{ROOT / 'plugins'}:{Path(__file__).parent}",
     )
@@ -275,6 +276,9 @@ def endpoint(server: tuple[str, Path], tmp_path: Path) -> Path:
     passwords = json.loads((home / "simple_auth_manager_passwords.json.generated").read_text())
     file = tmp_path / "airflow.json"
     file.write_text(json.dumps({"url": url, "user": "admin", "password": passwords["admin"]}))
+    vcenter = {"connection_id": "vc", "conn_type": "generic"}
+    headers = {"Authorization": f"Bearer {token(url, 'admin', home)}"}
+    httpx.post(f"{url}/api/v2/connections", json=vcenter, headers=headers)  # once, and refused the other times
     return file
 
 
@@ -342,8 +346,33 @@ def test_a_plans_check_finds_approvers_and_pools_that_airflow_has_not(
 
 def test_a_plan_is_checked_without_airflow_and_that_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "p.yaml").write_text(PLAN)
-    assert main(["plan", "check", str(tmp_path / "p.yaml"), "--airflow", str(tmp_path / "no.json")]) == 0
-    assert "pools and approvers were not looked at" in capsys.readouterr().err
+    assert main(["plan", "check", str(tmp_path / "p.yaml"), "--airflow", str(tmp_path / "no.json")]) == 69
+    assert "pools, approvers and connections were not looked at" in capsys.readouterr().err
+
+
+def test_a_connection_that_airflow_has_not_is_a_fault_of_the_plan(
+    endpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "p.yaml"
+    plan.write_text(PLAN.partition("people:")[0].replace("connection: vc", "connection: cv") + "vms: [{name: a}]\n")
+    check = ["plan", "check", str(plan), "--airflow", str(endpoint)]
+    assert main(check) == 2
+    assert capsys.readouterr().out == f'{plan}: vcenter.connection: found "cv", expected a connection of Airflow\n'
+    plan.write_text(plan.read_text().replace("connection: cv", "connection: vc").replace(": kvm01", ": kvm02"))
+    assert main(check) == 2
+    assert 'host.connection: found "kvm02", expected a connection of Airflow' in capsys.readouterr().out
+    plan.write_text(plan.read_text().replace(": kvm02", ": kvm01"))  # one lies in Airflow's database, one elsewhere
+    assert main(check) == 0
+
+
+def test_who_may_not_read_connections_is_told_that_they_were_not_looked_at(
+    endpoint: Path, server: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passwords = json.loads((server[1] / "simple_auth_manager_passwords.json.generated").read_text())
+    endpoint.write_text(json.dumps({"url": server[0], "user": "viewer", "password": passwords["viewer"]}))
+    (tmp_path / "p.yaml").write_text(PLAN.partition("people:")[0] + "vms: [{name: a}]\n")
+    assert main(["plan", "check", str(tmp_path / "p.yaml"), "--airflow", str(endpoint)]) == 0
+    assert "connections were not looked at: this Airflow does not tell" in capsys.readouterr().err
 
 
 def test_nobody_is_told_who_is_a_user(server: tuple[str, Path], viewer: httpx.Client) -> None:

@@ -6,6 +6,7 @@ exit status: 0 done, 1 failed or invalid manifest, 2 wrong usage or faulty plan,
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+SHOWN = 20  # characters of a text that cannot be written
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h
@@ -26,10 +28,41 @@ def main(arguments: list[str]) -> int:
     parsed = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = parsed.run
     try:
-        return run(parsed)
+        status = run(parsed)
+        _flush()
+        return status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except OSError:
+        why = _refused_by_stdout()
+        if why is None:  # it was another file's, and a defect of ours that no command has told it
+            raise
+        print(f"standard output: {why}; not all was written", file=sys.stderr)
+        return EXIT_FAILED
+    except UnicodeEncodeError as fault:
+        text = ascii(fault.object[fault.start : fault.end][:SHOWN])
+        print(f"found {text}, expected text in {fault.encoding}: set PYTHONIOENCODING=utf-8", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # where the shell has closed it, Python has none
+        sys.stdout.flush()
+
+
+def _refused_by_stdout() -> str | None:
+    """Say why standard output takes nothing more, and give it up; None where it takes a line.
+
+    An error of writing does not say which file it was. What is left in a buffer is tried again when Python ends, and
+    then told as a traceback, so it goes nowhere.
+    """
+    try:
+        print(flush=True)
+    except OSError as fault:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return fault.strerror or type(fault).__name__
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:

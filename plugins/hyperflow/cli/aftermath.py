@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from rich.console import Console
 
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused
-from hyperflow.cli.migrate import OVER, POLL, find_dag, words_of
+from hyperflow.cli.migrate import find_dag, words_of
+from hyperflow.cli.started import run_to_its_end
 from hyperflow.plans.plan import PlanError
 
 
@@ -25,9 +25,8 @@ def aftermath(what: str, plan: str, vm: str, *, target_is_off: bool, endpoint: P
     try:
         target = find_dag(plan, vm)
         api = AirflowApi(endpoint)
-        run_id = api.trigger(dag_id, {"vm": target, **({"target_is_off": True} if target_is_off else {})})
-        while (state := api.run_state(dag_id, run_id)) not in OVER:
-            time.sleep(POLL)
+        asked = {"vm": target, **({"target_is_off": True} if target_is_off else {})}
+        run_id, state = run_to_its_end(api, dag_id, asked)
         failure = api.xcom(dag_id, run_id, what, "failure")
     except (PlanError, KeyError) as fault:
         errors.print(words_of(fault), style="red", markup=False, soft_wrap=True)

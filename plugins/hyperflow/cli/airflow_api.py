@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -19,7 +20,7 @@ LAB_ENDPOINT = Path(__file__).resolve().parents[3] / ".lab" / "airflow.json"
 TIMEOUT = 90.0  # seconds; on SQLite a writer may wait long for its turn
 WAITS = (1.0, 3.0, 10.0)  # seconds before asking again after a fault of Airflow's own
 
-PAGE = 100  # entries that Airflow gives at once
+PAGE = 100  # entries that Airflow gives at once ([api] maximum_page_limit), whatever it is asked for
 
 
 class AirflowUnavailable(Exception):
@@ -28,6 +29,10 @@ class AirflowUnavailable(Exception):
 
 class ServerFault(AirflowUnavailable):
     """Airflow failed at a good request (5xx), such as on a locked SQLite; what was asked may be done or not."""
+
+
+class Forbidden(AirflowUnavailable):
+    """Airflow does not let us do this, or does not let us in any more."""
 
 
 class Refused(Exception):
@@ -127,7 +132,7 @@ class AirflowApi:
 
     def task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
         """All tasks of a run."""
-        answer = self.request("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 1000})
+        found = self._all(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances", "task_instances")
         return [
             TaskInstance(
                 task_id=item["task_id"],
@@ -138,7 +143,7 @@ class AirflowApi:
                 seconds=item["duration"],
                 start=item["start_date"],
             )
-            for item in answer["task_instances"]
+            for item in found
         ]
 
     def log_lines(self, dag_id: str, run_id: str, task: TaskInstance) -> list[str]:
@@ -205,6 +210,20 @@ class AirflowApi:
             unknown += answer
         return unknown
 
+    def unknown_connections(self, ids: Iterable[str]) -> list[str] | None:
+        """List those ids that no connection of this Airflow has, as Hyperflow's plugin in it tells.
+
+        :return: None where it does not tell: no plugin of this version, or a user who may not read connections
+        """
+        unknown = []
+        for one in sorted(set(ids)):
+            try:
+                if not self.request("GET", f"/hyperflow/connections/{quote(one, safe='')}")["known"]:
+                    unknown.append(one)
+            except (Refused, Forbidden):
+                return None
+        return unknown
+
     def variables(self, prefix: str) -> dict[str, Any]:
         """Airflow's variables whose names begin so, those that hold JSON read."""
         pattern = {"variable_key_pattern": f"{prefix}%"}
@@ -247,7 +266,7 @@ class AirflowApi:
 
     def import_errors(self) -> list[str]:
         """Errors of DAG files and plans."""
-        return [str(item["stack_trace"]) for item in self.request("GET", "/api/v2/importErrors")["import_errors"]]
+        return [str(item["stack_trace"]) for item in self._all("/api/v2/importErrors", "import_errors")]
 
     def request(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         """Send a request and return the object that Airflow answers with.
@@ -271,7 +290,7 @@ class AirflowApi:
         except httpx.HTTPError as fault:
             raise AirflowUnavailable(f"{self.url}: no answer ({fault}); is Airflow up?") from fault
         if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            raise AirflowUnavailable(f"{self.url}: {response.status_code}: user or password refused, or no right")
+            raise Forbidden(f"{self.url}: {response.status_code}: user or password refused, or no right")
         if response.is_error:
             detail = (_object(response) or {}).get("detail", response.text)
             if response.is_server_error:

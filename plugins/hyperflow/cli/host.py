@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from rich.console import Console
@@ -11,9 +10,9 @@ from rich.table import Table
 
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused
+from hyperflow.cli.started import run_to_its_end
 
 DAG_ID = "hyperflow_host_check"
-POLL = 1.0  # seconds
 
 
 def check(connection: str, staging: str, output: str, *, endpoint: Path | None) -> int:
@@ -25,20 +24,18 @@ def check(connection: str, staging: str, output: str, *, endpoint: Path | None) 
     conf = {"connection": connection, "staging_directory": staging, "output_directory": output}
     try:
         api = AirflowApi(endpoint)
-        run_id = api.trigger(DAG_ID, conf)
-        while (state := api.run_state(DAG_ID, run_id)) not in ("success", "failed"):
-            time.sleep(POLL)
+        run_id, state = run_to_its_end(api, DAG_ID, conf)
         failure = api.xcom(DAG_ID, run_id, "check", "failure")
         observed = api.xcom(DAG_ID, run_id, "check")
     except AirflowUnavailable as fault:
-        console.print(str(fault), style="red", markup=False)
+        console.print(str(fault), style="red", markup=False, soft_wrap=True)
         return EXIT_UNAVAILABLE
     except Refused as fault:
-        console.print(str(fault), style="red", markup=False)
+        console.print(str(fault), style="red", markup=False, soft_wrap=True)
         return EXIT_FAILED
     if state != "success" or not isinstance(observed, dict):
         message = failure["message"] if isinstance(failure, dict) else f"see run {run_id} of DAG {DAG_ID}"
-        console.print(f"{connection}: {message}", style="red", markup=False)
+        console.print(f"{connection}: {message}", style="red", markup=False, soft_wrap=True)
         return EXIT_FAILED
     table = Table(title=escape(connection), box=None)
     table.add_column("what")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hyperflow.cli.airflow_api import AirflowApi
-from hyperflow.manifest.faults import Fault
+from hyperflow.manifest.faults import Fault, show
 from hyperflow.manifest.shown import shown
 from hyperflow.plans.plan import Plan
 from hyperflow.plans.pools import Pool, lacks, pools_beside, pools_of
@@ -32,6 +32,23 @@ def faults_in_airflow(
     if unknown is None:
         return faults, ["approvers were not looked at: this Airflow does not tell Hyperflow which users it has"]
     return [*faults, *people_faults(asked, unknown)], []
+
+
+def connection_faults(api: AirflowApi, plan: Plan) -> tuple[list[Fault], list[str]]:
+    """Find connections that a plan names and Airflow has not.
+
+    :return: the faults, each connection once; and what could not be looked at
+    """
+    places = {plan.vcenter.connection: "vcenter.connection"}
+    hosts = [str(vm.settings.host.connection) for vm in plan.vms if vm.settings.host is not None]
+    for index, name in enumerate(hosts):
+        places.setdefault(name, "host.connection" if len(set(hosts)) == 1 else f"vms[{index}].host.connection")
+    unknown = api.unknown_connections(places)
+    if unknown is None:
+        return [], ["connections were not looked at: this Airflow does not tell Hyperflow, or this user, which it has"]
+    return [
+        Fault(place, show(name), "a connection of Airflow") for name, place in places.items() if name in unknown
+    ], []
 
 
 def pool_faults(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from rich.table import Table
 
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused
+from hyperflow.cli.started import run_to_its_end
 
 DAG_ID = "hyperflow_janitor"
-POLL = 1.0  # seconds
 COLUMNS = ("action", "kind", "thing", "why")
 STYLES = {"removed": "green", "would remove": "cyan", "failed": "red", "kept": "yellow"}
 
@@ -30,9 +29,7 @@ def janitor(*, dry_run: bool, keep_days: float | None, as_json: bool, endpoint: 
     asked: dict[str, Any] = {"dry_run": dry_run} | ({} if keep_days is None else {"keep_days": keep_days})
     try:
         api = AirflowApi(endpoint)
-        run_id = api.trigger(DAG_ID, asked)
-        while api.run_state(DAG_ID, run_id) not in ("success", "failed"):
-            time.sleep(POLL)
+        run_id, _ = run_to_its_end(api, DAG_ID, asked)
         found = api.xcom(DAG_ID, run_id, "result", "result")
     except AirflowUnavailable as fault:
         errors.print(str(fault), style="red", markup=False, soft_wrap=True)

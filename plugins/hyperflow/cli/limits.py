@@ -28,7 +28,10 @@ def limits(files: list[Path], *, apply: bool, endpoint: Path | None) -> int:
             errors.print(line, style="red", markup=False, soft_wrap=True)
         return EXIT_USAGE
     plans = [each.plan for each in checked if each.plan is not None]
-    wanted = pools_beside(plans, plans_of(plans_beside(files)))
+    beside, left_out = plans_of(plans_beside(files))
+    for line in left_out:
+        errors.print(line, style="yellow", markup=False, soft_wrap=True)
+    wanted = pools_beside(plans, beside)
     try:
         api = AirflowApi(endpoint)
         there = api.pools()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -17,19 +18,30 @@ from rich.table import Table
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused, TaskInstance
 from hyperflow.cli.explain import advice
+from hyperflow.cli.started import OVER, goes_on, refuse_paused, started
 from hyperflow.manifest.faults import Fault
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.plan import PlanError
 from hyperflow.plans.slug import Selector, slugs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+Thing = TypeVar("Thing")
 
 POLL = 2.0  # seconds between two looks at a run
 DAG_LIMIT = 60.0  # seconds that Airflow may need to see a plan that was just written
 PROGRESS = "progress: "
 STATE_STYLES = {"success": "green", "failed": "red", "upstream_failed": "red", "running": "cyan", "deferred": "cyan"}
-OVER = ("success", "failed")
+KINDS = ("failed", "at work", "wait", "skipped", "done")  # of states, as a person counts them; the most urgent first
+KIND_OF = {
+    "failed": "failed",
+    "upstream_failed": "failed",
+    "running": "at work",
+    "deferred": "at work",
+    "skipped": "skipped",
+    "success": "done",
+}  # of any other state, and of none yet: wait
 
 
 @dataclass(frozen=True)
@@ -61,10 +73,13 @@ def migrate(plan: str, vm: str, *, overrides: list[str], wait: bool, endpoint: P
     try:
         api = AirflowApi(endpoint)
         wait_for_dag(api, dag_id, console)
+        refuse_paused(api, dag_id)
         run_id = api.trigger(dag_id, conf)
-        told = f"started {dag_id}, run {run_id}: {api.url}/dags/{dag_id}/runs/{run_id}"
-        console.print(told, markup=False, soft_wrap=True)
-        return show_to_the_end(api, dag_id, run_id, console) if wait else 0
+        console.print(started(api, dag_id, run_id), markup=False, soft_wrap=True)
+        if not wait:
+            return 0
+        with goes_on(dag_id, run_id):
+            return show_to_the_end(api, dag_id, run_id, console)
     except Refused as fault:
         errors.print(str(fault), style="red", markup=False, soft_wrap=True)
         return EXIT_USAGE
@@ -135,15 +150,19 @@ def wait_for_dag(api: AirflowApi, dag_id: str, console: Console) -> None:
 
 
 def follow(api: AirflowApi, dag_id: str, run_id: str, console: Console) -> Outcome:
-    """Show a run until it ended: a live table on a terminal, a line per change elsewhere."""
+    """Show a run until it ended: a live table on a terminal, whole at the end; a line per change elsewhere."""
     said: dict[str, str] = {}
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while True:
             state = api.run_state(dag_id, run_id)
             tasks = api.task_instances(dag_id, run_id)
             progress = {name_of(task): last_progress(api, dag_id, run_id, task) for task in tasks if is_working(task)}
-            if console.is_terminal:
-                live.update(table_of(tasks, progress), refresh=True)
+            if console.is_terminal and state not in OVER:
+                counted = count_line(task.state for task in tasks)
+                urgent = urgent_first(_by_start(tasks), lambda task: task.state)
+                live.update(Group(counted, table_of(urgent, progress)), refresh=True)
+            elif console.is_terminal:
+                live.update(table_of(_by_start(tasks), progress))  # whole: the last drawing is not cut to the terminal
             else:
                 _print_changes(tasks, progress, said)
             if state in OVER:
@@ -151,12 +170,29 @@ def follow(api: AirflowApi, dag_id: str, run_id: str, console: Console) -> Outco
             time.sleep(POLL)
 
 
+def urgent_first(things: Iterable[Thing], state_of: Callable[[Thing], str | None]) -> list[Thing]:
+    """Put what failed and what works before the rest: a drawing that works is cut to the terminal's height."""
+    return sorted(things, key=lambda each: KINDS.index(_kind(state_of(each))))
+
+
+def count_line(states: Iterable[str | None]) -> str:
+    """Count states, those that people wait for last: ``1 failed, 80 done, 20 at work, 49 wait``."""
+    counts = Counter(_kind(state) for state in states)
+    return ", ".join(
+        f"{counts[kind]} {kind}" for kind in ("failed", "skipped", "done", "at work", "wait") if counts[kind]
+    )
+
+
+def _kind(state: str | None) -> str:
+    return KIND_OF.get(state or "", "wait")
+
+
 def table_of(tasks: list[TaskInstance], progress: dict[str, str]) -> Table:
     """Draw the tasks of a run: name, state, seconds, and how far the working ones are."""
     table = Table(box=None, pad_edge=False)
     for title in ("task", "state", "time", "progress"):
         table.add_column(title, justify="right" if title == "time" else "left", no_wrap=title != "progress")
-    for task in sorted(tasks, key=lambda each: (each.start or "9", each.map_index)):
+    for task in tasks:
         state = task.state or "waiting"
         style = STATE_STYLES.get(state, "dim")
         name = name_of(task)  # escaped, as "[disk-0]" is markup to rich
@@ -209,8 +245,12 @@ def what_failed(api: AirflowApi, outcome: Outcome) -> list[str]:
     return [f"{each['stage']}: {advice(each['code'])}" for each in failures]
 
 
+def _by_start(tasks: Iterable[TaskInstance]) -> list[TaskInstance]:
+    return sorted(tasks, key=lambda each: (each.start or "9", each.map_index))
+
+
 def _print_changes(tasks: list[TaskInstance], progress: dict[str, str], said: dict[str, str]) -> None:
-    for task in sorted(tasks, key=lambda each: (each.start or "9", each.map_index)):
+    for task in _by_start(tasks):
         name = name_of(task)
         text = f"{name}: {task.state} {progress.get(name) or seconds_of(task)}".rstrip()
         key = f"{task.state} {progress.get(name, '')}"

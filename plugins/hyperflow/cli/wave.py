@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -18,9 +18,21 @@ from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused, T
 from hyperflow.cli.in_airflow import faults_in_airflow
 from hyperflow.cli.interrupted import ended_in_order
 from hyperflow.cli.janitor import shown
-from hyperflow.cli.migrate import OVER, POLL, STATE_STYLES, is_working, last_progress, name_of, seconds_of, wait_for_dag
-from hyperflow.plans.check import check_plans, plans_beside, plans_of
-from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes_text, rates_of
+from hyperflow.cli.migrate import (
+    POLL,
+    STATE_STYLES,
+    count_line,
+    is_working,
+    last_progress,
+    name_of,
+    seconds_of,
+    urgent_first,
+    wait_for_dag,
+)
+from hyperflow.cli.started import OVER, goes_on, run_to_its_end, started
+from hyperflow.manifest.shown import some
+from hyperflow.plans.check import check_plans, in_no_wave, plans_beside, plans_of
+from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes_text, rates_of, starts_beside
 from hyperflow.plans.plan import Plan
 from hyperflow.plans.pools import pools_of_vm, wave_pool
 from hyperflow.plans.survey import read_survey
@@ -98,9 +110,17 @@ def check(plan: Plan, wave: Wave, endpoint: Path | None, console: Console) -> in
     )
     console.print(order_table(wave, estimate, done))
     found = [*show_time(wave, estimate, rates, console), *wrong]
+    if others := starts_beside(plan, wave, datetime.now(UTC)):
+        names = some([f"{name} ({_local(moment, wave)})" for name, moment in others.items()])
+        where = "in the same window" if wave.entry.window is not None else "at the same minute"
+        console.print(
+            f"other waves of the plan start {where}, and share hosts and pools with it: {names}",
+            markup=False,
+            soft_wrap=True,
+        )
     for line in found:
         console.print(line, style="red", markup=False, soft_wrap=True)
-    for line in unseen:
+    for line in (*unseen, *filter(None, [in_no_wave(plan)])):
         console.print(line, style="yellow", markup=False, soft_wrap=True)
     if found:
         return EXIT_FAILED
@@ -130,8 +150,7 @@ def show_time(wave: Wave, estimate: WaveEstimate, rates: Rates | None, console: 
     """Tell dates, window and duration; what is wrong with them is returned."""
     now, zone = datetime.now(UTC), wave.zone
     wrong = []
-    source = f", at {rates.bytes_per_second / 1e6:.0f} MB/s as {rates.runs} run(s) measured" if rates else ""
-    console.print(escape(estimate.sentence() + source), soft_wrap=True)
+    console.print(escape(estimate.sentence(rates)), soft_wrap=True)
     dates = [_local(moment, wave) for moment in fires(wave, now, DATES_SHOWN)]
     if wave.entry.schedule is not None:
         console.print(f"starts by itself: {', '.join(dates) or 'never again: its dates are over'}", soft_wrap=True)
@@ -158,8 +177,9 @@ def show_time(wave: Wave, estimate: WaveEstimate, rates: Rates | None, console: 
 def missing_in_airflow(api: AirflowApi, plan: Plan, wave: Wave) -> tuple[list[str], list[str]]:
     """Say which pools of a wave's tasks, and which people who are asked, Airflow has not; and what it does not tell."""
     others = {wave_pool(plan.name, one.name) for one in plan.waves if one.name != wave.name}
-    faults, unseen = faults_in_airflow(api, plan, plans_of(plans_beside([plan.path])), without=others)
-    return [str(fault) for fault in faults], unseen
+    beside, left_out = plans_of(plans_beside([plan.path]))
+    faults, unseen = faults_in_airflow(api, plan, beside, without=others)
+    return [str(fault) for fault in faults], [*unseen, *left_out]
 
 
 def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: set[str], wait: bool) -> int:
@@ -183,13 +203,16 @@ def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: s
         dates = fires(wave, datetime.now(UTC), 1)
         following = f"it starts again at {_local(dates[0], wave)}" if dates else "its dates are over"
         console.print(f"the schedule of {wave.dag_id} counts from now on: {following}", soft_wrap=True)
-    return follow_wave(api, wave, run_id, console) if wait else 0
+    if not wait:
+        return 0
+    with goes_on(wave.dag_id, run_id):
+        return follow_wave(api, wave, run_id, console)
 
 
 def trigger(api: AirflowApi, wave: Wave, console: Console, asked: set[str]) -> str:
     """Trigger a run of a wave and say so; the run's id."""
     run_id = api.trigger(wave.dag_id, dict.fromkeys(sorted(asked), True))
-    console.print(f"started {wave.dag_id}, run {run_id}: {api.url}/dags/{wave.dag_id}/runs/{run_id}", soft_wrap=True)
+    console.print(started(api, wave.dag_id, run_id), soft_wrap=True)
     return run_id
 
 
@@ -268,6 +291,8 @@ def status(api: AirflowApi, wave: Wave, console: Console) -> int:
 def follow_wave(api: AirflowApi, wave: Wave, run_id: str, console: Console, *, before: datetime | None = None) -> int:
     """Show a run of a wave until it is over; a table that is drawn anew on a terminal, a line per change elsewhere.
 
+    The table is cut to the terminal's height while the wave works, and whole and in the plan's order at the end.
+
     :param before: when the wave's schedule starts it next, for a run that must be over by then
     :raises Refused: it is not, a minute before
     """
@@ -276,8 +301,12 @@ def follow_wave(api: AirflowApi, wave: Wave, run_id: str, console: Console, *, b
         while True:
             state = api.run_state(wave.dag_id, run_id)
             rows = wave_rows(api, wave, run_id)
-            if console.is_terminal:
-                live.update(status_table(rows), refresh=True)
+            if console.is_terminal and state not in OVER:
+                live.update(
+                    Group(vm_counts(rows), status_table(urgent_first(rows, lambda row: row["state"]))), refresh=True
+                )
+            elif console.is_terminal:
+                live.update(Group(status_table(rows), vm_counts(rows)))
             else:
                 for row in rows:
                     line = f"{row['vm']}: {row['state']} {row['now']}".rstrip()
@@ -300,7 +329,7 @@ def follow_wave(api: AirflowApi, wave: Wave, run_id: str, console: Console, *, b
 
 
 def wave_rows(api: AirflowApi, wave: Wave, run_id: str) -> list[dict[str, str]]:
-    """What each VM of a wave does now: ``vm``, ``state``, ``time``, ``now``."""
+    """What each VM of a wave does now: ``vm``, ``task``, ``state``, ``time``, ``now``."""
     tasks = {task.task_id: task for task in api.task_instances(wave.dag_id, run_id)}
     rows = []
     for task_id in ("check", "approve"):
@@ -312,6 +341,11 @@ def wave_rows(api: AirflowApi, wave: Wave, run_id: str) -> list[dict[str, str]]:
             continue
         rows.append(_row(slug, task, vm_progress(api, wave.dag_id, run_id, task) if is_working(task) else ""))
     return rows
+
+
+def vm_counts(rows: list[dict[str, str]]) -> str:
+    """Count the VMs of a wave by what became of them."""
+    return count_line(row["state"] for row in rows if row["task"].startswith(GROUP))
 
 
 def vm_progress(api: AirflowApi, dag_id: str, run_id: str, task: TaskInstance) -> str:
@@ -357,10 +391,9 @@ def proven_of(api: AirflowApi, plan: Plan) -> dict[str, dict[str, Any]]:
 def survey(file: Path, api: AirflowApi, console: Console) -> int:
     """Have the vCenter asked what the plan's VMs are, and show it."""
     (checked,) = check_plans([file])
-    name = checked.plan.name if checked.plan is not None else file.stem
-    run_id = api.trigger(SURVEY_DAG, {"plan": name})
-    while (state := api.run_state(SURVEY_DAG, run_id)) not in OVER:
-        time.sleep(POLL)
+    # Its waves may be refused until there is a survey, so a draft is enough to be asked about.
+    name = checked.draft.name if checked.draft is not None else file.stem
+    run_id, state = run_to_its_end(api, SURVEY_DAG, {"plan": name})
     failure = api.xcom(SURVEY_DAG, run_id, "survey", "failure")
     found = api.xcom(SURVEY_DAG, run_id, "survey")
     if state != "success" or not isinstance(found, dict):
@@ -383,4 +416,4 @@ def _local(moment: datetime, wave: Wave) -> str:
 
 
 def _row(name: str, task: TaskInstance, now: str) -> dict[str, str]:
-    return {"vm": name, "state": task.state or "waiting", "time": seconds_of(task), "now": now}
+    return {"vm": name, "task": task.task_id, "state": task.state or "waiting", "time": seconds_of(task), "now": now}

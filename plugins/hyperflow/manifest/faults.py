@@ -12,6 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from hyperflow.manifest.shown import some
+
 Location = tuple[str | int, ...]
 Positions = Mapping[Location, tuple[int, int]]
 
@@ -123,11 +125,14 @@ def place(faults: Iterable[tuple[Location, Fault]], positions: Positions) -> lis
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """Name what is allowed, the likeliest first when the word looks like a slip."""
+    """Name what is allowed, the likeliest first when the word looks like a slip; of many not all."""
     names = list(known)
     likely = difflib.get_close_matches(str(word)[:SHOWN], names, n=1)
-    listed = f"one of {', '.join(names)}" if names else "no key here"
-    return f"{listed}; did you mean {likely[0]}?" if likely else listed
+    others = [name for name in names if name not in likely]
+    listed = f"one of {some(others)}" if others else ""
+    if not likely:
+        return listed or "no key here"
+    return f"{likely[0]} (did you mean that?){', or ' if listed else ''}{listed}"
 
 
 # pydantic's error type -> what was expected; its context fills the braces

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+SOME = 10  # words of a list that a person reads
 
 
 def shown(text: str) -> str:
@@ -19,3 +22,9 @@ def shown_in_markdown(text: str) -> str:
     longest = max((len(run) for run in re.findall("`+", line)), default=0)
     fence = "`" * (longest + 1)
     return f"{fence} {line} {fence}"  # the blanks are no part of it: CommonMark takes one away at each end
+
+
+def some(words: Sequence[str]) -> str:
+    """List words for a sentence, of many the first: ``a, b and 290 more``."""
+    more = len(words) - SOME
+    return ", ".join(words[:SOME]) + (f" and {more} more" if more > 0 else "")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hyperflow.manifest.faults import Fault, show
+from hyperflow.manifest.shown import some
 from hyperflow.plans.load import discover, is_plan_file, load_plan
 from hyperflow.plans.migration import domain_name, effective
 from hyperflow.plans.notices import Judge
@@ -65,11 +65,29 @@ def check_plans(
     return _judged(others, [_check(path, profiles, notifiers) for path in paths])
 
 
-def check_beside(paths: Collection[Path], notifiers: Judge | None = None) -> tuple[list[Checked], list[Plan]]:
-    """Check plan files against each other and the others in their folders; their results, and the good ones beside."""
+def check_beside(paths: Collection[Path], notifiers: Judge | None = None) -> tuple[list[Checked], list[Checked]]:
+    """Check plan files against each other and the others in their folders; their results, and those of the others."""
     others = [_check(path, None, None) for path in plans_beside(paths)]
-    results = _judged(others, [_check(path, None, notifiers) for path in paths])
-    return results, [each.plan for each in others if each.plan is not None]
+    return _judged(others, [_check(path, None, notifiers) for path in paths]), others
+
+
+def not_compared(others: Iterable[Checked]) -> list[str]:
+    """Say of which plans beside those that were checked nothing is known, or not all: a line each."""
+    return [
+        f"{each.path.name} beside it has faults and was "
+        + ("not compared" if each.draft is None else "compared as far as it could be read; its pools were not")
+        for each in others
+        if each.plan is None
+    ]
+
+
+def in_no_wave(plan: Plan) -> str | None:
+    """Name the VMs of a plan with waves that are in none, which may be meant so; None where there are no such."""
+    members = {slug for wave in plan.waves for slug in wave.members}
+    left = [vm.slug for vm in plan.vms if vm.slug not in members]
+    if not plan.waves or not left:
+        return None
+    return f"{len(left)} of {len(plan.vms)} VMs {'is' if len(left) == 1 else 'are'} in no wave: {some(left)}"
 
 
 def _judged(others: list[Checked], results: list[Checked]) -> list[Checked]:
@@ -84,13 +102,15 @@ def plans_beside(paths: Iterable[Path]) -> list[Path]:
     return [one for folder in sorted({path.parent for path in known}) for one in _plans_in(folder) if one not in known]
 
 
-def plans_of(paths: Iterable[Path]) -> list[Plan]:
-    """Read plans whose faults somebody else is told of; those that cannot be read are left out."""
-    plans = []
+def plans_of(paths: Iterable[Path]) -> tuple[list[Plan], list[str]]:
+    """Read plans whose faults somebody else is told of; and say of those that have any that they were left out."""
+    plans, left_out = [], []
     for path in paths:
-        with suppress(PlanError):
+        try:
             plans.append(load_plan(path))
-    return plans
+        except PlanError:
+            left_out.append(f"{path.name} beside it has faults and its pools were not compared")
+    return plans, left_out
 
 
 def _plans_in(folder: Path) -> list[Path]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from math import ceil
 from typing import Any
 
 from hyperflow.plans.plan import Plan, PlannedVm
 from hyperflow.plans.survey import Survey
-from hyperflow.plans.wave import Wave
+from hyperflow.plans.times import next_opening, opening_at
+from hyperflow.plans.wave import Wave, fires
+
+STARTS_LOOKED_AT = 3  # of a wave's schedule, for other waves beside it
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,16 @@ class WaveEstimate:
     total: float | None
     bytes: int
 
-    def sentence(self) -> str:
-        """Say it to a person."""
+    def sentence(self, rates: Rates | None = None) -> str:
+        """Say it to a person.
+
+        :param rates: what it was computed with
+        """
         size = f"{self.bytes / 2**30:.1f} GiB to copy" if self.bytes else "sizes not known (./hyperflow wave survey)"
         if self.total is not None:
-            return f"{size}; expected to take {minutes_text(self.total)}"
+            source = f", at {rates.bytes_per_second / 1e6:.0f} MB/s as {rates.runs} run(s) measured" if rates else ""
+            counted = "by order and max_in_flight; pools and bandwidth limits may make it longer"
+            return f"{size}; expected to take {minutes_text(self.total)}{source}, {counted}"
         return f"{size}; duration not known of {len(self.unknown)} VM(s): no expected_minutes, and no measured rate"
 
 
@@ -84,6 +93,34 @@ def estimate_vm(vm: PlannedVm, volume: int | None, rates: Rates | None) -> float
     if volume is None or rates is None or rates.bytes_per_second <= 0:
         return None
     return volume / rates.bytes_per_second / 60
+
+
+def starts_beside(plan: Plan, wave: Wave, now: datetime) -> dict[str, datetime]:
+    """Tell which other waves of a plan start by themselves in a window of a wave, or at its very minute without one.
+
+    :param now: with a zone; the next starts are looked at
+    :return: by name, the first such start in UTC
+    """
+    found: dict[str, datetime] = {}
+    for begin, end in _spans(wave, now):
+        for other in plan.waves:
+            after = max(begin - timedelta(minutes=1), now)
+            moment = next(iter(fires(other, after, 1)), None) if other.name != wave.name else None
+            if moment is not None and moment < end:
+                found.setdefault(other.name, moment)
+    return found
+
+
+def _spans(wave: Wave, now: datetime) -> list[tuple[datetime, datetime]]:
+    """List when a wave may start its VMs: its next windows, or the minutes of its next starts."""
+    window, starts = wave.entry.window, fires(wave, now, STARTS_LOOKED_AT)
+    if window is None:
+        return [(moment, moment + timedelta(minutes=1)) for moment in starts]
+    if wave.entry.schedule is None:
+        openings = [opening_at(window, wave.zone, now) or next_opening(window, wave.zone, now)]
+    else:
+        openings = [found for moment in starts if (found := opening_at(window, wave.zone, moment)) is not None]
+    return [(opening.start, opening.end) for opening in openings]
 
 
 def _makespan(wave: Wave, minutes: Mapping[str, float]) -> float:

@@ -66,10 +66,14 @@ class Library:
     def __init__(self, folders: Sequence[Path]) -> None:
         self.profiles: dict[str, Profile] = {}
         self._files: dict[str, Path] = {}
+        self._unread = ""  # the first folder that cannot be read, and why: what it has would count before the others'
         for folder in folders:
-            if not folder.is_dir():
+            try:
+                files = list(folder.iterdir()) if folder.is_dir() else []
+            except OSError as error:
+                self._unread = self._unread or f"{folder}: {error.strerror or type(error).__name__}"
                 continue
-            for file in sorted(folder.iterdir(), key=lambda path: path.name):
+            for file in sorted(files, key=lambda path: path.name):
                 if file.suffix in _SUFFIXES and not file.name.startswith("."):
                     self._files.setdefault(file.stem, file)
 
@@ -81,6 +85,8 @@ class Library:
         """Read a profile, unless it was read, and give what is wrong with it at the place that names it."""
         if name in self.profiles:
             return []
+        if self._unread:
+            return [fault(location, self._unread, "a folder of profiles that can be read")]
         if name not in self._files:
             return [fault(location, show(name), did_you_mean(name, sorted(self._files)))]
         try:

@@ -58,27 +58,44 @@ def load_plan(
     written, faults = validate(PlanFile, document)
     library = Library([profiles] if profiles is not None else folders_near(original or path))
     faults += rules.faults(document.value, library, notifiers)
+    survey, damaged = _survey(document.value, original or path)
     resolved: tuple[Wave, ...] = ()
-    if waves:
-        resolved, wrong = resolve_waves(document.value, _candidates(document.value, original or path))
+    if waves and not damaged:
+        resolved, wrong = resolve_waves(document.value, _candidates(document.value, survey))
         faults += wrong
-    if faults or written is None:
-        refused = PlanError(str(path), place(faults, document.positions))
-        refused.draft = _draft(written, library, original or path, resolved)
+    if not waves:  # a survey that is made anew cannot be wanted for it
+        damaged = []
+    if faults or damaged or written is None:
+        refused = PlanError(str(path), [*damaged, *place(faults, document.positions)])
+        refused.draft = _draft(written, library, original or path, resolved, survey)
         raise refused
-    return _plan(written, library, original or path, resolved)
+    return _plan(written, library, original or path, resolved, survey)
 
 
-def _draft(written: PlanFile | None, library: Library, path: Path, waves: tuple[Wave, ...]) -> Plan | None:
+def _survey(plan: Any, path: Path) -> tuple[Survey, list[Fault]]:
+    """Read the survey of a plan file's plain data, where anything asks it; and what is wrong with it."""
+    if not isinstance(plan, dict):
+        return NOTHING, []
+    pools = plan.get("pools")
+    if not plan.get("waves") and not (isinstance(pools, dict) and pools.get("nfc_streams_per_esxi")):
+        return NOTHING, []
     try:
-        return None if written is None else _plan(written, library, path, waves)
+        return read_survey(path, str(plan.get("plan"))), []
+    except PlanError as error:
+        return NOTHING, error.faults
+
+
+def _draft(
+    written: PlanFile | None, library: Library, path: Path, waves: tuple[Wave, ...], survey: Survey
+) -> Plan | None:
+    try:
+        return None if written is None else _plan(written, library, path, waves, survey)
     except (KeyError, ValueError):  # a profile or person that is not there, a VM with two names: the faults say so
         return None
 
 
-def _plan(written: PlanFile, library: Library, path: Path, waves: tuple[Wave, ...]) -> Plan:
+def _plan(written: PlanFile, library: Library, path: Path, waves: tuple[Wave, ...], survey: Survey) -> Plan:
     pools = written.pools or PoolSizes()
-    survey = read_survey(path, written.plan) if pools.nfc_streams_per_esxi else NOTHING
     return Plan(
         name=written.plan,
         path=path,
@@ -87,7 +104,7 @@ def _plan(written: PlanFile, library: Library, path: Path, waves: tuple[Wave, ..
         waves=waves,
         pools=pools,
         notify=tuple(written.notify or ()),
-        esxi_hosts={slug: vm.host for slug, vm in survey.vms.items() if vm.host},
+        esxi_hosts={slug: vm.host for slug, vm in survey.vms.items() if vm.host and pools.nfc_streams_per_esxi},
     )
 
 
@@ -106,13 +123,12 @@ def _plan_vms(written: PlanFile, library: Library) -> tuple[PlannedVm, ...]:
     return tuple(planned)
 
 
-def _candidates(plan: Any, path: Path) -> list[Candidate]:
+def _candidates(plan: Any, survey: Survey) -> list[Candidate]:
     """Give the VMs of a plan file's plain data that waves can choose from: those that say which VM they are."""
     if not isinstance(plan, dict) or not plan.get("waves") or not isinstance(plan.get("vms"), list):
         return []
     named = [(index, vm) for index, vm in enumerate(plan["vms"]) if isinstance(vm, dict) and rules.names_one(vm)]
     selectors = [rules.selector_of(vm) for _, vm in named]
-    survey = read_survey(path, str(plan.get("plan")))
     return [
         _candidate(index, {**plan, **vm}, selector, slug, survey)
         for (index, vm), selector, slug in zip(named, selectors, slugs(selectors), strict=True)

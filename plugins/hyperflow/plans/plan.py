@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperflow.manifest.faults import DocumentError
+from hyperflow.manifest.faults import DocumentError, did_you_mean
 from hyperflow.plans.cutover import Cutover
 from hyperflow.plans.profile import Profile
 from hyperflow.plans.settings import PoolSizes, VCenter, VmEntry
@@ -79,23 +79,24 @@ class Plan:
     def wave(self, name: str) -> Wave:
         """Find a wave by its name.
 
-        :raises KeyError: there is none; the message lists what there is
+        :raises KeyError: there is none; the message names the likeliest, and others
         """
         for wave in self.waves:
             if wave.name == name:
                 return wave
-        known = ", ".join(wave.name for wave in self.waves) or "none: the plan has no waves"
-        raise KeyError(f"wave: found none called {name!r} in plan {self.name}, expected one of {known}")
+        names = [wave.name for wave in self.waves]
+        known = did_you_mean(name, names) if names else "none: the plan has no waves"
+        raise KeyError(f"wave: found none called {name!r} in plan {self.name}, expected {known}")
 
     def vm(self, word: str) -> PlannedVm:
         """Find a VM by its slug, DAG id, or the name, path or MoRef in the plan.
 
-        :raises KeyError: no VM, or several, go by that word; the message lists what there is
+        :raises KeyError: no VM, or several, go by that word; the message names these, or the likeliest and others
         """
         # A slug is unique and counts first: another VM's name may be the same word.
         found = [vm for vm in self.vms if word in (vm.slug, vm.dag_id)]
         found = found or [vm for vm in self.vms if word == vm.selector.value]
         if len(found) != 1:
-            known = ", ".join(vm.slug for vm in self.vms)
-            raise KeyError(f"vm: found {len(found)} called {word!r} in plan {self.name}, expected one of {known}")
+            known = did_you_mean(word, [vm.slug for vm in found or self.vms])
+            raise KeyError(f"vm: found {len(found)} called {word!r} in plan {self.name}, expected {known}")
         return found[0]

@@ -12,12 +12,14 @@ from pydantic import ValidationError
 
 from hyperflow.manifest.faults import Location, did_you_mean, show
 from hyperflow.plans import bandwidth, notices
+from hyperflow.plans.cutover import Cutover
 from hyperflow.plans.library import Library, merged_profile
 from hyperflow.plans.profile import ProfileSettings
 from hyperflow.plans.reading import PlacedFault, fault
 from hyperflow.plans.settings import HostSettings
 from hyperflow.plans.slug import Selector, slugs
 
+LIVE_COPY, COLD = "live-copy", "cold"  # strategies of a cutover
 KINDS = ("name", "inventory_path", "moref")
 
 Entries = Mapping[int, dict[str, Any]]
@@ -42,6 +44,7 @@ def faults(plan: Any, library: Library, notifiers: notices.Judge | None = None) 
         *_bandwidth(plan, ()),
         *(each for index, vm in entries.items() for each in _bandwidth(vm, ("vms", index))),
         *_cutovers(plan, entries),
+        *_of_no_use(plan, entries),
         *_health(plan, entries),
         *_people(plan),
         *(fault(*wrong) for wrong in notices.broken_rules(plan, notifiers)),
@@ -181,6 +184,26 @@ def _health(plan: dict[str, Any], entries: Entries) -> Iterator[PlacedFault]:
             at: Location = ("vms", index) if "ports" in own or "addresses" in own else ()
             found = f"ports {show(asked['ports'])} and no address to ask them on"
             yield fault((*at, "cutover", "health"), found, "addresses as well")
+
+
+def _of_no_use(plan: dict[str, Any], entries: Entries) -> Iterator[PlacedFault]:
+    """Find what only a cold cutover reads, where the strategy is live-copy: nobody would be asked, nothing looked at.
+
+    At the plan's top it may be meant for the VMs that say ``cold``, and a VM that says ``live-copy`` does not make it
+    wrong there.
+    """
+    common = _inner(plan, "cutover")
+    strategy = common.get("strategy", LIVE_COPY)
+    strategies = {index: _inner(vm, "cutover").get("strategy", strategy) for index, vm in entries.items()}
+    judged: list[tuple[Location, dict[str, Any]]] = []
+    if strategy == LIVE_COPY and not any(one == COLD for one in strategies.values()):
+        judged.append(((), plan))
+    judged += [(("vms", index), entries[index]) for index, one in strategies.items() if one == LIVE_COPY]
+    for at, layer in judged:
+        unread = [key for key in _inner(layer, "cutover") if key in Cutover.model_fields and key != "strategy"]
+        if unread:
+            found = f"{', '.join(unread)}, which the strategy live-copy does not read"
+            yield fault((*at, "cutover"), found, "strategy: cold as well, or none of these keys")
 
 
 def _cutovers(plan: dict[str, Any], entries: Entries) -> Iterator[PlacedFault]:

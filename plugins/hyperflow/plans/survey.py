@@ -7,16 +7,18 @@ A plan is read without asking anybody, many times a minute. What waves need to k
 from __future__ import annotations
 
 from collections.abc import Mapping
+from errno import ENAMETOOLONG, ENOENT, ENOTDIR
 from functools import lru_cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hyperflow.manifest.faults import Fault, from_validation, place
+from hyperflow.manifest.faults import Fault
 from hyperflow.plans.plan import PlanError
 
 FOLDER = ".survey"
 SIZE_LIMIT = 8 * 2**20  # bytes
+NOT_THERE = (ENOENT, ENOTDIR, ENAMETOOLONG)  # the last of a plan's name, which is told
 
 
 class SurveyedVm(BaseModel):
@@ -63,14 +65,26 @@ def survey_path(plan_file: Path, plan: str) -> Path:
 def read_survey(plan_file: Path, plan: str) -> Survey:
     """Read the survey of a plan; an empty one when nobody has asked yet.
 
-    :raises PlanError: the file is not what was written there
+    :raises PlanError: with one fault: the file cannot be read, or is not what was written there
     """
     path = survey_path(plan_file, plan)
     try:
         state = path.stat()
-    except (OSError, ValueError):
+        if state.st_size <= SIZE_LIMIT:
+            return _read(path, state.st_mtime_ns, state.st_size)
+        why = f"{state.st_size} bytes"
+    except ValidationError:
+        why = "damaged"
+    except ValueError:  # the plan's name can be no file's, which is told
         return NOTHING
-    return _read(path, state.st_mtime_ns, state.st_size)
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return NOTHING
+        why = error.strerror or type(error).__name__
+    raise PlanError(
+        str(plan_file),
+        [Fault("survey", f"{path}: {why}", "what was written there: run ./hyperflow wave survey again")],
+    )
 
 
 def write_survey(plan_file: Path, plan: str, survey: Survey) -> Path:
@@ -84,12 +98,5 @@ def write_survey(plan_file: Path, plan: str, survey: Survey) -> Path:
 
 
 @lru_cache(maxsize=64)
-def _read(path: Path, _modified: int, size: int) -> Survey:
-    expected = "what ./hyperflow wave survey wrote; run it again"
-    if size > SIZE_LIMIT:
-        raise PlanError(str(path), [Fault("(document)", f"{size} bytes", expected)])
-    try:
-        return Survey.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        faults = place(from_validation(error, Survey), {})
-        raise PlanError(str(path), [*faults, Fault("(document)", "a damaged survey", expected)]) from error
+def _read(path: Path, _modified: int, _size: int) -> Survey:
+    return Survey.model_validate_json(path.read_bytes())

@@ -285,17 +285,24 @@ class _Resolving:
         if not rule.model_fields_set:
             self.refuse(where, "a rule without any key", "name, folder, label, tag or host")
             return []
-        asks_survey = rule.tag is not None or rule.host is not None
-        unknown = [one.slug for one in self.candidates if not one.surveyed] if asks_survey else []
+        asked, unknown = self.unsurveyed(rule)
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             expected = "a survey of all VMs: ./hyperflow wave survey PLAN asks the vCenter"
-            self.refuse(where, f"a rule on tag or host, which are not known of {unknown[0]}{more}", expected)
+            self.refuse(where, f"a rule on {asked} not known of {unknown[0]}{more}", expected)
             return []
         found = [one for one in self.candidates if _fits(rule, one)]
         if not found:
             self.refuse(where, "a rule that no VM of the plan fits", "a rule that some VM fits")
         return found
+
+    def unsurveyed(self, rule: MemberRule) -> tuple[str, list[str]]:
+        """Tell what a rule asks that only a survey knows, and of which VMs it is not known: they would be left out."""
+        if rule.tag is not None or rule.host is not None:
+            return "tag or host, which are", [one.slug for one in self.candidates if not one.surveyed]
+        if rule.folder is not None:  # a VM that is given by its path says its folder itself
+            return "folder, which is", [one.slug for one in self.candidates if one.path is None]
+        return "", []
 
     def called(
         self, where: Location, word: str, among: Sequence[Candidate], groups: Mapping[str, list[Candidate]]

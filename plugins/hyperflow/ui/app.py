@@ -15,7 +15,8 @@ from hyperflow.audit.chain import NAME as AUDIT
 from hyperflow.audit.held import Held, hold, lost
 from hyperflow.manifest.report import Report
 from hyperflow.operators.wave_record import JSON_NAME, PAGE_NAME
-from hyperflow.ui.access import may_read_dag, signed_in
+from hyperflow.ui.access import may_read_connection, may_read_dag, signed_in
+from hyperflow.ui.connections import is_connection
 from hyperflow.ui.people import unknown_people
 from hyperflow.ui.record import audit_entries, parsed, record_file, record_path
 
@@ -48,12 +49,18 @@ def build_app() -> FastAPI:
     for page, (name, media_type) in RAW.items():
         app.get(run + page, dependencies=access, response_class=FileResponse)(_raw(name, media_type))
     app.get("/people/unknown", dependencies=[signed_in()])(people_page)
+    app.get("/connections/{connection_id}", dependencies=[may_read_connection()])(connection_page)
     return app
 
 
 def people_page(user: Annotated[list[str], Query(max_length=PEOPLE_LIMIT)]) -> dict[str, list[str] | None]:
     """Tell a plan's check which users Airflow does not know: ``{"unknown": [id]}``, null where it cannot be told."""
     return {"unknown": unknown_people(user)}
+
+
+def connection_page(connection_id: str) -> dict[str, bool]:
+    """Tell a plan's check whether Airflow has a connection, and nothing of what is in it: ``{"known": true}``."""
+    return {"known": is_connection(connection_id)}
 
 
 def report_page(dag_id: str, run_id: str) -> Response:
