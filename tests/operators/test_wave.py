@@ -132,7 +132,7 @@ def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     left: dict[str, Any] = {"plan": load_plan(tmp_path / "move.yaml")}
     task = CheckWaveOperator(task_id="check", plan_file=str(tmp_path / "move.yaml"), wave="saturday")
     ti = SimpleNamespace(xcom_push=lambda key, value: left.update({key: value}))
-    dag_run = SimpleNamespace(run_type="manual", logical_date=None, run_after=now, conf={})
+    dag_run = SimpleNamespace(run_type="manual", logical_date=None, run_after=now, conf={}, start_date=now)
     dag = SimpleNamespace(dag_id="wave.move.saturday")
     task.check({"ti": ti, "dag_run": dag_run, "dag": dag, "run_id": "r"})  # type: ignore[typeddict-item, arg-type]
     return left

@@ -59,8 +59,10 @@ def keep_pools(pools: Mapping[str, Mapping[str, Any]]) -> None:
     keep(records_folder() / POOLS, f"{json.dumps(told, indent=2)}\n".encode())
 
 
-def pools_since(begun: datetime) -> dict[str, dict[str, Any]] | None:
-    """What :func:`keep_pools` has kept at that time or later; None where nothing was."""
+def pools_since(begun: datetime | None) -> dict[str, dict[str, Any]] | None:
+    """What :func:`keep_pools` has kept at that time or later; None where nothing was, or nobody knows the time."""
+    if begun is None:
+        return None
     try:
         kept = json.loads((records_folder() / POOLS).read_text())
         is_late = datetime.fromisoformat(kept["told"]) < begun - CLOCKS
