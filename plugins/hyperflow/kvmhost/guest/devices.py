@@ -1,7 +1,8 @@
 """The guest's file systems, and which of them a device name of its configuration means.
 
 The appliance has the disks in the manifest's order, which is the source's; so ``/dev/sda`` there is the guest's first
-disk. Names that hang on VMware's controllers are resolved by what is known of the disks, or not at all.
+disk. Names that hang on VMware's controllers are resolved by what is known of the disks, or not at all: which
+controller a disk was on is not known here, so a place on one of several controllers means any disk.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SCSI_SELF = 7  # the target number of the SCSI controller itself; VMware gives no disk that unit
 TOKENS = ("UUID", "LABEL", "PARTUUID", "PARTLABEL")
 
 _LETTERS = re.compile(r"/dev/(sd|hd|xvd|vd)([a-z]{1,2})(\d*)")
 _NVME = re.compile(r"/dev/nvme0n(\d{1,4})(?:p(\d+))?")
 _BY = re.compile(r"/dev/disk/by-(uuid|label|partuuid|partlabel)/(.+)")
 _BY_PATH = re.compile(
-    r"/dev/disk/by-path/(.+?)-(?:scsi-\d+:\d+:(\d{1,4}):\d+|sas-phy(\d{1,4})-lun-0|ata-(\d{1,4})(?:\.\d+)?|nvme-(\d{1,4}))(?:-part(\d+))?"
+    r"/dev/disk/by-path/.+?-(?:scsi-\d+:\d+:\d{1,4}:\d+|sas-phy\d{1,4}-lun-0|ata-\d{1,4}(?:\.\d+)?|nvme-\d{1,4})(?:-part(\d+))?"
 )
 _BY_ID = re.compile(r"/dev/disk/by-id/(?:scsi|wwn|ata|nvme)-(.+?)(?:-part(\d+))?")
 _MAPPER = re.compile(r"/dev/mapper/(.+)")
@@ -117,24 +117,25 @@ class Devices:
             return index - 1, match[3]
         match = _NVME.fullmatch(spec)
         if match:
-            return int(match[1]) - 1, match[2] or ""
+            return (int(match[1]) - 1, match[2] or "") if self._is_only_disk() else None
         match = _BY_PATH.fullmatch(spec)
         if match:
-            target = int(next(number for number in match.groups()[1:5] if number is not None))
-            return self._by_target(target), match[6] or ""
+            return (0, match[1] or "") if self._is_only_disk() else None
         match = _BY_ID.fullmatch(spec)
         if match:
             digits = match[1].lower().replace("-", "")
             known = (index for serial, index in self._serials.items() if serial and serial in digits)
-            index = next(known, 0 if len(self.disk_ids) == 1 else -1)
+            index = next(known, 0 if self._is_only_disk() else -1)
             return (index, match[2] or "") if index >= 0 else None
         return None
 
-    def _by_target(self, target: int) -> int:
-        """A single disk is meant whatever the number; else units are counted as VMware gives them out."""
-        if len(self.disk_ids) == 1:
-            return 0
-        return target - 1 if target > SCSI_SELF else target
+    def _is_only_disk(self) -> bool:
+        """Whether a name of a controller's place can mean one disk only.
+
+        With two disks the first place may be each one's: the second disk can be the first of another controller, and
+        nvme0n1 the second disk of a guest whose first is a SCSI disk.
+        """
+        return len(self.disk_ids) == 1
 
 
 def hangs_on_hardware(spec: str) -> bool:

@@ -112,7 +112,7 @@ def _new_name(entry: Entry, spec: str, mode: str, devices: Devices, type_field: 
         return None, f"the mode {mode} leaves it"
     found = devices.find(spec)
     if found is None:
-        return None, "no such file system on the guest's disks"
+        return None, "no such file system on the guest's disks, or it is not certain which disk it means"
     expected = entry.field(type_field) if type_field is not None else ""
     if expected not in UNCHECKED_TYPES and found.type not in expected.split(","):
         return None, f"it would be a file system of type {found.type}, and the entry says {expected}"
