@@ -177,6 +177,12 @@ def test_addresses_that_vmware_tools_saw_tell_which_card_is_which() -> None:
     assert naming.doubts == ()
 
 
+def test_an_address_that_several_cards_have_tells_nothing_of_them() -> None:
+    found = [Interface("ens192", "i", "f", addresses=["192.0.2.1/24"]), Interface("ens224", "i", "f")]
+    cards = [Nic(f"00:50:56:00:00:0{number}", ["192.0.2.1/24"]) for number in (1, 2)]
+    assert network.assign(found, cards, {}) == network.assign(found, [Nic(card.mac) for card in cards], {})
+
+
 def test_more_interfaces_than_cards_is_a_doubt_and_no_crash() -> None:
     naming = network.assign(
         [Interface(f"eth{number}", "i", "f") for number in range(3)], [Nic("00:50:56:00:00:01")], {}

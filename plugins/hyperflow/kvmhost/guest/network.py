@@ -66,11 +66,12 @@ def assign(
     for one in interfaces:
         if one.name and one.mac in macs and one.name not in found and is_physical(one.name):
             found[one.name] = str(one.mac)
-    by_address = {
-        _bare(address): str(mac_address(nic.mac)) for nic in nics for address in nic.addresses if mac_address(nic.mac)
-    }
+    by_address: dict[str, set[str]] = {}  # several cards have one address on isolated networks
+    for nic in nics:
+        for address in nic.addresses:
+            by_address.setdefault(_bare(address), set()).add(str(mac_address(nic.mac)))
     for one in interfaces:
-        hits = {by_address[_bare(address)] for address in one.addresses if _bare(address) in by_address}
+        hits = set().union(*(by_address.get(_bare(address), set()) for address in one.addresses)) & set(macs)
         if is_physical(one.name) and one.name not in found and len(hits) == 1 and not hits & set(found.values()):
             found[one.name] = hits.pop()
     names = sorted({one.name for one in interfaces if is_physical(one.name) and one.name not in found}, key=slot_order)
