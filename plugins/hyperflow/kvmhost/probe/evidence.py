@@ -107,6 +107,10 @@ def _network_differences(network: dict[str, Any], by_mac: dict[str, Any], nics: 
     found = []
     if name and nic["name"] != name:
         found.append(f"{label}: found it named {nic['name']}, expected {name}")
+    owner = by_mac.get(mac, nic)  # one that no card has was given up for another by the guest's configuration
+    if mac and nic["mac"].lower() != mac and owner["name"] != nic["name"]:
+        # names that were swapped have their addresses, each in the other's network
+        found.append(f"{label}: found {nic['name']} on {nic['mac']}, and {mac} on {owner['name']}")
     missing = [one for one in network.get("addresses") or [] if one.lower() not in nic["addresses"]]
     if missing:
         has = ", ".join(nic["addresses"]) or "no address"
