@@ -37,7 +37,7 @@ def observed(**changes: str) -> dict[str, Any]:
 
 
 def several(*nics: str, **facts: str) -> dict[str, Any]:
-    """Read what a guest with these interfaces says: name, MAC address, driver, state, a line each."""
+    """Read what a guest with these interfaces says: name, MAC address, driver, state, MAC address before a bond."""
     said = [f"hyperflow-probe {NONCE} nic {nic.encode().hex()}\n".encode() for nic in nics]
     begin, *rest = lines(facts).splitlines(keepends=True)
     (report,) = evidence.Reader(NONCE).feed(b"".join([begin, *said, *rest]))
@@ -84,6 +84,19 @@ def test_an_address_on_a_bond_is_found_by_its_name_though_the_device_has_the_mac
     wanted = {"networks": [{"name": "bond0", "mac": None, "addresses": ["192.0.2.10/24"]}]}
 
     assert evidence.differences(found, wanted, [MAC]) == []
+
+
+def test_cards_of_a_bond_are_told_apart_by_the_address_that_each_had_before_it() -> None:
+    other = MAC[:-1] + "2"
+    cards = [f"ens192\n{MAC}\nvirtio_net\nup\n{MAC}", f"ens224\n{MAC}\nvirtio_net\nup\n{other}"]
+    found = several(*cards, f"bond0\n{MAC}\n\nup", addresses="4: bond0    inet 192.0.2.10/24 scope global")
+    wanted = {
+        "networks": [
+            {"name": "bond0", "mac": MAC, "addresses": ["192.0.2.10/24"]},
+            {"name": "ens224", "mac": other, "addresses": []},
+        ]
+    }
+    assert evidence.differences(found, wanted, [MAC, other]) == []
 
 
 def test_names_that_were_swapped_are_told_though_each_has_its_address() -> None:

@@ -84,6 +84,7 @@ def differences(evidence: dict[str, Any], expect: dict[str, Any], macs: list[str
         found.append(f"/: found {root['device'] or 'nothing'} with UUID {root['uuid'] or 'unknown'}, expected {uuid}")
     devices = sorted(evidence["nics"], key=lambda nic: bool(nic["driver"]))  # a bond has the MAC of its devices
     by_mac = {nic["mac"].lower(): nic for nic in devices}
+    by_mac.update({nic["permanent_mac"].lower(): nic for nic in devices if nic["permanent_mac"]})
     for mac in macs:
         driver = by_mac.get(mac, {}).get("driver", "no interface")
         if driver != "virtio_net":
@@ -166,8 +167,9 @@ def _nics(report: Report) -> list[dict[str, Any]]:
             addresses.setdefault(words[1], []).append(words[3].lower())
     nics = []
     for value in report.get("nic", [])[:LIST_LIMIT]:
-        name, mac, driver, state = (value.split("\n") + [""] * 4)[:4]
-        nics.append({"name": name, "mac": mac, "driver": driver, "state": state, "addresses": addresses.get(name, [])})
+        keys = ("name", "mac", "driver", "state", "permanent_mac")
+        nic: dict[str, Any] = dict(zip(keys, value.split("\n") + [""] * len(keys)))
+        nics.append({**nic, "addresses": addresses.get(nic["name"], [])})
     return nics
 
 
