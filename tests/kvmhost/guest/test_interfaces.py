@@ -177,6 +177,14 @@ def test_addresses_that_vmware_tools_saw_tell_which_card_is_which() -> None:
     assert naming.doubts == ()
 
 
+def test_a_card_that_a_profile_takes_by_its_mac_address_is_not_given_a_name_of_another_profile() -> None:
+    found = [Interface("", "NetworkManager", "a", "00:50:56:00:00:01"), Interface("ens224", "NetworkManager", "b")]
+    naming = network.assign(found, [Nic("00:50:56:00:00:01"), Nic("00:50:56:00:00:02")], {})
+    assert naming == network.Naming((("ens224", "00:50:56:00:00:02"),), ())
+    one_card = network.assign(found, [Nic("00:50:56:00:00:01")], {})
+    assert one_card.pairs == (("ens224", "00:50:56:00:00:01"),), "both profiles are of the only card"
+
+
 def test_an_address_that_several_cards_have_tells_nothing_of_them() -> None:
     found = [Interface("ens192", "i", "f", addresses=["192.0.2.1/24"]), Interface("ens224", "i", "f")]
     cards = [Nic(f"00:50:56:00:00:0{number}", ["192.0.2.1/24"]) for number in (1, 2)]

@@ -75,7 +75,7 @@ def assign(
         if is_physical(one.name) and one.name not in found and len(hits) == 1 and not hits & set(found.values()):
             found[one.name] = hits.pop()
     names = sorted({one.name for one in interfaces if is_physical(one.name) and one.name not in found}, key=slot_order)
-    free = [mac for mac in macs if mac not in found.values()]
+    free = _left_for(names, [mac for mac in macs if mac not in found.values()], interfaces)
     if not complete and names and len(free) > len(names):
         doubts.append(
             f"{', '.join(names)} were given to no network card: not all files of the guest were read, so the order of "
@@ -90,6 +90,16 @@ def assign(
         )
     found.update(zip(names, free))
     return Naming(tuple(sorted(found.items(), key=lambda pair: slot_order(pair[0]))), tuple(doubts))
+
+
+def _left_for(names: Sequence[str], free: list[str], interfaces: Sequence[Interface]) -> list[str]:
+    """Leave out cards that a profile takes by their MAC address without a name, unless the names need them all.
+
+    A card may have both: a profile that some installer made for its MAC address, and one that a person made by name.
+    """
+    by_mac = {one.mac for one in interfaces if one.mac and not is_physical(one.name)}
+    others = [mac for mac in free if mac not in by_mac]
+    return others if len(others) >= len(names) else free
 
 
 def slot_order(name: str) -> tuple[int, int, str]:
