@@ -92,6 +92,20 @@ def test_entries_of_red_hat_are_read_with_the_variable_they_refer_to() -> None:
     assert "options resume=UUID=5a5a quiet" in bootloader.stabilize_arguments(BLS_9, GUEST.uuid_name)
 
 
+@pytest.mark.parametrize(
+    ("path", "text", "told"),
+    [
+        ("/boot/grub2/grub.cfg", "\tlinux /vmlinuz root=UUID=1 net.ifnames=0 biosdevname=0\n", True),
+        ("/boot/loader/entries/a.conf", "options root=UUID=1 net.ifnames=0\n", True),
+        ("/etc/default/grub", 'GRUB_CMDLINE_LINUX="net.ifnames=0"\n', True),
+        ("/etc/default/grub", '# GRUB_CMDLINE_LINUX="net.ifnames=0"\n', False),
+        ("/boot/grub2/grub.cfg", "\tlinux /vmlinuz root=UUID=1 net.ifnames=1\n", False),
+    ],
+)
+def test_a_guest_whose_kernel_names_the_interfaces_is_known(path: str, text: str, told: bool) -> None:
+    assert bootloader.kernel_names_interfaces(guest({path: text})) is told
+
+
 def test_grubs_environment_stays_one_block() -> None:
     block = "# GRUB Environment Block\nsaved_entry=x\nkernelopts=root=/dev/sda1 ro \n".ljust(1024, "#")
     after = bootloader.stabilize_environment(block, GUEST.uuid_name)

@@ -35,6 +35,7 @@ LAST_LINES = 20  # of what a program of the guest said
 # Arguments of a kernel's command line that name a block device.
 _DEVICE_ARGUMENT = re.compile(r"(?<![^\s\"'=])((?:root|resume|real_root|journal_dev)=)(/dev/[^\s\"']+)")
 _ROOT = re.compile(r"(?:^|[\s\"'])root=([^\s\"']+)")
+_KERNEL_NAMES = re.compile(r"^[^#\n]*\bnet\.ifnames=0\b", re.M)
 _TITLE = re.compile(r"\s*(menuentry|submenu)\s+(?:'([^']*)'|\"([^\"]*)\"|(\S+))")
 _LINUX = re.compile(r"\s*(?:linux|linux16|linuxefi)\s+(\S+)\s*(.*)")
 # Settings that make grub-mkconfig write device names instead of UUIDs.
@@ -151,6 +152,13 @@ def kernel_options(files: GuestFiles) -> str:
         if match:
             return match[1]
     return ""
+
+
+def kernel_names_interfaces(files: GuestFiles) -> bool:
+    """Whether a boot entry, or what new ones are made from, keeps udev from naming interfaces: they are eth0, ..."""
+    entries = (f"{BLS_FOLDER}/{name}" for name in files.names(BLS_FOLDER, r"[^\0]*\.conf"))
+    paths = (*GRUB_CONFIGS, *entries, *GRUB_ENVIRONMENTS, GRUB_DEFAULTS, KERNEL_COMMAND_LINE)
+    return any(_KERNEL_NAMES.search(files.read_text(path) or "") for path in paths)
 
 
 def stabilize_arguments(text: str, uuid_name: Callable[[str], str | None]) -> str:

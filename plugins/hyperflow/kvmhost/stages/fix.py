@@ -153,7 +153,8 @@ class Fix:
         stale.forget_disks(self._files, self._changes)
         found = interfaces.read(self._files, self._job)
         fixed = interfaces.udev_names(self._files, self._job)
-        naming = network.assign(found.interfaces, self._options.nics, fixed, found.complete)
+        kernel_names = bootloader.kernel_names_interfaces(self._files)
+        naming = network.assign(found.interfaces, self._options.nics, fixed, found.complete, kernel_names)
         links = network.keep_names(self._files, self._changes, found.interfaces, naming, self._job)
         self._steps.done("fstab and network")
         link_paths = [one["link"] for one in links if one["link"]]
