@@ -36,6 +36,23 @@ def observed(**changes: str) -> dict[str, Any]:
     return evidence.read(report)
 
 
+@pytest.mark.parametrize("options", ["noauto,user", "defaults,x-systemd.automount,x-systemd.idle-timeout=60"])
+def test_what_is_mounted_when_somebody_asks_for_it_is_not_expected(options: str) -> None:
+    wanted = {"mounts": [{"path": "/mnt/backup", "uuid": "b", "fstype": "ext4", "options": options}]}
+    assert evidence.differences(observed(), wanted, []) == []
+
+
+@pytest.mark.parametrize("options", ["defaults", "nofail", "rw,noautodefrag"])
+def test_what_a_boot_mounts_is_expected(options: str) -> None:
+    wanted = {"mounts": [{"path": "/mnt/backup", "uuid": "b", "fstype": "ext4", "options": options}]}
+    assert evidence.differences(observed(), wanted, []) == ["/mnt/backup: found nothing mounted, expected b"]
+
+
+def test_a_slash_at_the_end_of_a_path_means_nothing() -> None:
+    wanted = {"mounts": [{"path": "/srv/my data/", "uuid": "cccc", "fstype": "ext4"}]}
+    assert evidence.differences(observed(), wanted, []) == []
+
+
 def several(*nics: str, **facts: str) -> dict[str, Any]:
     """Read what a guest with these interfaces says: name, MAC address, driver, state, MAC address before a bond."""
     said = [f"hyperflow-probe {NONCE} nic {nic.encode().hex()}\n".encode() for nic in nics]

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 UP = ("running", "degraded")  # systemd's states in which the boot is finished and the system serves
+NOT_AT_BOOT = {"noauto", "x-systemd.automount"}  # options of mounts that somebody must ask for
 STARTING = ("starting", "initializing", "")
 LINE = re.compile(rb"hyperflow-probe ([0-9a-f]+) ([a-z]+) ([0-9a-f]*)\s*")
 PAIR = re.compile(r'([A-Z]+)="([^"]*)"')
@@ -74,7 +75,7 @@ def read(report: Report) -> dict[str, Any]:
 def differences(evidence: dict[str, Any], expect: dict[str, Any], macs: list[str]) -> list[str]:
     """Compare evidence with what was expected, each difference as ``what: found X, expected Y``.
 
-    :param expect: root {uuid}, networks [{name, mac, addresses}], mounts [{path, uuid, fstype}], as inspection
+    :param expect: root {uuid}, networks [{name, mac, addresses}], mounts [{path, uuid, fstype, options}], as inspection
         found them; what is None or missing is not compared
     :param macs: the interfaces the guest was given
     """
@@ -121,8 +122,9 @@ def _network_differences(network: dict[str, Any], by_mac: dict[str, Any], nics: 
 
 def _mount_differences(mount: dict[str, Any], mounted: dict[str, dict[str, Any]]) -> list[str]:
     path = mount.get("path") or ""
-    if not path.startswith("/") or "noauto" in (mount.get("options") or ""):
+    if not path.startswith("/") or NOT_AT_BOOT & set((mount.get("options") or "").split(",")):
         return []
+    path = path.rstrip("/") or "/"  # as the kernel tells it
     there = mounted.get(path)
     if there is None:
         return [f"{path}: found nothing mounted, expected {mount.get('spec') or mount.get('uuid') or 'a file system'}"]

@@ -39,7 +39,7 @@ class Options:
     :param timeout_seconds: for the whole boot
     :param silence_seconds: without a sign of life from the guest
     :param expect: root {uuid, device, fstype}, networks [{name, mac, addresses}], mounts [{path, uuid,
-        fstype}], as inspection found them
+        fstype, options}], as inspection found them
     """
 
     images: list[Image]
