@@ -84,6 +84,19 @@ def test_a_usr_that_is_in_none_of_the_images_is_an_error(monkeypatch: pytest.Mon
         planted(monkeypatch, USR, Root("r", "/dev/sda1", "ext4", "v"))
 
 
+@pytest.mark.parametrize("subvolume", ["@", "@rootfs", "root", "@/.snapshots/1/snapshot"])
+def test_the_root_is_found_in_whatever_subvolume_the_distribution_puts_it(
+    monkeypatch: pytest.MonkeyPatch, subvolume: str
+) -> None:
+    trees: Trees = {("r", ""): {"/other"}, ("r", f"subvol={subvolume}"): {"/etc", "/usr/lib/systemd/systemd"}}
+    assert planted(monkeypatch, trees, Root("r", "/dev/sda1", "btrfs"))
+
+
+def test_a_file_system_without_a_root_in_any_subvolume_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StageError, match="found no /etc"):
+        planted(monkeypatch, {("r", ""): {"/other"}}, Root("r", "/dev/sda1", "btrfs"))
+
+
 def test_the_stage_takes_usr_of_the_mounts_that_are_expected() -> None:
     mounts = [{"path": "/", "uuid": "r"}, {"path": "/usr/", "uuid": "u", "fstype": "btrfs", "options": "subvol=usr"}]
     root = {"uuid": "r", "device": "/dev/sda1", "fstype": "ext4"}

@@ -17,7 +17,7 @@ UNIT = "/etc/systemd/system/hyperflow-probe.service"
 WANTS = "/etc/systemd/system/multi-user.target.wants"
 SYSTEMD = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
 SUBVOLUME = re.compile(r"subvol=[A-Za-z0-9_@./-]+")
-SUBVOLUMES = ("", "@", "root", "@/.snapshots/1/snapshot")  # plain, Ubuntu, Fedora, openSUSE
+SUBVOLUMES = ("", "@", "@rootfs", "root", "@/.snapshots/1/snapshot")  # plain, Ubuntu, Debian, Fedora, openSUSE
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,12 @@ def _mount(handle: Any, root: Root) -> None:
     if root.uuid:
         device = _find(handle, "root file system", root.uuid)
     for subvolume in SUBVOLUMES if root.fstype == "btrfs" else ("",):
-        handle.mount_options(f"subvol={subvolume}" if subvolume else "", device, "/")
+        try:
+            handle.mount_options(f"subvol={subvolume}" if subvolume else "", device, "/")
+        except RuntimeError:
+            if not subvolume:
+                raise
+            continue  # there is none of that name
         if handle.is_dir("/etc", followsymlinks=True):
             return
         handle.umount("/")
