@@ -161,6 +161,32 @@ def test_crypttab_changes_in_its_second_field() -> None:
     assert done.text == "# name device\nsecret\tUUID=5555-eeee none luks\n"
 
 
+SWAP_TABLE = "cryptswap1 /dev/sdb2 /dev/urandom swap,cipher=aes-xts-plain64\n"
+
+
+@pytest.mark.parametrize("there", [[], [FileSystem("/dev/sdb2", "swap", "6666-ffff", "", "disk-1")]])
+def test_swap_that_each_boot_encrypts_anew_is_named_by_its_partition(there: list[FileSystem]) -> None:
+    guest = Devices([ROOT, *there], ["a", "b"], {"/dev/sda1": "0a-01", "/dev/sdb2": "0b-02"})
+    done = fstab.stabilize_crypttab(SWAP_TABLE, fstab.STABILIZE_ALL, guest)
+    assert done.text == SWAP_TABLE.replace("/dev/sdb2", "/dev/disk/by-partuuid/0b-02")
+    assert done.left == ()
+
+
+@pytest.mark.parametrize(
+    ("there", "partuuids"),
+    [
+        ([], {}),
+        ([], {"/dev/sda2": "0b-02", "/dev/sdb2": "0b-02"}),
+        ([FileSystem("/dev/sdb2", "ext4", "6666-ffff", "", "disk-1")], {"/dev/sdb2": "0b-02"}),
+    ],
+)
+def test_what_a_boot_would_write_over_is_not_guessed(there: list[FileSystem], partuuids: dict[str, str]) -> None:
+    done = fstab.stabilize_crypttab(SWAP_TABLE, fstab.STABILIZE_ALL, Devices([ROOT, *there], ["a", "b"], partuuids))
+    assert done.changed == ()
+    ((entry, _),) = done.left
+    assert entry.needed
+
+
 def test_names_that_follow_the_controller_are_known() -> None:
     assert all(
         map(hangs_on_hardware, ["/dev/sda", "/dev/sdaa12", "/dev/hdb1", "/dev/nvme0n1p1", "/dev/disk/by-path/x"])

@@ -49,7 +49,7 @@ class Devices:
 
     :param filesystems: all of them
     :param disk_ids: in the order of the guest's disks
-    :param partuuids: device -> PARTUUID, where known
+    :param partuuids: device -> PARTUUID, where known and no volume group has the partition
     :param serials: lower-case hex digits that a by-id name holds (VMware's disk UUID) -> index of the disk
     """
 
@@ -69,6 +69,7 @@ class Devices:
         self._by_uuid = {one.uuid.lower(): one for one in reverse}
         self._by_label = {one.label: one for one in reverse}
         self._by_mapper = {_mapper_name(one.device): one for one in reverse}
+        self._partuuids = partuuids or {}
         self._by_partuuid = {found.lower(): device for device, found in reversed((partuuids or {}).items())}
         self._uuids = Counter(one.uuid for one in filesystems)
 
@@ -86,8 +87,8 @@ class Devices:
             return self._by_mapper.get(match[1])
         if spec in self._by_device:
             return self._by_device[spec]
-        place = self._place(spec)
-        return None if place is None else self._by_device.get(f"/dev/{disk_name(place[0])}{place[1]}")
+        device = self._device(spec)
+        return None if device is None else self._by_device.get(device)
 
     def uuid_name(self, spec: str) -> str | None:
         """Give ``UUID=...`` for a device name that another controller would change; None where that is impossible."""
@@ -98,6 +99,19 @@ class Devices:
             return None  # a cloned disk: the name would be ambiguous
         return f"UUID={found.uuid}"
 
+    def partition_name(self, spec: str) -> str | None:
+        """Give a link of udev's for a partition that another controller would call otherwise; None where there is none.
+
+        It serves where no file system has a UUID: an area for swap that each boot encrypts anew. One that holds
+        anything else is given none, for an entry that is mistaken would destroy it.
+        """
+        device = self._device(spec) if hangs_on_hardware(spec) else None
+        partuuid = self._partuuids.get(device or "")
+        found = self._by_device.get(device or "")
+        if not partuuid or list(self._partuuids.values()).count(partuuid) > 1:
+            return None
+        return f"/dev/disk/by-partuuid/{partuuid}" if found is None or found.type == "swap" else None
+
     def _by_token(self, kind: str, value: str) -> FileSystem | None:
         if kind == "uuid":
             return self._by_uuid.get(value.lower())
@@ -106,6 +120,10 @@ class Devices:
         if kind == "partuuid":
             return self._by_device.get(self._by_partuuid.get(value.lower(), ""))
         return None
+
+    def _device(self, spec: str) -> str | None:
+        place = self._place(spec)
+        return None if place is None else f"/dev/{disk_name(place[0])}{place[1]}"
 
     def _place(self, spec: str) -> tuple[int, str] | None:
         """Which disk, by index, and which partition a hardware name means."""
@@ -170,9 +188,11 @@ def read(handle: Any, disk_ids: Sequence[str], serials: dict[str, int] | None = 
         name = holders.get(device.split("/")[2], device) if device.count("/") > 2 else device
         index = _disk_index(name)
         disk_id = disk_ids[index] if index is not None and index < len(disk_ids) else None
+        if tags.get("TYPE") == "LVM2_member":
+            continue
         if "PART_ENTRY_UUID" in tags:
             partuuids[device] = tags["PART_ENTRY_UUID"]
-        if tags.get("TYPE", "LVM2_member") != "LVM2_member":
+        if "TYPE" in tags:
             filesystems.append(FileSystem(device, tags["TYPE"], tags.get("UUID", ""), tags.get("LABEL", ""), disk_id))
     return Devices(filesystems, disk_ids, partuuids, serials)
 
