@@ -7,7 +7,7 @@ from hyperflow.kvmhost.guest import bootloader
 from hyperflow.kvmhost.guest.backups import Changes
 from hyperflow.kvmhost.guest.devices import Devices, FileSystem
 from hyperflow.kvmhost.guest.files import GuestFiles
-from hyperflow.kvmhost.stage import Job
+from hyperflow.kvmhost.stage import Job, StageError
 
 from tests.kvmhost.guest.memory import Memory, guest
 
@@ -120,6 +120,24 @@ def test_entries_of_extlinux_and_grub_1_are_read() -> None:
     assert [(one.title, one.root) for one in bootloader.plain_entries("/m", grub1)] == [
         ("CentOS (2.6.32)", "/dev/sda1")
     ]
+
+
+def test_a_link_of_grub_to_its_own_closed_file_is_read_and_changed() -> None:
+    """RHEL 6 has menu.lst, which is grub.conf, which may hold a password."""
+    grub1 = "password --md5 x\ntitle CentOS\n\tkernel /vmlinuz ro root=/dev/sda1\n"
+    memory = Memory({"/boot/grub/grub.conf": grub1}, links={"/boot/grub/menu.lst": "/boot/grub/grub.conf"})
+    files, job = GuestFiles(memory), Job("fix")
+    assert {one.root for one in bootloader.read_entries(files, job)} == {"/dev/sda1"}
+    bootloader.stabilize(files, Changes(files, False, "/b"), GUEST, job)
+    assert {one.root for one in bootloader.read_entries(files, job)} == {f"UUID={UUID}"}
+
+
+@pytest.mark.parametrize("link", ["/boot/grub/menu.lst", "/boot/grub2/grub.cfg", "/etc/default/grub"])
+@pytest.mark.parametrize("secret", ["/etc/shadow", "/boot/efi/key"])
+def test_a_link_of_grub_to_a_secret_is_not_followed(link: str, secret: str) -> None:
+    files = GuestFiles(Memory({secret: "root:$6$"}, links={link: secret}))
+    with pytest.raises(StageError, match=f"{link} in the guest: found a link to {secret}"):
+        files.read_text(link)
 
 
 def test_options_on_hundreds_of_thousands_of_lines_are_read_at_once() -> None:
