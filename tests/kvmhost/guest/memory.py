@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 import stat
 from collections.abc import Callable, Mapping
 
@@ -61,7 +60,9 @@ class Memory:
         return self.files[self.realpath(path)]
 
     def ls(self, directory: str) -> list[str]:
-        return [posixpath.basename(path) for path in (*self.files, *self.links) if posixpath.dirname(path) == directory]
+        start = f"{directory}/"
+        there = (path[len(start) :] for path in (*self.files, *self.links) if path.startswith(start))
+        return sorted({rest.split("/")[0] for rest in there})
 
     def write(self, path: str, content: bytes) -> None:
         self.files[path] = content

@@ -140,6 +140,26 @@ def test_a_link_of_grub_to_a_secret_is_not_followed(link: str, secret: str) -> N
         files.read_text(link)
 
 
+@pytest.mark.parametrize(
+    ("path", "text", "kind"),
+    [
+        ("/boot/efi/EFI/redhat/grub.cfg", GRUB_CFG, "grub2"),
+        ("/boot/efi/EFI/redhat/grub.conf", "title RHEL 6\n\tkernel /vmlinuz ro root=/dev/sda1\n", "grub1"),
+    ],
+)
+def test_entries_on_the_efi_system_partition_are_read_and_changed_and_never_made_anew(
+    path: str, text: str, kind: str
+) -> None:
+    memory = Memory({path: text, "/boot/efi/EFI/BOOT/BOOTX64.EFI": "MZ", "/usr/sbin/grub2-mkconfig": ""})
+    files, job = GuestFiles(memory), Job("fix")
+    assert bootloader.detect(files) == kind
+    assert "/dev/sda1" in {one.root for one in bootloader.read_entries(files, job)}
+    changes = Changes(files, False, "/b")
+    bootloader.stabilize(files, changes, GUEST, job)
+    assert bootloader.regenerate(files, changes, GUEST, job) is None
+    assert {one.root for one in bootloader.read_entries(files, job)} - {""} == {f"UUID={UUID}"}
+
+
 def test_options_on_hundreds_of_thousands_of_lines_are_read_at_once() -> None:
     text = "options x\n" * 400_000 + "options root=/dev/sda1\n"
     assert bootloader.bls_entry("/x.conf", text, "").root == "/dev/sda1"
