@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 from collections.abc import Callable, Mapping
 
@@ -72,6 +73,9 @@ class Memory:
 
     def mkdir_p(self, path: str) -> None:
         """Folders are there with their files."""
+
+    def checksum(self, kind: str, path: str) -> str:
+        return hashlib.new(kind, self.files[self.realpath(path)]).hexdigest()
 
     def mkdtemp(self, template: str) -> str:
         return template.replace("XXXXXX", "abcdef")

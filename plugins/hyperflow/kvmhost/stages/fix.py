@@ -13,6 +13,7 @@ from hyperflow.kvmhost import manifest_file
 from hyperflow.kvmhost.guest import (
     bootloader,
     configuration,
+    efi,
     fstab,
     initramfs,
     inspection,
@@ -246,6 +247,7 @@ class Fix:
         if self._options.update_grub:
             bootloader.stabilize(self._files, self._changes, self._guest.devices, self._job)
             bootloader.regenerate(self._files, self._changes, self._guest.devices, self._job)
+        efi.keep_bootable(self._files, self._changes, self._options.update_grub, self._job)
         entries = bootloader.read_entries(self._files, self._job)
         wrong = bootloader.faults(entries, self._guest.devices, self._guest.root.uuid)
         if not any(entry.root for entry in entries):
