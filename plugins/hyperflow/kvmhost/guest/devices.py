@@ -71,6 +71,7 @@ class Devices:
         self._by_mapper = {_mapper_name(one.device): one for one in reverse}
         self._partuuids = partuuids or {}
         self._by_partuuid = {found.lower(): device for device, found in reversed((partuuids or {}).items())}
+        self._partuuid_counts = Counter(self._partuuids.values())
         self._uuids = Counter(one.uuid for one in filesystems)
 
     def find(self, spec: str) -> FileSystem | None:
@@ -108,7 +109,7 @@ class Devices:
         device = self._device(spec) if hangs_on_hardware(spec) else None
         partuuid = self._partuuids.get(device or "")
         found = self._by_device.get(device or "")
-        if not partuuid or list(self._partuuids.values()).count(partuuid) > 1:
+        if not partuuid or self._partuuid_counts[partuuid] > 1:
             return None
         return f"/dev/disk/by-partuuid/{partuuid}" if found is None or found.type == "swap" else None
 
