@@ -85,7 +85,7 @@ def differences(evidence: dict[str, Any], expect: dict[str, Any], macs: list[str
         found.append(f"/: found {root['device'] or 'nothing'} with UUID {root['uuid'] or 'unknown'}, expected {uuid}")
     devices = sorted(evidence["nics"], key=lambda nic: bool(nic["driver"]))  # a bond has the MAC of its devices
     by_mac = {nic["mac"].lower(): nic for nic in devices}
-    by_mac.update({nic["permanent_mac"].lower(): nic for nic in devices if nic["permanent_mac"]})
+    by_mac.update({nic["permanent_mac"].lower(): nic for nic in devices if nic.get("permanent_mac")})
     for mac in macs:
         driver = by_mac.get(mac, {}).get("driver", "no interface")
         if driver != "virtio_net":
