@@ -36,6 +36,31 @@ def observed(**changes: str) -> dict[str, Any]:
     return evidence.read(report)
 
 
+@pytest.mark.parametrize("options", ["noauto,user", "defaults,x-systemd.automount,x-systemd.idle-timeout=60"])
+def test_what_is_mounted_when_somebody_asks_for_it_is_not_expected(options: str) -> None:
+    wanted = {"mounts": [{"path": "/mnt/backup", "uuid": "b", "fstype": "ext4", "options": options}]}
+    assert evidence.differences(observed(), wanted, []) == []
+
+
+@pytest.mark.parametrize("options", ["defaults", "nofail", "rw,noautodefrag"])
+def test_what_a_boot_mounts_is_expected(options: str) -> None:
+    wanted = {"mounts": [{"path": "/mnt/backup", "uuid": "b", "fstype": "ext4", "options": options}]}
+    assert evidence.differences(observed(), wanted, []) == ["/mnt/backup: found nothing mounted, expected b"]
+
+
+def test_a_slash_at_the_end_of_a_path_means_nothing() -> None:
+    wanted = {"mounts": [{"path": "/srv/my data/", "uuid": "cccc", "fstype": "ext4"}]}
+    assert evidence.differences(observed(), wanted, []) == []
+
+
+def several(*nics: str, **facts: str) -> dict[str, Any]:
+    """Read what a guest with these interfaces says: name, MAC address, driver, state, MAC address before a bond."""
+    said = [f"hyperflow-probe {NONCE} nic {nic.encode().hex()}\n".encode() for nic in nics]
+    begin, *rest = lines(facts).splitlines(keepends=True)
+    (report,) = evidence.Reader(NONCE).feed(b"".join([begin, *said, *rest]))
+    return evidence.read(report)
+
+
 def expectation(**changes: Any) -> dict[str, Any]:
     return {
         "root": {"uuid": "AAAA-BBBB", "device": "/dev/sda1"},
@@ -68,14 +93,50 @@ def test_every_difference_is_told(facts: dict[str, str], expected: dict[str, Any
 
 
 def test_an_address_on_a_bond_is_found_by_its_name_though_the_device_has_the_mac_too() -> None:
-    nics = lines({"state": "running"}).splitlines(keepends=True)[:2]
-    for nic in (f"ens192\n{MAC}\nvirtio_net\nup", f"bond0\n{MAC}\n\nup"):
-        nics.append(f"hyperflow-probe {NONCE} nic {nic.encode().hex()}\n".encode())
-    nics += lines({"addresses": "3: bond0    inet 192.0.2.10/24 scope global"}).splitlines(keepends=True)[1:]
-    (report,) = evidence.Reader(NONCE).feed(b"".join(nics))
+    found = several(
+        f"ens192\n{MAC}\nvirtio_net\nup",
+        f"bond0\n{MAC}\n\nup",
+        addresses="3: bond0    inet 192.0.2.10/24 scope global",
+    )
     wanted = {"networks": [{"name": "bond0", "mac": None, "addresses": ["192.0.2.10/24"]}]}
 
-    assert evidence.differences(evidence.read(report), wanted, [MAC]) == []
+    assert evidence.differences(found, wanted, [MAC]) == []
+
+
+def test_cards_of_a_bond_are_told_apart_by_the_address_that_each_had_before_it() -> None:
+    other = MAC[:-1] + "2"
+    cards = [f"ens192\n{MAC}\nvirtio_net\nup\n{MAC}", f"ens224\n{MAC}\nvirtio_net\nup\n{other}"]
+    found = several(*cards, f"bond0\n{MAC}\n\nup", addresses="4: bond0    inet 192.0.2.10/24 scope global")
+    wanted = {
+        "networks": [
+            {"name": "bond0", "mac": MAC, "addresses": ["192.0.2.10/24"]},
+            {"name": "ens224", "mac": other, "addresses": []},
+        ]
+    }
+    assert evidence.differences(found, wanted, [MAC, other]) == []
+
+
+def test_names_that_were_swapped_are_told_though_each_has_its_address() -> None:
+    other = MAC[:-1] + "2"
+    found = several(
+        f"ens192\n{other}\nvirtio_net\nup",
+        f"ens224\n{MAC}\nvirtio_net\nup",
+        addresses="2: ens192    inet 192.0.2.10/24 scope global\n3: ens224    inet 198.51.100.7/24 scope global",
+    )
+    wanted = [
+        {"name": "ens192", "mac": MAC, "addresses": ["192.0.2.10/24"]},
+        {"name": "ens224", "mac": other, "addresses": ["198.51.100.7/24"]},
+    ]
+    assert evidence.differences(found, {"networks": wanted}, [MAC, other]) == [
+        f"interface ens192 {MAC}: found ens192 on {other}, and {MAC} on ens224",
+        f"interface ens224 {other}: found ens224 on {MAC}, and {other} on ens192",
+    ]
+
+
+def test_a_mac_address_that_the_guest_gives_its_card_itself_is_no_difference() -> None:
+    found = several("ens192\n02:00:00:00:00:01\nvirtio_net\nup")
+    wanted = {"networks": [{"name": "ens192", "mac": MAC, "addresses": []}]}
+    assert evidence.differences(found, wanted, []) == []
 
 
 def test_a_report_arrives_in_any_pieces_and_between_other_lines() -> None:

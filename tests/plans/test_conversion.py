@@ -15,6 +15,7 @@ PATH = PurePosixPath("/srv/export/manifest.json")
 DISK = {"id": "disk-0", "source_format": "qcow2", "bytes": 1, "local_path": "/srv/export/a.qcow2"}
 PROFILE = Profile(name="mine", manifest_target_format="raw")
 CONVERT = {"convert": {"enabled": True}}
+MAC = "00:50:56:9a:10:01"
 HASH = "$6$saltsalt$" + "a" * 86
 
 
@@ -57,6 +58,15 @@ def test_what_the_person_asks_comes_last() -> None:
 def test_passwords_hashes_stay_in_the_manifest_on_the_host() -> None:
     run = decided({"configuration": {"users": {"deploy": {"password_hash": HASH}}}})
     assert HASH not in run.model_dump_json() + str(run.fix_options({}, []))
+
+
+def test_fix_is_told_what_vmware_tools_saw_on_each_card() -> None:
+    run = decided({"pipeline": {"fix": {"enabled": True}, "convert": {"enabled": True}}})
+    cards = [{"mac": MAC, "addresses": ["192.0.2.10/24"], "type": "vmxnet3"}, {"mac": MAC[:-1] + "2"}]
+    assert run.fix_options({}, cards)["nics"] == [
+        {"mac": MAC, "addresses": ["192.0.2.10/24"]},
+        {"mac": MAC[:-1] + "2", "addresses": []},
+    ]
 
 
 def test_a_stage_is_asked_with_the_contracts_defaults_and_without_foreign_keys() -> None:

@@ -149,7 +149,7 @@ class Converting:
             self.stages["inspect"] = ask("inspect", run.inspect_options(self.reference))
             self.require("inspect")
         if self.wanted("fix"):
-            options = run.fix_options(self.reference, run.macs)
+            options = run.fix_options(self.reference, [{"mac": mac} for mac in run.macs])
             self.stages["fix"] = ask("fix", options)
             overlays = self.require("fix")["overlays"]
         images: list[dict[str, Any]] = []

@@ -77,7 +77,7 @@ class InspectGuestOperator(ManifestStageOperator):
 class FixGuestOperator(ManifestStageOperator):
     """Makes the guest fit for KVM, on overlays; returns what was changed and read back.
 
-    :param vm: the VM's facts, for the MAC addresses of its NICs; templated
+    :param vm: the VM's facts, for the MAC addresses of its NICs and what VMware Tools saw on them; templated
     """
 
     stage = "fix"
@@ -90,7 +90,7 @@ class FixGuestOperator(ManifestStageOperator):
     def options(self, context: Context) -> dict[str, Any]:
         """Give the manifest and the pipeline's choices."""
         self.skip_unless_wanted()
-        return self.settings.fix_options(self.manifest_reference, [nic["mac"] for nic in self.vm["nics"]])
+        return self.settings.fix_options(self.manifest_reference, self.vm["nics"])
 
     def resume(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
         """Show what was changed in the guest."""

@@ -117,7 +117,7 @@ def expectations(guest: dict[str, Any] | None) -> dict[str, Any]:
         if network["addresses"]
     ]
     mounts = [
-        {"path": mount["path"], "uuid": mount["uuid"], "fstype": mount["fstype"]}
+        {key: mount[key] for key in ("path", "uuid", "fstype", "options")}
         for mount in guest["mounts"]
         if mount["path"].startswith("/") and mount["uuid"] and mount["fstype"] != "swap"
     ]

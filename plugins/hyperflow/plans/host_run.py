@@ -67,10 +67,10 @@ class HostRun(BaseModel):
             "collect_guest_info": stage.collect_guest_info,
         }
 
-    def fix_options(self, manifest: dict[str, str], macs: list[str]) -> dict[str, Any]:
+    def fix_options(self, manifest: dict[str, str], nics: list[dict[str, Any]]) -> dict[str, Any]:
         """Ask ``fix``.
 
-        :param macs: of the network cards, in their order
+        :param nics: the network cards' facts in their order: ``mac``, and ``addresses`` where VMware Tools told them
         """
         stage = self.pipeline.fix or FixStage(enabled=False)
         choices = {name: getattr(stage, name) for name in FixStage.model_fields if name != "enabled"}
@@ -78,7 +78,7 @@ class HostRun(BaseModel):
             "manifest": manifest,
             "work_directory": self.work_directory,
             **choices,
-            "nics": [{"mac": mac} for mac in macs],
+            "nics": [{"mac": nic["mac"], "addresses": list(nic.get("addresses", []))} for nic in nics],
         }
 
     def convert_options(self, manifest: dict[str, str], disk_id: str, overlay: str | None) -> dict[str, Any]:

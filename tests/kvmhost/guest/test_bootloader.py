@@ -7,7 +7,7 @@ from hyperflow.kvmhost.guest import bootloader
 from hyperflow.kvmhost.guest.backups import Changes
 from hyperflow.kvmhost.guest.devices import Devices, FileSystem
 from hyperflow.kvmhost.guest.files import GuestFiles
-from hyperflow.kvmhost.stage import Job
+from hyperflow.kvmhost.stage import Job, StageError
 
 from tests.kvmhost.guest.memory import Memory, guest
 
@@ -92,6 +92,20 @@ def test_entries_of_red_hat_are_read_with_the_variable_they_refer_to() -> None:
     assert "options resume=UUID=5a5a quiet" in bootloader.stabilize_arguments(BLS_9, GUEST.uuid_name)
 
 
+@pytest.mark.parametrize(
+    ("path", "text", "told"),
+    [
+        ("/boot/grub2/grub.cfg", "\tlinux /vmlinuz root=UUID=1 net.ifnames=0 biosdevname=0\n", True),
+        ("/boot/loader/entries/a.conf", "options root=UUID=1 net.ifnames=0\n", True),
+        ("/etc/default/grub", 'GRUB_CMDLINE_LINUX="net.ifnames=0"\n', True),
+        ("/etc/default/grub", '# GRUB_CMDLINE_LINUX="net.ifnames=0"\n', False),
+        ("/boot/grub2/grub.cfg", "\tlinux /vmlinuz root=UUID=1 net.ifnames=1\n", False),
+    ],
+)
+def test_a_guest_whose_kernel_names_the_interfaces_is_known(path: str, text: str, told: bool) -> None:
+    assert bootloader.kernel_names_interfaces(guest({path: text})) is told
+
+
 def test_grubs_environment_stays_one_block() -> None:
     block = "# GRUB Environment Block\nsaved_entry=x\nkernelopts=root=/dev/sda1 ro \n".ljust(1024, "#")
     after = bootloader.stabilize_environment(block, GUEST.uuid_name)
@@ -106,6 +120,44 @@ def test_entries_of_extlinux_and_grub_1_are_read() -> None:
     assert [(one.title, one.root) for one in bootloader.plain_entries("/m", grub1)] == [
         ("CentOS (2.6.32)", "/dev/sda1")
     ]
+
+
+def test_a_link_of_grub_to_its_own_closed_file_is_read_and_changed() -> None:
+    """RHEL 6 has menu.lst, which is grub.conf, which may hold a password."""
+    grub1 = "password --md5 x\ntitle CentOS\n\tkernel /vmlinuz ro root=/dev/sda1\n"
+    memory = Memory({"/boot/grub/grub.conf": grub1}, links={"/boot/grub/menu.lst": "/boot/grub/grub.conf"})
+    files, job = GuestFiles(memory), Job("fix")
+    assert {one.root for one in bootloader.read_entries(files, job)} == {"/dev/sda1"}
+    bootloader.stabilize(files, Changes(files, False, "/b"), GUEST, job)
+    assert {one.root for one in bootloader.read_entries(files, job)} == {f"UUID={UUID}"}
+
+
+@pytest.mark.parametrize("link", ["/boot/grub/menu.lst", "/boot/grub2/grub.cfg", "/etc/default/grub"])
+@pytest.mark.parametrize("secret", ["/etc/shadow", "/boot/efi/key"])
+def test_a_link_of_grub_to_a_secret_is_not_followed(link: str, secret: str) -> None:
+    files = GuestFiles(Memory({secret: "root:$6$"}, links={link: secret}))
+    with pytest.raises(StageError, match=f"{link} in the guest: found a link to {secret}"):
+        files.read_text(link)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "kind"),
+    [
+        ("/boot/efi/EFI/redhat/grub.cfg", GRUB_CFG, "grub2"),
+        ("/boot/efi/EFI/redhat/grub.conf", "title RHEL 6\n\tkernel /vmlinuz ro root=/dev/sda1\n", "grub1"),
+    ],
+)
+def test_entries_on_the_efi_system_partition_are_read_and_changed_and_never_made_anew(
+    path: str, text: str, kind: str
+) -> None:
+    memory = Memory({path: text, "/boot/efi/EFI/BOOT/BOOTX64.EFI": "MZ", "/usr/sbin/grub2-mkconfig": ""})
+    files, job = GuestFiles(memory), Job("fix")
+    assert bootloader.detect(files) == kind
+    assert "/dev/sda1" in {one.root for one in bootloader.read_entries(files, job)}
+    changes = Changes(files, False, "/b")
+    bootloader.stabilize(files, changes, GUEST, job)
+    assert bootloader.regenerate(files, changes, GUEST, job) is None
+    assert {one.root for one in bootloader.read_entries(files, job)} - {""} == {f"UUID={UUID}"}
 
 
 def test_options_on_hundreds_of_thousands_of_lines_are_read_at_once() -> None:

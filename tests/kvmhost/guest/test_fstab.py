@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hyperflow.kvmhost.guest import fstab
-from hyperflow.kvmhost.guest.devices import Devices, FileSystem, disk_name, hangs_on_hardware
+from hyperflow.kvmhost.guest.devices import Devices, FileSystem, hangs_on_hardware
 from hyperflow.kvmhost.guest.files import decode, encode
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,9 +62,12 @@ def test_mode_noop_changes_nothing_and_tells_what_stays() -> None:
 
 
 def test_mode_bypath_only_changes_only_names_by_path() -> None:
-    table = "/dev/sda1 / ext4 defaults 0 1\n/dev/disk/by-path/pci-0000:03:00.0-scsi-0:0:1:0-part1 /d xfs defaults 0 2\n"
-    done = fstab.stabilize_fstab(table, fstab.BYPATH_ONLY, GUEST)
-    assert done.text == "/dev/sda1 / ext4 defaults 0 1\nUUID=33333333-cccc /d xfs defaults 0 2\n"
+    by_path = "/dev/disk/by-path/pci-0000:03:00.0-scsi-0:0:1:0-part1"
+    guest = Devices([ROOT, SWAP], ["disk-0"])
+    done = fstab.stabilize_fstab(
+        f"{by_path} / ext4 defaults 0 1\n/dev/sda2 none swap sw 0 0\n", fstab.BYPATH_ONLY, guest
+    )
+    assert done.text == "UUID=11111111-aaaa / ext4 defaults 0 1\n/dev/sda2 none swap sw 0 0\n"
 
 
 @pytest.mark.parametrize(
@@ -76,12 +79,8 @@ def test_mode_bypath_only_changes_only_names_by_path() -> None:
         ("PARTUUID=0ABC-01", "/dev/sdb1"),
         ("/dev/disk/by-uuid/33333333-cccc", "/dev/sdb1"),
         ("/dev/disk/by-label/my\\x20data", "/dev/sdb1"),
-        ("/dev/disk/by-path/pci-0000:0b:00.0-scsi-0:0:1:0-part1", "/dev/sdb1"),
-        ("/dev/disk/by-path/pci-0000:02:01.0-sas-phy1-lun-0-part1", "/dev/sdb1"),
-        ("/dev/disk/by-path/pci-0000:02:03.0-ata-1-part1", "/dev/sdb1"),
         ("/dev/disk/by-id/scsi-36000c29f0a" + "0" * 22 + "-part1", "/dev/sdb1"),
         ("/dev/disk/by-id/wwn-0x6000c29f0a" + "0" * 22 + "-part1", "/dev/sdb1"),
-        ("/dev/nvme0n2p1", "/dev/sdb1"),
         ("/dev/hda2", "/dev/sda2"),
         ("/dev/mapper/my--group-home", "/dev/my-group/home"),
         ("/dev/my-group/home", "/dev/my-group/home"),
@@ -100,19 +99,31 @@ def test_what_is_not_there_is_not_guessed(spec: str) -> None:
     assert GUEST.find(spec) is None
 
 
-def test_the_only_disk_is_meant_whatever_its_path_says() -> None:
-    found = ONE_DISK.find("/dev/disk/by-path/pci-0000:13:00.0-scsi-2:0:5:0-part1")
-    assert found == ROOT
+BY_PLACE = (
+    "/dev/disk/by-path/pci-0000:13:00.0-scsi-0:0:0:0-part1",
+    "/dev/disk/by-path/pci-0000:02:01.0-sas-phy0-lun-0-part1",
+    "/dev/disk/by-path/pci-0000:02:03.0-ata-1-part1",
+    "/dev/disk/by-path/pci-0000:0b:00.0-nvme-1-part1",
+    "/dev/nvme0n1p1",
+)
+
+
+@pytest.mark.parametrize("spec", BY_PLACE)
+def test_the_only_disk_is_meant_whatever_its_path_says(spec: str) -> None:
+    assert ONE_DISK.find(spec) == ROOT
+
+
+def test_the_only_disk_is_meant_by_any_serial_number() -> None:
     assert ONE_DISK.find("/dev/disk/by-id/scsi-36000c2911111111111111111-part1") == ROOT
 
 
-def test_the_unit_of_the_controller_itself_is_skipped() -> None:
-    disks = [
-        FileSystem(f"/dev/{disk_name(index)}1", "ext4", f"uuid-{index}", "", f"disk-{index}") for index in range(9)
-    ]
-    guest = Devices(disks, [f"disk-{index}" for index in range(9)])
-    found = guest.find("/dev/disk/by-path/pci-0000:03:00.0-scsi-0:0:8:0-part1")
-    assert found == disks[7]
+@pytest.mark.parametrize("spec", BY_PLACE)
+def test_a_place_on_a_controller_means_none_of_several_disks(spec: str) -> None:
+    """The second disk may be the first one of a second controller, or the only one on NVMe."""
+    assert GUEST.find(spec) is None
+    done = fstab.stabilize_fstab(f"{spec} /data xfs defaults 0 0\n", fstab.STABILIZE_ALL, GUEST)
+    assert done.changed == ()
+    assert "not certain which disk it means" in done.left[0][1]
 
 
 def test_an_entry_whose_type_does_not_fit_the_disk_is_left_with_the_reason() -> None:
@@ -148,6 +159,32 @@ def test_crypttab_changes_in_its_second_field() -> None:
     luks = Devices([FileSystem("/dev/sdb2", "crypto_LUKS", "5555-eeee", "", "disk-1")], ["a", "b"])
     done = fstab.stabilize_crypttab("# name device\nsecret\t/dev/sdb2 none luks\n", fstab.STABILIZE_ALL, luks)
     assert done.text == "# name device\nsecret\tUUID=5555-eeee none luks\n"
+
+
+SWAP_TABLE = "cryptswap1 /dev/sdb2 /dev/urandom swap,cipher=aes-xts-plain64\n"
+
+
+@pytest.mark.parametrize("there", [[], [FileSystem("/dev/sdb2", "swap", "6666-ffff", "", "disk-1")]])
+def test_swap_that_each_boot_encrypts_anew_is_named_by_its_partition(there: list[FileSystem]) -> None:
+    guest = Devices([ROOT, *there], ["a", "b"], {"/dev/sda1": "0a-01", "/dev/sdb2": "0b-02"})
+    done = fstab.stabilize_crypttab(SWAP_TABLE, fstab.STABILIZE_ALL, guest)
+    assert done.text == SWAP_TABLE.replace("/dev/sdb2", "/dev/disk/by-partuuid/0b-02")
+    assert done.left == ()
+
+
+@pytest.mark.parametrize(
+    ("there", "partuuids"),
+    [
+        ([], {}),
+        ([], {"/dev/sda2": "0b-02", "/dev/sdb2": "0b-02"}),
+        ([FileSystem("/dev/sdb2", "ext4", "6666-ffff", "", "disk-1")], {"/dev/sdb2": "0b-02"}),
+    ],
+)
+def test_what_a_boot_would_write_over_is_not_guessed(there: list[FileSystem], partuuids: dict[str, str]) -> None:
+    done = fstab.stabilize_crypttab(SWAP_TABLE, fstab.STABILIZE_ALL, Devices([ROOT, *there], ["a", "b"], partuuids))
+    assert done.changed == ()
+    ((entry, _),) = done.left
+    assert entry.needed
 
 
 def test_names_that_follow_the_controller_are_known() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
-from hyperflow.kvmhost.guest import initramfs
+from hyperflow.kvmhost.guest import initramfs, network
 from hyperflow.kvmhost.guest.backups import Changes
 from hyperflow.kvmhost.guest.files import GuestFiles
 from hyperflow.kvmhost.guest.initramfs import Image, Kernel
@@ -49,6 +49,10 @@ def test_each_missing_driver_is_a_fault() -> None:
 def test_the_network_driver_without_the_name_of_its_interface_is_a_fault() -> None:
     (fault,) = initramfs.faults([KERNEL], image(FILES[:-1]), [LINK], required=True)
     assert "found virtio_net, but not" in fault
+
+
+def test_a_rule_of_a_guest_without_systemd_is_not_demanded_in_its_initramfs() -> None:
+    assert initramfs.faults([KERNEL], image(FILES[:-1]), [network.RULES], required=True) == []
 
 
 def test_drivers_in_the_kernel_itself_need_no_initramfs() -> None:

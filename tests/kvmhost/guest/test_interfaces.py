@@ -8,7 +8,7 @@ import pytest
 from hyperflow.kvmhost.guest import interfaces, netplan, network
 from hyperflow.kvmhost.guest.interfaces import Interface
 from hyperflow.kvmhost.guest.network import Nic
-from hyperflow.kvmhost.stage import Job
+from hyperflow.kvmhost.stage import Job, StageError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -177,11 +177,71 @@ def test_addresses_that_vmware_tools_saw_tell_which_card_is_which() -> None:
     assert naming.doubts == ()
 
 
-def test_more_interfaces_than_cards_is_a_doubt_and_no_crash() -> None:
-    naming = network.assign(
-        [Interface(f"eth{number}", "i", "f") for number in range(3)], [Nic("00:50:56:00:00:01")], {}
-    )
-    assert naming.pairs == (("eth0", "00:50:56:00:00:01"),)
+def test_a_card_that_a_profile_takes_by_its_mac_address_is_not_given_a_name_of_another_profile() -> None:
+    found = [Interface("", "NetworkManager", "a", "00:50:56:00:00:01"), Interface("ens224", "NetworkManager", "b")]
+    naming = network.assign(found, [Nic("00:50:56:00:00:01"), Nic("00:50:56:00:00:02")], {})
+    assert naming == network.Naming((("ens224", "00:50:56:00:00:02"),), ())
+    one_card = network.assign(found, [Nic("00:50:56:00:00:01")], {})
+    assert one_card.pairs == (("ens224", "00:50:56:00:00:01"),), "both profiles are of the only card"
+
+
+def test_an_address_that_several_cards_have_tells_nothing_of_them() -> None:
+    found = [Interface("ens192", "i", "f", addresses=["192.0.2.1/24"]), Interface("ens224", "i", "f")]
+    cards = [Nic(f"00:50:56:00:00:0{number}", ["192.0.2.1/24"]) for number in (1, 2)]
+    assert network.assign(found, cards, {}) == network.assign(found, [Nic(card.mac) for card in cards], {})
+
+
+ONLY = Nic("00:50:56:00:00:01")
+STARTS_NOT = [
+    ("/etc/sysconfig/network-scripts/ifcfg-ens32", "DEVICE=ens32\nONBOOT=no\nBOOTPROTO=dhcp\n"),
+    ("/etc/sysconfig/network/ifcfg-ens32", "STARTMODE='off'\n"),
+    ("/etc/NetworkManager/system-connections/a", "[connection]\ninterface-name=ens32\nautoconnect=false\n"),
+    ("/etc/network/interfaces", "iface ens32 inet dhcp\n"),
+]
+
+
+@pytest.mark.parametrize(("path", "text"), STARTS_NOT)
+def test_a_card_that_is_gone_and_does_not_start_leaves_its_place_to_the_one_that_is_there(path: str, text: str) -> None:
+    files = {path: text, "/etc/netplan/a.yaml": "network: {ethernets: {ens192: {dhcp4: true}}}\n"}
+    found = interfaces.read(guest(files), Job("fix")).interfaces
+    naming = network.assign(found, [ONLY], {})
+    assert naming.pairs == (("ens192", ONLY.mac),)
+    assert naming.doubts[0].startswith("ens32 were given to no network card")
+
+
+def test_what_starts_not_has_its_name_where_there_is_a_card_for_it() -> None:
+    found = [Interface("ens192", "i", "f", starts=False), Interface("ens224", "i", "f")]
+    naming = network.assign(found, [ONLY, Nic("00:50:56:00:00:02")], {})
+    assert dict(naming.pairs) == {"ens192": ONLY.mac, "ens224": "00:50:56:00:00:02"}
+
+
+def test_a_port_of_a_bridge_starts_with_it() -> None:
+    starts = {one.name: one.starts for one in interfaces.ifupdown("/etc/network/interfaces", IFUPDOWN)}
+    assert starts == {"lo": True, "ens192": True, "ens224": False, "br0": True, "ens256": True, "ens161": True}
+
+
+@pytest.mark.parametrize("old", ["ens32", "eth0", "enp0s3"])
+def test_of_more_names_than_cards_those_of_vmwares_slots_are_meant(old: str) -> None:
+    naming = network.assign([Interface(name, "i", "f") for name in (old, "ens192")], [ONLY], {})
+    assert naming.pairs == (("ens192", ONLY.mac),)
+    assert naming.doubts[0].startswith(f"{old} were given to no network card")
+
+
+def test_of_more_names_than_cards_the_kernels_are_meant_where_udev_gives_none() -> None:
+    found = [Interface(name, "i", "f") for name in ("eth0", "ens192")]
+    assert network.assign(found, [ONLY], {}, kernel_names=True).pairs == (("eth0", ONLY.mac),)
+
+
+@pytest.mark.parametrize("names", [("eth0", "eth1"), ("ens33", "ens34"), ("ens192", "ens224", "eth0")])
+def test_names_that_nothing_tells_apart_are_not_guessed(names: tuple[str, ...]) -> None:
+    with pytest.raises(StageError, match="there are 1 network cards left for them: it is not known"):
+        network.assign([Interface(name, "i", "f") for name in names], [ONLY], {})
+
+
+def test_a_name_too_many_does_no_harm_where_every_card_has_its_own() -> None:
+    found = [Interface("ens192", "i", "f", mac=ONLY.mac), Interface("ens224", "i", "f"), Interface("eth0", "i", "f")]
+    naming = network.assign(found, [ONLY], {})
+    assert naming.pairs == (("ens192", ONLY.mac),)
     assert naming.doubts
 
 

@@ -72,6 +72,18 @@ class Changes:
         """Note a file that was made anew and is too large to keep: an initramfs."""
         self._note(path, REGENERATED, None)
 
+    def copy(self, source: str, path: str) -> None:
+        """Copy a file of the guest to where nothing is, by the guest's own cp; it may be larger than a message.
+
+        :raises StageError: when it does not read back the same
+        """
+        handle = self._files.handle
+        self._make_parent(path)
+        self._files.run(["cp", source, path])
+        self._note(path, CREATED, None)
+        if handle.checksum("sha256", path) != handle.checksum("sha256", source):
+            raise StageError(f"{path} in the guest: reads back otherwise than it was written")
+
     def linked(self, path: str, target: str) -> None:
         """Make a symbolic link where nothing is."""
         self._make_parent(path)

@@ -14,6 +14,9 @@ from hyperflow.kvmhost.guest.files import GuestFiles, printable
 from hyperflow.kvmhost.stage import Job
 
 GRUB_CONFIGS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
+# With UEFI RHEL 7 and 8 have grub.cfg, and RHEL 6 grub.conf, in their vendor's folder there and nowhere else. Others
+# have a grub.cfg there that only leads to the one in /boot: grub-mkconfig must not be let loose on it.
+EFI_FOLDER = "/boot/efi/EFI"
 GRUB_DEFAULTS = "/etc/default/grub"
 GRUB_DEFAULTS_FOLDER = "/etc/default/grub.d"
 GRUB_HAND_WRITTEN = ("/etc/grub.d/40_custom", "/boot/grub/custom.cfg", "/boot/grub2/custom.cfg")
@@ -35,6 +38,7 @@ LAST_LINES = 20  # of what a program of the guest said
 # Arguments of a kernel's command line that name a block device.
 _DEVICE_ARGUMENT = re.compile(r"(?<![^\s\"'=])((?:root|resume|real_root|journal_dev)=)(/dev/[^\s\"']+)")
 _ROOT = re.compile(r"(?:^|[\s\"'])root=([^\s\"']+)")
+_KERNEL_NAMES = re.compile(r"^[^#\n]*\bnet\.ifnames=0\b", re.M)
 _TITLE = re.compile(r"\s*(menuentry|submenu)\s+(?:'([^']*)'|\"([^\"]*)\"|(\S+))")
 _LINUX = re.compile(r"\s*(?:linux|linux16|linuxefi)\s+(\S+)\s*(.*)")
 # Settings that make grub-mkconfig write device names instead of UUIDs.
@@ -62,7 +66,16 @@ def detect(files: GuestFiles) -> str:
     """Name the guest's boot loader: grub2, grub1, extlinux, systemd-boot, lilo or unknown."""
     if files.first(GRUB_CONFIGS):
         return "grub2"
-    return next((kind for kind, paths in OTHERS.items() if files.first(paths)), "unknown")
+    kind = next((kind for kind, paths in OTHERS.items() if files.first(paths)), None)
+    if kind is None and _on_esp(files, "grub.cfg"):
+        return "grub2"
+    return kind or ("grub1" if _on_esp(files, "grub.conf") else "unknown")
+
+
+def _on_esp(files: GuestFiles, name: str) -> list[str]:
+    """Find a file in each vendor's folder of the EFI system partition."""
+    paths = (f"{EFI_FOLDER}/{vendor}/{name}" for vendor in files.names(EFI_FOLDER))
+    return [path for path in paths if files.is_file(path)]
 
 
 def read_entries(files: GuestFiles, job: Job) -> list[BootEntry]:
@@ -75,7 +88,7 @@ def read_entries(files: GuestFiles, job: Job) -> list[BootEntry]:
 
 
 def _all_entries(files: GuestFiles) -> Iterator[BootEntry]:
-    for path in GRUB_CONFIGS:
+    for path in (*GRUB_CONFIGS, *_on_esp(files, "grub.cfg")):
         text = files.read_text(path)
         if text is not None:
             yield from grub_entries(path, text)
@@ -85,7 +98,7 @@ def _all_entries(files: GuestFiles) -> Iterator[BootEntry]:
         if text is not None:
             yield bls_entry(f"{BLS_FOLDER}/{name}", text, options)
     for kind in ("grub1", "extlinux"):
-        for path in OTHERS[kind]:
+        for path in (*OTHERS[kind], *(_on_esp(files, "grub.conf") if kind == "grub1" else ())):
             text = files.read_text(path)
             if text is not None:
                 yield from plain_entries(path, text)
@@ -153,6 +166,14 @@ def kernel_options(files: GuestFiles) -> str:
     return ""
 
 
+def kernel_names_interfaces(files: GuestFiles) -> bool:
+    """Whether a boot entry, or what new ones are made from, keeps udev from naming interfaces: they are eth0, ..."""
+    entries = (f"{BLS_FOLDER}/{name}" for name in files.names(BLS_FOLDER, r"[^\0]*\.conf"))
+    configs = (*GRUB_CONFIGS, *_on_esp(files, "grub.cfg"), *_on_esp(files, "grub.conf"))
+    paths = (*configs, *entries, *GRUB_ENVIRONMENTS, GRUB_DEFAULTS, KERNEL_COMMAND_LINE)
+    return any(_KERNEL_NAMES.search(files.read_text(path) or "") for path in paths)
+
+
 def stabilize_arguments(text: str, uuid_name: Callable[[str], str | None]) -> str:
     """Replace device names in root= and resume= of kernel command lines; what has no UUID name is left."""
     return _DEVICE_ARGUMENT.sub(lambda match: match[1] + (uuid_name(match[2]) or match[2]), text)
@@ -180,7 +201,7 @@ def stabilize(files: GuestFiles, changes: Changes, devices: Devices, job: Job) -
     for path in (GRUB_DEFAULTS, *defaults):
         _edit(files, changes, path, lambda text: stabilize_defaults(text, devices.uuid_name))
     entries = [f"{BLS_FOLDER}/{name}" for name in files.names(BLS_FOLDER, r"[^\0]*\.conf")]
-    others: Iterable[str] = (*OTHERS["grub1"], *OTHERS["extlinux"])
+    others = (*OTHERS["grub1"], *OTHERS["extlinux"], *_on_esp(files, "grub.cfg"), *_on_esp(files, "grub.conf"))
     for path in (*GRUB_HAND_WRITTEN, KERNEL_COMMAND_LINE, *entries, *others):
         _edit(files, changes, path, lambda text: stabilize_arguments(text, devices.uuid_name))
     for path in GRUB_ENVIRONMENTS:

@@ -1,7 +1,8 @@
 """The guest's file systems, and which of them a device name of its configuration means.
 
 The appliance has the disks in the manifest's order, which is the source's; so ``/dev/sda`` there is the guest's first
-disk. Names that hang on VMware's controllers are resolved by what is known of the disks, or not at all.
+disk. Names that hang on VMware's controllers are resolved by what is known of the disks, or not at all: which
+controller a disk was on is not known here, so a place on one of several controllers means any disk.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SCSI_SELF = 7  # the target number of the SCSI controller itself; VMware gives no disk that unit
 TOKENS = ("UUID", "LABEL", "PARTUUID", "PARTLABEL")
 
 _LETTERS = re.compile(r"/dev/(sd|hd|xvd|vd)([a-z]{1,2})(\d*)")
 _NVME = re.compile(r"/dev/nvme0n(\d{1,4})(?:p(\d+))?")
 _BY = re.compile(r"/dev/disk/by-(uuid|label|partuuid|partlabel)/(.+)")
 _BY_PATH = re.compile(
-    r"/dev/disk/by-path/(.+?)-(?:scsi-\d+:\d+:(\d{1,4}):\d+|sas-phy(\d{1,4})-lun-0|ata-(\d{1,4})(?:\.\d+)?|nvme-(\d{1,4}))(?:-part(\d+))?"
+    r"/dev/disk/by-path/.+?-(?:scsi-\d+:\d+:\d{1,4}:\d+|sas-phy\d{1,4}-lun-0|ata-\d{1,4}(?:\.\d+)?|nvme-\d{1,4})(?:-part(\d+))?"
 )
 _BY_ID = re.compile(r"/dev/disk/by-id/(?:scsi|wwn|ata|nvme)-(.+?)(?:-part(\d+))?")
 _MAPPER = re.compile(r"/dev/mapper/(.+)")
@@ -49,7 +49,7 @@ class Devices:
 
     :param filesystems: all of them
     :param disk_ids: in the order of the guest's disks
-    :param partuuids: device -> PARTUUID, where known
+    :param partuuids: device -> PARTUUID, where known and no volume group has the partition
     :param serials: lower-case hex digits that a by-id name holds (VMware's disk UUID) -> index of the disk
     """
 
@@ -69,7 +69,9 @@ class Devices:
         self._by_uuid = {one.uuid.lower(): one for one in reverse}
         self._by_label = {one.label: one for one in reverse}
         self._by_mapper = {_mapper_name(one.device): one for one in reverse}
+        self._partuuids = partuuids or {}
         self._by_partuuid = {found.lower(): device for device, found in reversed((partuuids or {}).items())}
+        self._partuuid_counts = Counter(self._partuuids.values())
         self._uuids = Counter(one.uuid for one in filesystems)
 
     def find(self, spec: str) -> FileSystem | None:
@@ -86,8 +88,8 @@ class Devices:
             return self._by_mapper.get(match[1])
         if spec in self._by_device:
             return self._by_device[spec]
-        place = self._place(spec)
-        return None if place is None else self._by_device.get(f"/dev/{disk_name(place[0])}{place[1]}")
+        device = self._device(spec)
+        return None if device is None else self._by_device.get(device)
 
     def uuid_name(self, spec: str) -> str | None:
         """Give ``UUID=...`` for a device name that another controller would change; None where that is impossible."""
@@ -98,6 +100,19 @@ class Devices:
             return None  # a cloned disk: the name would be ambiguous
         return f"UUID={found.uuid}"
 
+    def partition_name(self, spec: str) -> str | None:
+        """Give a link of udev's for a partition that another controller would call otherwise; None where there is none.
+
+        It serves where no file system has a UUID: an area for swap that each boot encrypts anew. One that holds
+        anything else is given none, for an entry that is mistaken would destroy it.
+        """
+        device = self._device(spec) if hangs_on_hardware(spec) else None
+        partuuid = self._partuuids.get(device or "")
+        found = self._by_device.get(device or "")
+        if not partuuid or self._partuuid_counts[partuuid] > 1:
+            return None
+        return f"/dev/disk/by-partuuid/{partuuid}" if found is None or found.type == "swap" else None
+
     def _by_token(self, kind: str, value: str) -> FileSystem | None:
         if kind == "uuid":
             return self._by_uuid.get(value.lower())
@@ -106,6 +121,10 @@ class Devices:
         if kind == "partuuid":
             return self._by_device.get(self._by_partuuid.get(value.lower(), ""))
         return None
+
+    def _device(self, spec: str) -> str | None:
+        place = self._place(spec)
+        return None if place is None else f"/dev/{disk_name(place[0])}{place[1]}"
 
     def _place(self, spec: str) -> tuple[int, str] | None:
         """Which disk, by index, and which partition a hardware name means."""
@@ -117,24 +136,25 @@ class Devices:
             return index - 1, match[3]
         match = _NVME.fullmatch(spec)
         if match:
-            return int(match[1]) - 1, match[2] or ""
+            return (int(match[1]) - 1, match[2] or "") if self._is_only_disk() else None
         match = _BY_PATH.fullmatch(spec)
         if match:
-            target = int(next(number for number in match.groups()[1:5] if number is not None))
-            return self._by_target(target), match[6] or ""
+            return (0, match[1] or "") if self._is_only_disk() else None
         match = _BY_ID.fullmatch(spec)
         if match:
             digits = match[1].lower().replace("-", "")
             known = (index for serial, index in self._serials.items() if serial and serial in digits)
-            index = next(known, 0 if len(self.disk_ids) == 1 else -1)
+            index = next(known, 0 if self._is_only_disk() else -1)
             return (index, match[2] or "") if index >= 0 else None
         return None
 
-    def _by_target(self, target: int) -> int:
-        """A single disk is meant whatever the number; else units are counted as VMware gives them out."""
-        if len(self.disk_ids) == 1:
-            return 0
-        return target - 1 if target > SCSI_SELF else target
+    def _is_only_disk(self) -> bool:
+        """Whether a name of a controller's place can mean one disk only.
+
+        With two disks the first place may be each one's: the second disk can be the first of another controller, and
+        nvme0n1 the second disk of a guest whose first is a SCSI disk.
+        """
+        return len(self.disk_ids) == 1
 
 
 def hangs_on_hardware(spec: str) -> bool:
@@ -169,9 +189,11 @@ def read(handle: Any, disk_ids: Sequence[str], serials: dict[str, int] | None = 
         name = holders.get(device.split("/")[2], device) if device.count("/") > 2 else device
         index = _disk_index(name)
         disk_id = disk_ids[index] if index is not None and index < len(disk_ids) else None
+        if tags.get("TYPE") == "LVM2_member":
+            continue
         if "PART_ENTRY_UUID" in tags:
             partuuids[device] = tags["PART_ENTRY_UUID"]
-        if tags.get("TYPE", "LVM2_member") != "LVM2_member":
+        if "TYPE" in tags:
             filesystems.append(FileSystem(device, tags["TYPE"], tags.get("UUID", ""), tags.get("LABEL", ""), disk_id))
     return Devices(filesystems, disk_ids, partuuids, serials)
 

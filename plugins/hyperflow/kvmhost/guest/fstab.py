@@ -15,6 +15,7 @@ MODES = (STABILIZE_ALL, BYPATH_ONLY, NOOP)
 FSTAB = "/etc/fstab"
 CRYPTTAB = "/etc/crypttab"
 BY_PATH = "/dev/disk/by-path/"
+RANDOM_KEYS = ("/dev/urandom", "/dev/random")  # of crypttab: what is encrypted is made anew at each boot
 UNCHECKED_TYPES = ("", "auto", "none")
 
 # A blank, then fields without blanks; blanks inside a field are written \040 (fstab(5)).
@@ -110,9 +111,11 @@ def _rewrite(text: str, mode: str, devices: Devices, field: int, type_field: int
 def _new_name(entry: Entry, spec: str, mode: str, devices: Devices, type_field: int | None) -> tuple[str | None, str]:
     if mode == NOOP or (mode == BYPATH_ONLY and not spec.startswith(BY_PATH)):
         return None, f"the mode {mode} leaves it"
+    if type_field is None and entry.field(2) in RANDOM_KEYS:  # each boot writes over what was there, a UUID too
+        return devices.partition_name(spec), "no empty partition or swap area with a PARTUUID is certainly meant"
     found = devices.find(spec)
     if found is None:
-        return None, "no such file system on the guest's disks"
+        return None, "no such file system on the guest's disks, or it is not certain which disk it means"
     expected = entry.field(type_field) if type_field is not None else ""
     if expected not in UNCHECKED_TYPES and found.type not in expected.split(","):
         return None, f"it would be a file system of type {found.type}, and the entry says {expected}"

@@ -256,6 +256,8 @@ def _images(said: str) -> Iterator[tuple[str, Image]]:
 def faults(found: Sequence[Kernel], images: dict[str, Image], links: Sequence[str], required: bool) -> list[str]:
     """Compare what was read back with what a boot on KVM needs.
 
+    :param links: files that name interfaces; a rule of an udev without .link files is not demanded, for that udev obeys
+        it again when the root file system is there
     :param required: whether drivers that are not needed to find the root are demanded as well
     """
     wrong = []
@@ -277,7 +279,8 @@ def faults(found: Sequence[Kernel], images: dict[str, Image], links: Sequence[st
         if missing:
             wrong.append(f"{kernel.initramfs}: found no {', '.join(missing)} in it")
         if "virtio_net" in image.modules and required:
-            lost = [link for link in links if posixpath.basename(link) not in image.links]
+            named = [link for link in links if link.endswith(".link")]
+            lost = [link for link in named if posixpath.basename(link) not in image.links]
             if lost:  # udev would rename the interface before the root file system with the link is there
                 wrong.append(f"{kernel.initramfs}: found virtio_net, but not {', '.join(lost)}")
     return wrong

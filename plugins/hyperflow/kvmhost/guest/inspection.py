@@ -19,6 +19,7 @@ ESP = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"  # GPT type of an EFI system partit
 BIOS_BOOT = "21686148-6449-6E6F-744E-656564454649"  # of GRUB's partition on a GPT disk that BIOS boots
 OS_RELEASE = "/etc/os-release"
 HOSTNAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,252})")  # hostname(7)
+_SNAPSHOT = re.compile(r"^btrfsvol:.+/\.snapshots/\d+/snapshot$")
 _SUBVOLUME = re.compile(r"subvol=([A-Za-z0-9_@./-]+)")
 
 
@@ -170,7 +171,7 @@ def root_json(guest: Guest) -> dict[str, Any]:
 
 
 def _one_root(handle: Any, devices: Devices) -> str:
-    roots = handle.inspect_os()
+    roots = without_snapshots(handle.inspect_os(), [one.device for one in devices.filesystems])
     if not roots:
         luks = encrypted(devices)
         if luks:
@@ -182,6 +183,18 @@ def _one_root(handle: Any, devices: Devices) -> str:
         found = "; ".join(f"{root}: {handle.inspect_get_product_name(root)}" for root in roots)
         raise StageError(f"found {len(roots)} operating systems, expected one: {found}")
     return str(roots[0])
+
+
+def without_snapshots(roots: Sequence[str], blocks: Sequence[str]) -> list[str]:
+    """Leave out snapper's snapshots of a btrfs that has its root besides: they are states of one system.
+
+    openSUSE boots from such a snapshot; guestfs names it by its device, for it is the default subvolume.
+
+    :param roots: mountables; ``btrfsvol:/dev/sda2/@/.snapshots/2/snapshot`` is a snapshot
+    :param blocks: the devices of file systems
+    """
+    own = {device_names.device_of(root, blocks) for root in roots if not _SNAPSHOT.search(root)}
+    return [root for root in roots if not _SNAPSHOT.search(root) or device_names.device_of(root, blocks) not in own]
 
 
 def _operating_system(handle: Any, root: str) -> dict[str, str | None]:

@@ -48,6 +48,7 @@ class Interface:
 
     :param addresses: static ones that come up at boot, with prefix length: ``192.0.2.10/24``
     :param file: the file in the guest
+    :param starts: whether the file brings it up at boot
     """
 
     name: str
@@ -56,6 +57,7 @@ class Interface:
     mac: str | None = None
     addresses: list[str] = field(default_factory=list)
     gateway: str | None = None
+    starts: bool = True
 
     def as_json(self) -> dict[str, Any]:
         """The interface for a result."""
@@ -106,6 +108,7 @@ def ifupdown(path: str, text: str) -> list[Interface]:
     """Read /etc/network/interfaces: one interface however many ``iface`` stanzas it has."""
     found: dict[str, Interface] = {}
     starts: set[str] = set()
+    ports: set[str] = set()  # what they are ports of brings them up
     current: Interface | None = None
     for line in text.replace("\\\n", " ").split("\n"):
         key, *rest = line.split() or [""]
@@ -117,6 +120,7 @@ def ifupdown(path: str, text: str) -> list[Interface]:
             name = rest[0].split(":")[0]  # ens192:0 is an alias of ens192
             current = found.setdefault(name, Interface(name, IFUPDOWN, path))
         elif key in ("bridge_ports", "bridge-ports", "bond-slaves", "slaves"):
+            ports.update(rest)
             for name in filter(is_physical, rest):
                 found.setdefault(name, Interface(name, IFUPDOWN, path))
         elif current is not None:
@@ -124,6 +128,7 @@ def ifupdown(path: str, text: str) -> list[Interface]:
     for one in found.values():
         if one.name not in starts:
             one.addresses = []
+            one.starts = one.name in ports
     return list(found.values())
 
 
@@ -168,6 +173,7 @@ def keyfile(path: str, text: str) -> list[Interface]:
         return []
     one = Interface(name or "", NETWORK_MANAGER, path, mac)
     if _last(connection, "autoconnect").lower() in ("false", "no", "0"):
+        one.starts = False
         return [one]
     for version in ("ipv4", "ipv6"):
         for key, value in sections.get(version, []):
@@ -214,6 +220,7 @@ def ifcfg(path: str, text: str, stack: str) -> list[Interface]:
     mac = mac_address(values.get("HWADDR") or values.get("LLADDR"))
     one = Interface(name, stack, path, mac, gateway=values.get("GATEWAY") or None)
     if values.get("ONBOOT", "yes").lower() == "no" or values.get("STARTMODE", "auto") in ("off", "manual"):
+        one.starts = False
         return [one]
     for suffix in ("", *(f"{separator}{number}" for separator in ("", "_") for number in range(10))):
         address = values.get(f"IPADDR{suffix}", "")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hyperflow.kvmhost.guest.backups import Changes
 from hyperflow.kvmhost.guest.files import GuestFiles
 from hyperflow.kvmhost.guest.interfaces import Interface, is_physical, mac_address
-from hyperflow.kvmhost.stage import Job
+from hyperflow.kvmhost.stage import Job, StageError
 
 LINK_FOLDER = "/etc/systemd/network"
 RULES = "/etc/udev/rules.d/70-persistent-net.rules"  # where there is no systemd
@@ -49,16 +49,23 @@ class Naming:
 
 
 def assign(
-    interfaces: Sequence[Interface], nics: Sequence[Nic], fixed: dict[str, str], complete: bool = True
+    interfaces: Sequence[Interface],
+    nics: Sequence[Nic],
+    fixed: dict[str, str],
+    complete: bool = True,
+    kernel_names: bool = False,
 ) -> Naming:
     """Tell which of the guest's interface names belongs to which network card.
 
     What the guest's files say about MAC addresses comes first, then addresses, then the order: names sorted as
-    VMware numbers its slots, cards in the order of the VM.
+    VMware numbers its slots, cards in the order of the VM. A guest may configure cards that it had once: where there
+    are more names than cards, those that do not start at boot and those of another kind are left out.
 
     :param fixed: names that the guest's udev rules and .link files tie to a MAC address
     :param complete: whether these are all interfaces that the guest configures. Where they are not, and there are more
         cards than names, the order tells nothing: a name that is not known may be the first card's
+    :param kernel_names: whether the guest's kernel names the cards itself: eth0, eth1, ...
+    :raises StageError: when it is not known which of its names are of cards that are there
     """
     macs = [mac for nic in nics for mac in [mac_address(nic.mac)] if mac]
     found: dict[str, str] = {name: mac for name, mac in fixed.items() if mac in macs}
@@ -66,15 +73,22 @@ def assign(
     for one in interfaces:
         if one.name and one.mac in macs and one.name not in found and is_physical(one.name):
             found[one.name] = str(one.mac)
-    by_address = {
-        _bare(address): str(mac_address(nic.mac)) for nic in nics for address in nic.addresses if mac_address(nic.mac)
-    }
+    by_address: dict[str, set[str]] = {}  # several cards have one address on isolated networks
+    for nic in nics:
+        for address in nic.addresses:
+            by_address.setdefault(_bare(address), set()).add(str(mac_address(nic.mac)))
     for one in interfaces:
-        hits = {by_address[_bare(address)] for address in one.addresses if _bare(address) in by_address}
+        hits = set().union(*(by_address.get(_bare(address), set()) for address in one.addresses)) & set(macs)
         if is_physical(one.name) and one.name not in found and len(hits) == 1 and not hits & set(found.values()):
             found[one.name] = hits.pop()
     names = sorted({one.name for one in interfaces if is_physical(one.name) and one.name not in found}, key=slot_order)
     free = [mac for mac in macs if mac not in found.values()]
+    if len(names) > len(free) > 0:
+        there = _of_cards(names, len(free), interfaces, kernel_names)
+        old = ", ".join(name for name in names if name not in there)
+        doubts.append(f"{old} were given to no network card: the guest configures more interfaces than it has cards")
+        names = there
+    free = _left_for(names, free, interfaces)
     if not complete and names and len(free) > len(names):
         doubts.append(
             f"{', '.join(names)} were given to no network card: not all files of the guest were read, so the order of "
@@ -91,13 +105,46 @@ def assign(
     return Naming(tuple(sorted(found.items(), key=lambda pair: slot_order(pair[0]))), tuple(doubts))
 
 
+def _of_cards(names: list[str], count: int, interfaces: Sequence[Interface], kernel_names: bool) -> list[str]:
+    """Find the names of the cards that are there; the others are of cards that are gone.
+
+    :param count: of the cards that have no name yet
+    :raises StageError: when nothing tells them apart
+    """
+    start = {one.name for one in interfaces if one.starts}
+    there = [name for name in names if name in start]
+    if len(there) <= count:
+        return there
+    there = [name for name in there if (name.startswith("eth") if kernel_names else _is_vmware_slot(name))]
+    if len(there) == count:
+        return there
+    raise StageError(
+        f"network: the guest configures {', '.join(names)}, and there are {count} network cards left for them: it "
+        "is not known whose names these are; remove the configuration of cards that are gone from the source VM"
+    )
+
+
+def _left_for(names: Sequence[str], free: list[str], interfaces: Sequence[Interface]) -> list[str]:
+    """Leave out cards that a profile takes by their MAC address without a name, unless the names need them all.
+
+    A card may have both: a profile that some installer made for its MAC address, and one that a person made by name.
+    """
+    by_mac = {one.mac for one in interfaces if one.mac and not is_physical(one.name)}
+    others = [mac for mac in free if mac not in by_mac]
+    return others if len(others) >= len(names) else free
+
+
 def slot_order(name: str) -> tuple[int, int, str]:
     """Sort names as VMware adds cards: ens192 before ens224 before ens161, eth0 before eth1."""
     match = re.search(r"(\d{1,9})", name)
     number = int(match[1]) if match else 0
-    if name.startswith("ens") and number in VMWARE_SLOTS:
+    if _is_vmware_slot(name):
         return 1, VMWARE_SLOTS.index(number), name
     return 0, number, name
+
+
+def _is_vmware_slot(name: str) -> bool:
+    return any(name == f"ens{number}" for number in VMWARE_SLOTS)
 
 
 def link_path(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hyperflow.kvmhost.guest import inspection
 from hyperflow.kvmhost.guest.backups import Changes
+from hyperflow.kvmhost.guest.bootloader import EFI_FOLDER
 from hyperflow.kvmhost.guest.files import GuestFiles
 from hyperflow.kvmhost.stage import Job, StageError
 
@@ -31,10 +32,11 @@ def label(files: GuestFiles, changes: Changes, job: Job) -> None:
     program = files.program("setfiles")
     policies = files.names("/etc/selinux")
     contexts = files.first([FILE_CONTEXTS.format(name) for name in policies if "/" not in name])
+    written = [path for path in changes.paths() if not path.startswith(f"{EFI_FOLDER}/")]  # FAT has no labels
     try:
         if program is None or contexts is None:
             raise StageError("found no setfiles or no policy")
-        files.run([program, "-F", contexts, *changes.paths()])
+        files.run([program, "-F", contexts, *written])
     except StageError as fault:
         changes.write(RELABEL, "")
         job.warn(f"SELinux: files could not be labelled ({fault}); the guest relabels itself at its first boot")

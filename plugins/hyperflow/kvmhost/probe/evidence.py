@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 UP = ("running", "degraded")  # systemd's states in which the boot is finished and the system serves
+NOT_AT_BOOT = {"noauto", "x-systemd.automount"}  # options of mounts that somebody must ask for
 STARTING = ("starting", "initializing", "")
 LINE = re.compile(rb"hyperflow-probe ([0-9a-f]+) ([a-z]+) ([0-9a-f]*)\s*")
 PAIR = re.compile(r'([A-Z]+)="([^"]*)"')
@@ -74,7 +75,7 @@ def read(report: Report) -> dict[str, Any]:
 def differences(evidence: dict[str, Any], expect: dict[str, Any], macs: list[str]) -> list[str]:
     """Compare evidence with what was expected, each difference as ``what: found X, expected Y``.
 
-    :param expect: root {uuid}, networks [{name, mac, addresses}], mounts [{path, uuid, fstype}], as inspection
+    :param expect: root {uuid}, networks [{name, mac, addresses}], mounts [{path, uuid, fstype, options}], as inspection
         found them; what is None or missing is not compared
     :param macs: the interfaces the guest was given
     """
@@ -84,6 +85,7 @@ def differences(evidence: dict[str, Any], expect: dict[str, Any], macs: list[str
         found.append(f"/: found {root['device'] or 'nothing'} with UUID {root['uuid'] or 'unknown'}, expected {uuid}")
     devices = sorted(evidence["nics"], key=lambda nic: bool(nic["driver"]))  # a bond has the MAC of its devices
     by_mac = {nic["mac"].lower(): nic for nic in devices}
+    by_mac.update({nic["permanent_mac"].lower(): nic for nic in devices if nic.get("permanent_mac")})
     for mac in macs:
         driver = by_mac.get(mac, {}).get("driver", "no interface")
         if driver != "virtio_net":
@@ -107,6 +109,10 @@ def _network_differences(network: dict[str, Any], by_mac: dict[str, Any], nics: 
     found = []
     if name and nic["name"] != name:
         found.append(f"{label}: found it named {nic['name']}, expected {name}")
+    owner = by_mac.get(mac, nic)  # one that no card has was given up for another by the guest's configuration
+    if mac and nic["mac"].lower() != mac and owner["name"] != nic["name"]:
+        # names that were swapped have their addresses, each in the other's network
+        found.append(f"{label}: found {nic['name']} on {nic['mac']}, and {mac} on {owner['name']}")
     missing = [one for one in network.get("addresses") or [] if one.lower() not in nic["addresses"]]
     if missing:
         has = ", ".join(nic["addresses"]) or "no address"
@@ -116,8 +122,9 @@ def _network_differences(network: dict[str, Any], by_mac: dict[str, Any], nics: 
 
 def _mount_differences(mount: dict[str, Any], mounted: dict[str, dict[str, Any]]) -> list[str]:
     path = mount.get("path") or ""
-    if not path.startswith("/") or "noauto" in (mount.get("options") or ""):
+    if not path.startswith("/") or NOT_AT_BOOT & set((mount.get("options") or "").split(",")):
         return []
+    path = path.rstrip("/") or "/"  # as the kernel tells it
     there = mounted.get(path)
     if there is None:
         return [f"{path}: found nothing mounted, expected {mount.get('spec') or mount.get('uuid') or 'a file system'}"]
@@ -162,8 +169,9 @@ def _nics(report: Report) -> list[dict[str, Any]]:
             addresses.setdefault(words[1], []).append(words[3].lower())
     nics = []
     for value in report.get("nic", [])[:LIST_LIMIT]:
-        name, mac, driver, state = (value.split("\n") + [""] * 4)[:4]
-        nics.append({"name": name, "mac": mac, "driver": driver, "state": state, "addresses": addresses.get(name, [])})
+        keys = ("name", "mac", "driver", "state", "permanent_mac")
+        nic: dict[str, Any] = dict(zip(keys, value.split("\n") + [""] * len(keys)))
+        nics.append({**nic, "addresses": addresses.get(nic["name"], [])})
     return nics
 
 

@@ -41,8 +41,10 @@ report() {
     for nic in /sys/class/net/*; do
         [ "${nic##*/}" = lo ] && continue
         driver=$(readlink "$nic/device/driver") # none for a bond or a bridge
-        printf '%s\n%s\n%s\n%s\n' "${nic##*/}" "$(cat "$nic/address")" "${driver##*/}" "$(cat "$nic/operstate")" |
-            emit nic
+        # a bond gives all its cards one address, and keeps their own here
+        permanent=$(cat "$nic/bonding_slave/perm_hwaddr" 2>/dev/null)
+        printf '%s\n%s\n%s\n%s\n%s\n' "${nic##*/}" "$(cat "$nic/address")" "${driver##*/}" \
+            "$(cat "$nic/operstate")" "$permanent" | emit nic
     done
     ip -o address show 2>/dev/null | emit addresses
     ip -o route show default 2>/dev/null | emit routes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,23 @@ SCRIPT = "/etc/hyperflow-probe"  # below /etc: always on the root file system, w
 UNIT = "/etc/systemd/system/hyperflow-probe.service"
 WANTS = "/etc/systemd/system/multi-user.target.wants"
 SYSTEMD = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
-SUBVOLUMES = ("", "@", "root", "@/.snapshots/1/snapshot")  # plain, Ubuntu, Fedora, openSUSE
+SUBVOLUME = re.compile(r"subvol=[A-Za-z0-9_@./-]+")
+SUBVOLUMES = ("", "@", "@rootfs", "root", "@/.snapshots/1/snapshot")  # plain, Ubuntu, Debian, Fedora, openSUSE
 
 
 @dataclass(frozen=True)
 class Root:
-    """The guest's root file system: its UUID, or where that is not known, its device as the source names it."""
+    """The guest's root file system: its UUID, or where that is not known, its device as the source names it.
+
+    :param usr: UUID of the file system of /usr, where that is not the root's
+    :param usr_options: which fstab mounts it with
+    """
 
     uuid: str
     device: str
     fstype: str
+    usr: str = ""
+    usr_options: str = ""
 
 
 def plant(overlays: list[Path], root: Root, nonce: str, job: Job) -> bool:
@@ -32,10 +40,11 @@ def plant(overlays: list[Path], root: Root, nonce: str, job: Job) -> bool:
 
     :param nonce: what the probe must repeat
     :return: False where the guest does not run systemd, so that nothing can be planted
-    :raises StageError: when there is no such file system, or no guestfs on this host
+    :raises StageError: when there are no such file systems, or no guestfs on this host
     """
     with Appliance(overlays, job, limit=LIMIT) as handle:
         _mount(handle, root)
+        _mount_usr(handle, root)
         if not any(handle.is_file(path, followsymlinks=True) for path in SYSTEMD):
             return False
         _write(handle, nonce)
@@ -45,16 +54,35 @@ def plant(overlays: list[Path], root: Root, nonce: str, job: Job) -> bool:
 def _mount(handle: Any, root: Root) -> None:
     device = root.device
     if root.uuid:
-        try:
-            device = handle.findfs_uuid(root.uuid)
-        except RuntimeError as fault:
-            raise StageError(f"none of the images has the root file system with UUID {root.uuid}") from fault
+        device = _find(handle, "root file system", root.uuid)
     for subvolume in SUBVOLUMES if root.fstype == "btrfs" else ("",):
-        handle.mount_options(f"subvol={subvolume}" if subvolume else "", device, "/")
+        try:
+            handle.mount_options(f"subvol={subvolume}" if subvolume else "", device, "/")
+        except RuntimeError:
+            if not subvolume:
+                raise
+            continue  # there is none of that name
         if handle.is_dir("/etc", followsymlinks=True):
             return
         handle.umount("/")
     raise StageError(f"{device}: found no /etc, expected the guest's root file system")
+
+
+def _mount_usr(handle: Any, root: Root) -> None:
+    """Mount /usr, where it has a file system of its own: a guest's systemd is there."""
+    if not root.usr or not handle.is_dir("/usr", followsymlinks=True):
+        return
+    place = handle.realpath("/usr")  # mount does not follow links inside the guest
+    if place != "/":
+        subvolume = SUBVOLUME.search(root.usr_options)
+        handle.mount_options(subvolume[0] if subvolume else "", _find(handle, "file system of /usr", root.usr), place)
+
+
+def _find(handle: Any, what: str, uuid: str) -> str:
+    try:
+        return str(handle.findfs_uuid(uuid))
+    except RuntimeError as fault:
+        raise StageError(f"none of the images has the {what} with UUID {uuid}") from fault
 
 
 def _write(handle: Any, nonce: str) -> None:

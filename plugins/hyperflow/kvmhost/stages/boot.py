@@ -39,7 +39,7 @@ class Options:
     :param timeout_seconds: for the whole boot
     :param silence_seconds: without a sign of life from the guest
     :param expect: root {uuid, device, fstype}, networks [{name, mac, addresses}], mounts [{path, uuid,
-        fstype}], as inspection found them
+        fstype, options}], as inspection found them
     """
 
     images: list[Image]
@@ -188,7 +188,10 @@ def _root(expect: dict[str, Any]) -> Root:
         raise BadRequest(f"options.expect.root: found {root!r}, expected the uuid or device of the root file system")
     if root.get("fstype") in ("ntfs", "vfat"):
         raise BadRequest("options.expect.root: found a Windows guest; a boot is proven for Linux guests only")
-    return Root(*(str(root.get(key) or "") for key in ("uuid", "device", "fstype")))
+    mounts = expect.get("mounts") or []
+    usr: dict[str, Any] = next((one for one in mounts if (one.get("path") or "").rstrip("/") == "/usr"), {})
+    about = (root.get("uuid"), root.get("device"), root.get("fstype"), usr.get("uuid"), usr.get("options"))
+    return Root(*(str(one or "") for one in about))
 
 
 def _state(images: list[Image]) -> list[tuple[int, ...]]:

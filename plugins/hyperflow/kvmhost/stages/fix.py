@@ -13,6 +13,7 @@ from hyperflow.kvmhost import manifest_file
 from hyperflow.kvmhost.guest import (
     bootloader,
     configuration,
+    efi,
     fstab,
     initramfs,
     inspection,
@@ -153,7 +154,8 @@ class Fix:
         stale.forget_disks(self._files, self._changes)
         found = interfaces.read(self._files, self._job)
         fixed = interfaces.udev_names(self._files, self._job)
-        naming = network.assign(found.interfaces, self._options.nics, fixed, found.complete)
+        kernel_names = bootloader.kernel_names_interfaces(self._files)
+        naming = network.assign(found.interfaces, self._options.nics, fixed, found.complete, kernel_names)
         links = network.keep_names(self._files, self._changes, found.interfaces, naming, self._job)
         self._steps.done("fstab and network")
         link_paths = [one["link"] for one in links if one["link"]]
@@ -179,14 +181,12 @@ class Fix:
         done = fstab.stabilize_fstab(before, mode, devices)
         if done.changed:
             self._changes.write(fstab.FSTAB, done.text)
-        for number, (entry, reason) in enumerate(done.left):
-            self._left(entry, reason, told=number < LEFT_TOLD)
-        if len(done.left) > LEFT_TOLD:
-            self._job.warn(f"fstab: {len(done.left) - LEFT_TOLD} more entries stay for such reasons")
+        self._left("fstab", done, device=0, target=1)
         crypttab = self._files.read_text(fstab.CRYPTTAB)
         encrypted = fstab.stabilize_crypttab(crypttab or "", mode, devices)
         if encrypted.changed:
             self._changes.write(fstab.CRYPTTAB, encrypted.text)
+        self._left("crypttab", encrypted, device=1, target=0)
         after = self._files.read_text(fstab.FSTAB) or ""
         if mode == fstab.STABILIZE_ALL:
             self._require_same_mounts(after)
@@ -201,13 +201,20 @@ class Fix:
             "crypttab_changed": [printable(one) for one in encrypted.changed],
         }
 
-    def _left(self, entry: fstab.Entry, reason: str, told: bool) -> None:
-        """Say that an entry could not be changed, or stop where the guest will not boot with it."""
-        line = f"fstab, line {entry.number}: {printable(entry.field(0))} on {printable(entry.field(1))} stays: {reason}"
-        if self._options.fstab_mode == fstab.STABILIZE_ALL and entry.needed:
-            raise StageError(f"{line}; name it by UUID in the source VM, or let it be nofail there")
-        if told:
-            self._job.warn(line)
+    def _left(self, table: str, done: fstab.Rewritten, device: int, target: int) -> None:
+        """Say which entries could not be changed, or stop where the guest will not boot with one.
+
+        :param device: which field names the device, and ``target`` which one what becomes of it
+        """
+        for number, (entry, reason) in enumerate(done.left):
+            what = f"{printable(entry.field(device))} on {printable(entry.field(target))}"
+            line = f"{table}, line {entry.number}: {what} stays: {reason}"
+            if self._options.fstab_mode == fstab.STABILIZE_ALL and entry.needed:
+                raise StageError(f"{line}; name it by UUID in the source VM, or let it be nofail there")
+            if number < LEFT_TOLD:
+                self._job.warn(line)
+        if len(done.left) > LEFT_TOLD:
+            self._job.warn(f"{table}: {len(done.left) - LEFT_TOLD} more entries stay for such reasons")
 
     def _require_same_mounts(self, text: str) -> None:
         """Read fstab back: every mount still means the file system that it meant."""
@@ -240,6 +247,7 @@ class Fix:
         if self._options.update_grub:
             bootloader.stabilize(self._files, self._changes, self._guest.devices, self._job)
             bootloader.regenerate(self._files, self._changes, self._guest.devices, self._job)
+        efi.keep_bootable(self._files, self._changes, self._options.update_grub, self._job)
         entries = bootloader.read_entries(self._files, self._job)
         wrong = bootloader.faults(entries, self._guest.devices, self._guest.root.uuid)
         if not any(entry.root for entry in entries):
