@@ -164,11 +164,17 @@ def test_crypttab_changes_in_its_second_field() -> None:
 SWAP_TABLE = "cryptswap1 /dev/sdb2 /dev/urandom swap,cipher=aes-xts-plain64\n"
 
 
-@pytest.mark.parametrize("there", [[], [FileSystem("/dev/sdb2", "swap", "6666-ffff", "", "disk-1")]])
-def test_swap_that_each_boot_encrypts_anew_is_named_by_its_partition(there: list[FileSystem]) -> None:
-    guest = Devices([ROOT, *there], ["a", "b"], {"/dev/sda1": "0a-01", "/dev/sdb2": "0b-02"})
-    done = fstab.stabilize_crypttab(SWAP_TABLE, fstab.STABILIZE_ALL, guest)
-    assert done.text == SWAP_TABLE.replace("/dev/sdb2", "/dev/disk/by-partuuid/0b-02")
+@pytest.mark.parametrize(
+    ("there", "disks", "device"),
+    [([], ["a"], "/dev/sda2"), ([FileSystem("/dev/sdb2", "swap", "6666-ffff", "", "disk-1")], ["a", "b"], "/dev/sdb2")],
+)
+def test_swap_that_each_boot_encrypts_anew_is_named_by_its_partition(
+    there: list[FileSystem], disks: list[str], device: str
+) -> None:
+    table = SWAP_TABLE.replace("/dev/sdb2", device)
+    guest = Devices([ROOT, *there], disks, {"/dev/sda1": "0a-01", device: "0b-02"})
+    done = fstab.stabilize_crypttab(table, fstab.STABILIZE_ALL, guest)
+    assert done.text == table.replace(device, "/dev/disk/by-partuuid/0b-02")
     assert done.left == ()
 
 
@@ -176,6 +182,7 @@ def test_swap_that_each_boot_encrypts_anew_is_named_by_its_partition(there: list
     ("there", "partuuids"),
     [
         ([], {}),
+        ([], {"/dev/sdb2": "0b-02"}),  # raw data on one of two disks has no signature either
         ([], {"/dev/sda2": "0b-02", "/dev/sdb2": "0b-02"}),
         ([FileSystem("/dev/sdb2", "ext4", "6666-ffff", "", "disk-1")], {"/dev/sdb2": "0b-02"}),
     ],

@@ -104,14 +104,16 @@ class Devices:
         """Give a link of udev's for a partition that another controller would call otherwise; None where there is none.
 
         It serves where no file system has a UUID: an area for swap that each boot encrypts anew. One that holds
-        anything else is given none, for an entry that is mistaken would destroy it.
+        anything else is given none, for an entry that is mistaken would destroy it; nor is one that seems to be empty
+        when another disk may be meant: raw data looks like that too.
         """
         device = self._device(spec) if hangs_on_hardware(spec) else None
         partuuid = self._partuuids.get(device or "")
         found = self._by_device.get(device or "")
         if not partuuid or self._partuuid_counts[partuuid] > 1:
             return None
-        return f"/dev/disk/by-partuuid/{partuuid}" if found is None or found.type == "swap" else None
+        is_certain = self._is_only_disk() if found is None else found.type == "swap"
+        return f"/dev/disk/by-partuuid/{partuuid}" if is_certain else None
 
     def _by_token(self, kind: str, value: str) -> FileSystem | None:
         if kind == "uuid":
