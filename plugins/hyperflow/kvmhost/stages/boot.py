@@ -7,7 +7,6 @@ up and what it is; that is compared with what inspection expects of it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
@@ -104,8 +103,10 @@ def _boot(options: Options, folder: Path, arguments: list[str], nonce: str | Non
         try:
             evidence, seconds = watch.Watch(machine, wanted, job).until_up()
         except StageError:
-            with contextlib.suppress(QmpError):  # a guest that ended has no screen left
+            try:
                 machine.screenshot(options.artifacts_directory / "screenshot.png")
+            except QmpError as fault:  # a guest that ended has no screen left
+                job.log(f"boot: there is no screenshot: {fault}")
             raise
         screenshot = machine.screenshot(options.artifacts_directory / "screenshot.png")
     _warn(evidence, nonce, screenshot, job)
