@@ -193,8 +193,16 @@ def test_a_restart_of_the_host_is_told_from_other_losses(tmp_path: Path, task: P
 
 def test_a_kill_ends_the_job_within_seconds(tmp_path: Path, task: Path) -> None:
     started = start(task, options_for(tmp_path, LONG))
-    assert job("kill", "--directory", str(task))[0] == {"killed": 1}
+    killed = job("kill", "--directory", str(task))[0]
+    assert (killed["killed"], killed["last"]["exit_status"]) == (1, -signal.SIGTERM)
     assert processes_of(started["job"]) == []
+
+
+def test_a_kill_of_what_has_ended_tells_how(tmp_path: Path, task: Path) -> None:
+    assert job("kill", "--directory", str(task))[0] == {"killed": 0, "last": {"state": "ABSENT"}}
+    wait(start(task, options_for(tmp_path, 1000))["job"])
+    told = {"killed": 0, "last": {"state": "DONE", "exit_status": 0}}
+    assert job("kill", "--directory", str(task))[0] == told
 
 
 def test_a_reader_that_comes_back_starts_over_and_another_one_goes_on(tmp_path: Path, task: Path) -> None:
@@ -298,7 +306,7 @@ def test_a_starter_that_is_killed_takes_the_lock_with_it(tmp_path: Path, task: P
 def test_a_job_whose_starter_was_killed_is_ended_although_it_has_not_come_up(tmp_path: Path, task: Path) -> None:
     killed_start(task, options_for(tmp_path, LONG), late=2)
     assert not (task / "1" / "job.json").exists()
-    assert job("kill", "--directory", str(task))[0] == {"killed": 1}
+    assert job("kill", "--directory", str(task))[0]["killed"] == 1
     assert (task / "1" / "job.json").exists()
     assert processes_of(str(task / "1")) == []
 

@@ -370,7 +370,8 @@ def options_of(health: dict[str, Any]) -> Options:
         facts=SimpleNamespace(bios_uuid=UUID, instance_uuid="vm-1"),
         guest={"network": [{"mac": MAC, "addresses": [f"{ADDRESS}/24", "2001:db8::7/64"]}]},
     )
-    return parse_options(Options, json.dumps(StartTargetOperator.options(operator, {})))
+    context: Any = {"dag": SimpleNamespace(dag_id="migrate.plan.vm"), "run_id": "manual:1"}
+    return parse_options(Options, json.dumps(StartTargetOperator.options(operator, context)))
 
 
 def test_what_the_plan_asks_is_what_the_stage_is_given() -> None:
@@ -378,6 +379,7 @@ def test_what_the_plan_asks_is_what_the_stage_is_given() -> None:
     options = options_of({"ports": [443], "guest_agent": True, "target_state": True, "command": command})
     assert (options.ports, options.guest_agent, options.target_state, options.command) == ([443], True, True, command)
     assert options.addresses == [Address(ADDRESS, MAC)]
+    assert options.run == "migrate.plan.vm/manual_1"
     options = options_of({})
     assert (options.ports, options.guest_agent, options.target_state, options.command) == ([], False, False, [])
 
@@ -406,3 +408,11 @@ def test_a_plan_that_asks_for_what_cannot_be_asked_is_refused_with_its_place(
     with pytest.raises(ValidationError) as refused:
         Health.model_validate(written)
     assert [error["loc"] for error in refused.value.errors()] == [place]
+
+
+def test_a_domain_that_another_run_has_defined_is_not_started(target: Target) -> None:
+    with pytest.raises(BadRequest, match=r"found it defined by the run r, expected migrate\.plan\.vm/manual_2"):
+        target.start(run="migrate.plan.vm/manual_2")
+    assert "start" not in target.calls()
+    target.start(run="r")
+    assert "start" in target.calls()
