@@ -228,7 +228,7 @@ def test_a_closed_window_starts_nothing_and_says_when_it_opens(running_lab: Runn
 def test_a_start_by_hand_tells_at_once_which_pools_are_missing(running_lab: RunningLab) -> None:
     bench = running_lab
     name, pools = "unlimited", {"nfc_streams_per_esxi": 3}
-    write_wave(bench, name, [small(9)], [{"name": "one", "members": ["*"]}], pools=pools)
+    write_wave(bench, name, [small(12)], [{"name": "one", "members": ["*"]}], pools=pools)
     (vm_dag,) = bench.dags_of(name)
 
     wave_run, vm_run = bench.start(f"wave.{name}.one"), bench.start(vm_dag)
