@@ -70,7 +70,7 @@ def _simulate_host() -> None:
 
 def _simulate_vcenter() -> None:
     from hyperflow.hooks.vsphere import VsphereHook
-    from hyperflow.vsphere import drift, inventory, privileges, snapshot
+    from hyperflow.vsphere import drift, inventory, power_events, privileges, snapshot
 
     def session(hook: VsphereHook) -> Session:
         hook.get_connection(hook.vsphere_conn_id)
@@ -85,6 +85,7 @@ def _simulate_vcenter() -> None:
     _replace(VsphereHook, session=session)
     _replace(inventory, find_vm=lambda session, name, **_: f"vm-{name}", read_vm=lambda session, moref: _facts(moref))
     _replace(privileges, missing_privileges=lambda session, moref, **_: [])
+    _replace(power_events, server_time=lambda session: "2026-01-01T00:00:00+00:00")
     _replace(drift, state=lambda session, moref: _state(moref))
     _replace(snapshot, find_snapshots=lambda session, moref, name=None: [])
     _replace(snapshot, create_snapshot=create_snapshot, remove_owned_snapshots=remove_owned_snapshots)
@@ -200,7 +201,8 @@ def _disk(options: dict[str, Any]) -> dict[str, Any]:
 
 def _fix(options: dict[str, Any]) -> dict[str, Any]:
     changed = [{"path": f"/etc/file-{number}", "before": DIGEST, "after": DIGEST} for number in range(CHANGED_FILES)]
-    return {"overlays": {"disk-0": f"{options['work_directory']}/fix/disk-0.qcow2"}, "changed_files": changed}
+    overlays = {"disk-0": f"{options['work_directory']}/fix/disk-0.qcow2"}
+    return {"manifest_sha256": options["manifest"]["sha256"], "overlays": overlays, "changed_files": changed}
 
 
 def _convert(options: dict[str, Any]) -> dict[str, Any]:
@@ -220,7 +222,7 @@ def _cleanup(options: dict[str, Any]) -> dict[str, Any]:
 
 OBSERVED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "check": lambda options: {"acceleration": {"kind": "kvm", "reason": "simulated"}},
-    "download": lambda options: {**_disk(options), "path": options["target"]},
+    "download": lambda options: {**_disk(options), "path": options["target"], "source": options["source"]},
     "manifest": lambda options: {"path": options["path"], "sha256": DIGEST},
     "checksum": lambda options: {**_disk(options), "matches": True, "expected": DIGEST},
     "inspect": lambda options: _guest(),
@@ -239,7 +241,7 @@ def _guest() -> dict[str, Any]:
     return {
         "os": {"type": "linux", "distro": "debian", "version": "12"},
         "root": root,
-        "mounts": [{"path": "/", **root}],
+        "mounts": [{"path": "/", "options": "defaults", **root}],
         "network": [{"name": "eth0", "addresses": ["192.0.2.10/24"], "mac": "00:50:56:00:00:01"}],
     }
 
