@@ -11,7 +11,8 @@ import pytest
 from hyperflow.hooks.records import STATE, state_of
 from hyperflow.operators import cutover_record, proven, report
 from hyperflow.operators.cutover_record import put
-from hyperflow.operators.proven import COLD, LIVE_COPY, forget_proven, proven_run, remember_proven, tell_state
+from hyperflow.operators.proven import forget_proven, proven_run, remember_proven, tell_state
+from hyperflow.plans.cutover import COLD, LIVE_COPY
 from hyperflow.plans.load import load_plan
 
 SLUG = "web01.example.org"

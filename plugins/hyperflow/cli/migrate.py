@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,29 +18,18 @@ from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused, TaskInstance
 from hyperflow.cli.explain import advice
 from hyperflow.cli.started import OVER, goes_on, refuse_paused, started
+from hyperflow.cli.states import STATE_STYLES, count_line, urgent_first
 from hyperflow.manifest.faults import Fault
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.plan import PlanError
 from hyperflow.plans.slug import Selector, slugs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-Thing = TypeVar("Thing")
+    from collections.abc import Iterable
 
 POLL = 2.0  # seconds between two looks at a run
 DAG_LIMIT = 60.0  # seconds that Airflow may need to see a plan that was just written
 PROGRESS = "progress: "
-STATE_STYLES = {"success": "green", "failed": "red", "upstream_failed": "red", "running": "cyan", "deferred": "cyan"}
-KINDS = ("failed", "at work", "wait", "skipped", "done")  # of states, as a person counts them; the most urgent first
-KIND_OF = {
-    "failed": "failed",
-    "upstream_failed": "failed",
-    "running": "at work",
-    "deferred": "at work",
-    "skipped": "skipped",
-    "success": "done",
-}  # of any other state, and of none yet: wait
 
 
 @dataclass(frozen=True)
@@ -168,23 +156,6 @@ def follow(api: AirflowApi, dag_id: str, run_id: str, console: Console) -> Outco
             if state in OVER:
                 return Outcome(dag_id, run_id, state, tasks)
             time.sleep(POLL)
-
-
-def urgent_first(things: Iterable[Thing], state_of: Callable[[Thing], str | None]) -> list[Thing]:
-    """Put what failed and what works before the rest: a drawing that works is cut to the terminal's height."""
-    return sorted(things, key=lambda each: KINDS.index(_kind(state_of(each))))
-
-
-def count_line(states: Iterable[str | None]) -> str:
-    """Count states, those that people wait for last: ``1 failed, 80 done, 20 at work, 49 wait``."""
-    counts = Counter(_kind(state) for state in states)
-    return ", ".join(
-        f"{counts[kind]} {kind}" for kind in ("failed", "skipped", "done", "at work", "wait") if counts[kind]
-    )
-
-
-def _kind(state: str | None) -> str:
-    return KIND_OF.get(state or "", "wait")
 
 
 def table_of(tasks: list[TaskInstance], progress: dict[str, str]) -> Table:

@@ -20,16 +20,14 @@ from hyperflow.cli.interrupted import ended_in_order
 from hyperflow.cli.janitor import shown
 from hyperflow.cli.migrate import (
     POLL,
-    STATE_STYLES,
-    count_line,
     is_working,
     last_progress,
     name_of,
     seconds_of,
-    urgent_first,
     wait_for_dag,
 )
 from hyperflow.cli.started import OVER, goes_on, run_to_its_end, started
+from hyperflow.cli.states import STATE_STYLES, count_line, urgent_first
 from hyperflow.manifest.shown import some
 from hyperflow.plans.check import check_plans, in_no_wave, plans_beside, plans_of
 from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes_text, rates_of, starts_beside

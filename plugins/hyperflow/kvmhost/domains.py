@@ -130,7 +130,7 @@ def why_left(uri: str, domain: Domain, vm: str, run: str | None) -> str | None:
         return f"found it defined by the run {domain.run}, expected {run}"
     if state_of(uri, domain.uuid) != OFF:
         return "it runs, and may already be used"
-    if _told(uri, domain.uuid, "Managed save") == "yes":
+    if has_saved_memory(uri, domain.uuid):
         return "its memory is saved, so somebody has used it"
     return None
 
@@ -190,12 +190,17 @@ def running_faults(uri: str, existing: list[Domain], uuid: str, vm: str) -> list
                 f"domain {domain.name}: found it {state}, expected it off: it runs from the images of {of}; shut it "
                 f"down (virsh shutdown {domain.name}) if it is not wanted"
             )
-        elif state == OFF and _told(uri, uuid, "Managed save") == "yes":
+        elif state == OFF and has_saved_memory(uri, uuid):
             faults.append(
                 f"domain {domain.name}: found its memory saved, expected it shut down: a start would go on with the "
                 f"images of {of}; throw it away (virsh managedsave-remove {domain.name}) if it is not wanted"
             )
     return faults
+
+
+def has_saved_memory(uri: str, uuid: str) -> bool:
+    """Tell whether a domain's next start goes on from where it was, instead of booting."""
+    return _told(uri, uuid, "Managed save") == "yes"
 
 
 def starts_with_host(uri: str, uuid: str) -> bool:

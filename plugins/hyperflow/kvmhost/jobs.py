@@ -60,7 +60,13 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 @dataclass(frozen=True)
 class Start:
-    """What a start asks for; see :func:`start`."""
+    """What a start asks for.
+
+    :param run: the run that it is for, ``DAG/RUN``
+    :param options: of the stage, as JSON
+    :param asked: when the caller asked, by its clock, in seconds since 1970
+    :param work: digest of what is asked for; None for a job that is started by hand
+    """
 
     stage: str
     run: str
@@ -127,16 +133,8 @@ def _start_command(parsed: argparse.Namespace) -> int:
     options = sys.stdin.read(OPTIONS_LIMIT + 1)
     asked = time.time() if parsed.asked is None else parsed.asked
     try:
-        answer = start(
-            parsed.directory,
-            parsed.stage,
-            parsed.run,
-            options,
-            work=parsed.work,
-            restart=parsed.restart,
-            asked=asked,
-            owner=parsed.owner,
-        )
+        begin = Start(parsed.stage, parsed.run, options, asked, parsed.work)
+        answer = start(parsed.directory, begin, restart=parsed.restart, owner=parsed.owner)
     except (TimeoutError, Overtaken, ledger.LedgerError) as fault:
         print(json.dumps({"error": str(fault)}))
         return EXIT_TRY_AGAIN
@@ -161,15 +159,7 @@ def _end_command(parsed: argparse.Namespace) -> int:
 
 
 def start(
-    directory: Path,
-    stage: str,
-    run: str,
-    options: str,
-    *,
-    work: str | None = None,
-    restart: bool = False,
-    asked: float,
-    owner: dict[str, str] | None = None,
+    directory: Path, begin: Start, *, restart: bool = False, owner: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """Start a stage detached, or attach to what an earlier start of the same task left.
 
@@ -177,27 +167,25 @@ def start(
     asked for the same work: a run that goes on may have another snapshot, other images, another manifest by now.
     Whatever else is there is ended before a new generation starts, so that one copy runs at any moment.
 
-    :param work: digest of what is asked for; None for a job that is started by hand
     :param restart: end a running copy: what it works with (a lease) is gone
-    :param asked: when the caller asked, by its clock, in seconds since 1970
     :param owner: who signs the job in the run's ledger, of whoever knows it
     :return: ``{"job": generation directory, "attached": bool}``
     :raises Overtaken: when a later start has been here before
     :raises LedgerError: the job cannot be noted, or the run is another Airflow's
     :raises TimeoutError: another command has the task's lock, what ran before cannot be ended, or nothing comes up
     """
-    book = ledger.of_task(directory, run)
+    book = ledger.of_task(directory, begin.run)
     if book is not None:  # also when it is noted already: by that the janitor sees that the run works again
-        book.add(run, [ledger.Entry("job", str(directory))], owner)
+        book.add(begin.run, [ledger.Entry("job", str(directory))], owner)
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(directory, time.monotonic() + LOCK_GRACE) as lock:
         generations = _generations(directory)
         if generations:
             last = generations[-1]
-            _require_later(last, asked)
+            _require_later(last, begin.asked)
             state = observe(last)
             goes_on = (state["state"] == RUNNING and not restart) or _succeeded_unseen(last, state)
-            if goes_on and _work_of(last) == work:
+            if goes_on and _work_of(last) == begin.work:
                 return {"job": str(last), "attached": True}
             _end_processes(last)
         job = directory / str(len(generations) + 1)
@@ -207,7 +195,7 @@ def start(
         except OSError:
             shutil.rmtree(job)
             raise
-        _launch(job, Start(stage, run, options, asked, work), lock=lock)
+        _launch(job, begin, lock=lock)
     return {"job": str(job), "attached": False}
 
 

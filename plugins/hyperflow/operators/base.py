@@ -355,7 +355,15 @@ def job_directory(migration: HostRun, context: Context) -> str:
     """The task's job directory on the host: the same for every try, another for every mapped task."""
     ti = context["ti"]
     task = safe(ti.task_id) if ti.map_index is None or ti.map_index < 0 else f"{safe(ti.task_id)}.{ti.map_index}"
-    return f"{job_root(migration)}/jobs/{run_key(context)}/{task}"
+    return f"{jobs_of_run(job_root(migration), context)}/{task}"
+
+
+def jobs_of_run(root: str, context: Context) -> str:
+    """The folder on the host that has the run's jobs.
+
+    :param root: of :func:`job_root`
+    """
+    return f"{root}/jobs/{run_key(context)}"
 
 
 def vm_key(facts: VmFacts) -> str:

@@ -15,6 +15,7 @@ from hyperflow.operators.base import (
     domain_uuid,
     finished_tasks,
     job_root,
+    jobs_of_run,
     run_key,
     undone_tasks,
     vm_key,
@@ -83,7 +84,7 @@ class CleanUpOperator(ClosingOperator):
         self.sign_ledger(context)  # refused where another Airflow has a run of this name: nothing of it is removed
         observed = accept_result(context, self.host.run_stage("cleanup", options))
         with self.host.connected() as client:
-            jobs = f"{job_root(settings)}/jobs/{run_key(context)}"
+            jobs = jobs_of_run(job_root(settings), context)
             observed["jobs_removed"] = self.host.job(client, "remove", "--directory", jobs)["removed"]
         return observed
 

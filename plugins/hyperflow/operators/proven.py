@@ -13,11 +13,11 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from hyperflow.hooks.records import keep_state, safe
 from hyperflow.operators.cutover_record import CUT_OVER, FINALIZED, MOVED, cutover_of
+from hyperflow.plans.cutover import COLD, LIVE_COPY
 
 SUMMARY_KEY = "summary"  # XCom: VmSummary as JSON, of a VM's run and of a wave's task
 PROVEN = "proven"  # outcome of a run whose guest was booted
 MIGRATED = "migrated"  # outcome that such a run's summary tells, and a wave's
-LIVE_COPY, COLD = "live-copy", "cold"  # cutover.strategy of a plan
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from hyperflow.operators.base import (
     ClosingOperator,
     accept_result,
     finished_tasks,
-    run_key,
+    jobs_of_run,
     undone_tasks,
 )
 from hyperflow.operators.cutover import require_disconnected, require_off
@@ -146,7 +146,8 @@ def target_was_well(context: Context, record: dict[str, Any]) -> bool:
     host = KvmHostHook(ssh_conn_id=record["host"], directory=record["root"])
     with host.connected() as client:
         host.ensure_program(client)
-        ended = host.job(client, "kill", "--directory", f"{record['root']}/jobs/{run_key(context)}/{START}")["last"]
+        start = f"{jobs_of_run(record['root'], context)}/{START}"
+        ended = host.job(client, "kill", "--directory", start)["last"]
     if ended.get("exit_status") != 0:
         return False
     try:

@@ -14,7 +14,7 @@ from hyperflow.operators.base import run_key
 from hyperflow.operators.kept_plan import keep_plan
 from hyperflow.operators.limits import heed_limits
 from hyperflow.operators.preflight import plan_location
-from hyperflow.operators.proven import COLD, proven_run
+from hyperflow.operators.proven import proven_run
 from hyperflow.operators.wave import (
     EXPECTED_KEY,
     OPENING_KEY,
@@ -25,6 +25,7 @@ from hyperflow.operators.wave import (
     load_wave,
     telling,
 )
+from hyperflow.plans.cutover import COLD
 from hyperflow.plans.pools import pools_of_vm, wave_pool
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from hyperflow.plans.wave_settings import Approval, Minutes
 
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
 Ipv4 = Annotated[str, Matching(rf"{_OCTET}(?:\.{_OCTET}){{3}}", "an IPv4 address", 15)]
+LIVE_COPY, COLD = "live-copy", "cold"  # the strategies
 Step = Literal["shutdown", "start"]  # of a cutover; ids of the tasks that do them
 Port = Annotated[int, Field(ge=1, le=65535), WHOLE]
 

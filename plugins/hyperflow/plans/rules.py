@@ -12,14 +12,13 @@ from pydantic import ValidationError
 
 from hyperflow.manifest.faults import Location, did_you_mean, show
 from hyperflow.plans import bandwidth, notices
-from hyperflow.plans.cutover import Cutover
+from hyperflow.plans.cutover import COLD, LIVE_COPY, Cutover
 from hyperflow.plans.library import Library, merged_profile
 from hyperflow.plans.profile import ProfileSettings
 from hyperflow.plans.reading import PlacedFault, fault
 from hyperflow.plans.settings import HostSettings
 from hyperflow.plans.slug import Selector, slugs
 
-LIVE_COPY, COLD = "live-copy", "cold"  # strategies of a cutover
 KINDS = ("name", "inventory_path", "moref")
 
 Entries = Mapping[int, dict[str, Any]]
