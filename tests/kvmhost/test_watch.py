@@ -21,10 +21,16 @@ from tests.kvmhost.stages.test_boot import saying
 NONCE = "00112233445566778899aabbccddeeff"
 
 
-def failure(folder: Path, console: bytes | None, **changes: Any) -> str:
-    """Boot a guest that says this, one without a boot loader when it is None; why it is given up."""
+RESET = b"\xb0\xfe\xe6\x64\xf4"  # mov al, 0xfe; out 0x64, al (the keyboard's controller pulls the reset); hlt
+
+
+def failure(folder: Path, console: bytes | None, *, sector: bytes = b"", **changes: Any) -> str:
+    """Boot a guest that says this, one without a boot loader when it is None; why it is given up.
+
+    :param sector: a boot sector in place of the one that says something
+    """
     disk = folder / "disk.raw"
-    disk.write_bytes(saying(console) if console is not None else b"")
+    disk.write_bytes(saying(console) if console is not None else sector)
     with disk.open("r+b") as file:
         file.truncate(16 << 20)
     drive = {"driver": "raw", "file": {"driver": "file", "filename": str(disk)}}
@@ -32,11 +38,10 @@ def failure(folder: Path, console: bytes | None, **changes: Any) -> str:
     job = Job("boot")
     arguments = qemu_arguments(Hardware("bios", 1, 256), [drive], acceleration.detect(job))
     wanted = {"nonce": NONCE, "expect": {}, "macs": [], "timeout": 120, "silence": 60, **changes}
-    with (
-        Machine([emulator, "-display", "none", "-no-reboot", *arguments], folder, folder / "console.log") as machine,
-        pytest.raises(StageError) as raised,
-    ):
-        watch.Watch(machine, watch.Expectation(**wanted), job).until_up()
+    with Machine([emulator, *arguments], folder, folder / "console.log") as machine:
+        with pytest.raises(StageError) as raised:
+            watch.Watch(machine, watch.Expectation(**wanted), job).until_up()
+        assert machine.screenshot(folder / "screenshot.png").stat().st_size > 0
     return str(raised.value)
 
 
@@ -57,6 +62,11 @@ def test_a_dead_end_is_told_with_the_last_line_before_it(tmp_path: Path, console
 
 def test_a_disk_without_a_boot_loader_is_told_from_the_screen(tmp_path: Path) -> None:
     assert "the firmware found nothing to boot" in failure(tmp_path, None)
+
+
+def test_a_guest_that_restarts_is_told_and_its_screen_is_still_there(tmp_path: Path) -> None:
+    restarts = RESET.ljust(510, b"\0") + b"\x55\xaa"
+    assert "switched itself off or reset (QEMU calls it guest-reset)" in failure(tmp_path, None, sector=restarts)
 
 
 def test_a_guest_that_says_nothing_is_given_up_after_the_silence_that_is_allowed(tmp_path: Path) -> None:

@@ -20,16 +20,19 @@ class Qmp:
     """A connection to the monitor of a running QEMU.
 
     :param connection: one end of a socket pair whose other end is QEMU's ``-mon mode=control`` character device
+    :ivar shutdown: QEMU's word for why its guest runs no more, such as ``guest-reset`` (ShutdownCause of QEMU's
+        run-state.json); None while it has told none
     """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._buffer = b""
+        self.shutdown: str | None = None
         self._read(30.0)  # the greeting
         self.execute("qmp_capabilities")
 
     def execute(self, command: str, limit: float = 30.0, **arguments: Any) -> Any:
-        """Run a command and return its answer; events that come meanwhile are dropped.
+        """Run a command and return its answer; of events that come meanwhile only a shutdown is kept.
 
         :param limit: seconds
         :raises QmpError: when QEMU refuses it, ends, or does not answer in time
@@ -42,6 +45,8 @@ class Qmp:
         deadline = time.monotonic() + limit
         while True:
             answer = self._read(deadline - time.monotonic())
+            if answer.get("event") == "SHUTDOWN":
+                self.shutdown = str(answer["data"].get("reason"))
             if "return" in answer:
                 return answer["return"]
             if "error" in answer:

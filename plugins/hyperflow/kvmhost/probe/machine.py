@@ -33,7 +33,7 @@ DEAD_ENDS = (
     (re.compile(r"Kernel panic - not syncing[^\n]*"), "the guest's kernel panicked"),
     (re.compile(r"grub rescue>"), "the boot loader did not find its files"),
     (re.compile(r"^grub>\s*$", re.M), "the boot loader found no menu"),
-    (re.compile(r"No bootable (device|option)"), "the firmware found nothing to boot"),
+    (re.compile(r"No bootable (device|option)|^Shell>", re.M), "the firmware found nothing to boot"),
     (
         re.compile(r"You are in (emergency|rescue) mode|Entering emergency mode"),
         "the guest stopped in emergency mode",
@@ -52,6 +52,8 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?=]*[a-zA-Z]|\x1b[()][A-Z0-9]|\x1b[=>c78]|[\x0
 
 class Machine:
     """A running QEMU, killed when the block ends, and by the kernel when the stage itself is killed.
+
+    A guest that switches itself off or restarts is stopped there, so that its screen can still be seen.
 
     :param arguments: the emulator and its arguments, without consoles, monitor and the probe's port
     :param folder: where QEMU may leave small files
@@ -72,7 +74,7 @@ class Machine:
         pairs = {name: socket.socketpair() for name in ("monitor", "console", "probe")}
         self._sockets = [ours for ours, _ in pairs.values()]
         theirs = {name: pair[1] for name, pair in pairs.items()}
-        arguments = [*self._arguments]
+        arguments = [*self._arguments, "-display", "none", "-no-reboot", "-no-shutdown"]
         for name, end in theirs.items():
             arguments += ["-chardev", f"socket,id={name},fd={end.fileno()}"]
         arguments += ["-mon", "chardev=monitor,mode=control", "-serial", "chardev:console"]
@@ -164,8 +166,13 @@ class Machine:
         return path
 
     def has_ended(self) -> bool:
-        """Whether QEMU is gone: the guest switched itself off or reset, or QEMU failed."""
+        """Whether QEMU is gone."""
         return self._process.poll() is not None
+
+    def stopped(self) -> str | None:
+        """Tell why the guest runs no more, in QEMU's word; None while it does."""
+        status = str(self.qmp.execute("query-status")["status"])
+        return None if status == "running" else self.qmp.shutdown or status
 
     def errors(self) -> str:
         """What QEMU itself complained about, in one line."""

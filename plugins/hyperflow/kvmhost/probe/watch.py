@@ -72,7 +72,7 @@ class Watch:
                     if found is not None:
                         return found
             if self._machine.has_ended():
-                raise self._failure(f"the guest switched itself off or reset. {self._machine.errors()}".strip())
+                raise self._failure(f"QEMU ended while the guest started. {self._machine.errors()}".strip())
             if time.monotonic() - self._looked >= LOOK:
                 found = self._look()
                 if found is not None:
@@ -104,6 +104,7 @@ class Watch:
         try:
             self._screen = self._machine.screen()
             activity = self._machine.activity()
+            stopped = self._machine.stopped()
         except QmpError:
             if self._machine.has_ended():
                 return None  # the caller says so
@@ -113,9 +114,11 @@ class Watch:
         if activity != self._activity:
             self._activity, self._alive = activity, now
         reason = self._machine.dead_end(console, self._screen) if self._up is None else None
-        if reason and self._suspicion == reason:  # twice, so that the lines after it are in the log
+        if reason and (stopped or self._suspicion == reason):  # twice, so that the lines after it are in the log
             raise self._failure(reason)
         self._suspicion = reason or ""
+        if stopped:
+            raise self._failure(f"the guest switched itself off or reset (QEMU calls it {stopped})")
         shown = (console or self._screen or [""])[-1]
         if self._wanted.nonce is None and any(LOGIN.search(lines[-1]) for lines in (console, self._screen) if lines):
             return _weak_evidence(shown), round(now - self._machine.started, 1)

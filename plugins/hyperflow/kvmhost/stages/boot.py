@@ -144,7 +144,7 @@ def _arguments(options: Options, overlays: list[Path], folder: Path, accelerator
         }
         for overlay in overlays
     ]
-    arguments = [emulator, "-name", "hyperflow-proof", "-display", "none", "-no-reboot"]
+    arguments = [emulator, "-name", "hyperflow-proof"]
     if _offers(emulator, "-help", "-sandbox "):
         arguments += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
     # restrict: DHCP answers, and nothing else leaves or enters; a hub port alone where QEMU is built without slirp
