@@ -17,16 +17,26 @@ from typing import Any
 
 from airflow.models import Variable as StoredVariable
 from airflow.sdk import DAG, BaseOperator, TriggerRule, Variable, chain
+from airflow.sdk.exceptions import AirflowException
 from hyperflow.hooks.kvmhost import KvmHostHook
 from hyperflow.hooks.records import safe
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.operators import rollback
 from hyperflow.operators.aftermath import FinalizeOperator, RollBackLaterOperator
 from hyperflow.operators.approval import AskOperator
-from hyperflow.operators.base import PREFLIGHT, SHUTDOWN, domain_uuid, job_root, run_key, vm_key
+from hyperflow.operators.base import PREFLIGHT, SHUTDOWN, domain_uuid, job_root, keep_failure, run_key, vm_key
 from hyperflow.operators.cleanup import CleanUpOperator
 from hyperflow.operators.cutover import DisconnectSourceOperator, ShutDownSourceOperator, StartTargetOperator
-from hyperflow.operators.cutover_record import begin, cutover_of, key_of, note, put, record_of_this_run, refuse_moved
+from hyperflow.operators.cutover_record import (
+    begin,
+    cutover_of,
+    key_of,
+    note,
+    put,
+    record_of_this_run,
+    refuse_marked,
+    refuse_moved,
+)
 from hyperflow.operators.ownership import owner_of
 from hyperflow.operators.preflight import STATE_KEY
 from hyperflow.operators.rollback import RollBackOperator
@@ -37,6 +47,7 @@ from hyperflow.vsphere.drift import state
 from hyperflow.vsphere.facts import VmFacts
 from hyperflow.vsphere.finalize import finalize
 from hyperflow.vsphere.inventory import find_vm, read_vm
+from hyperflow.vsphere.mark import mark_of
 from hyperflow.vsphere.nics import connections, restore
 from hyperflow.vsphere.power import power_off, power_on, power_state
 from hyperflow.vsphere.snapshot import wait_for_task
@@ -71,7 +82,13 @@ class Look(BaseOperator):
         ti.xcom_push(key="vm", value=facts.to_json())
         if self.before is not None:
             self.before(context)
-        refuse_moved(context, facts, begins=True)
+        try:
+            refuse_moved(context, facts, begins=True)
+            with VsphereHook(VCENTER).session() as session:
+                refuse_marked(session, facts)
+        except AirflowException as fault:
+            keep_failure(context, PREFLIGHT, fault)
+            raise
         ti.xcom_push(key="migration", value=migration.model_dump(mode="json", by_alias=True))
         ti.xcom_push(key=STATE_KEY, value=seen)
         ti.xcom_push(key="found", value=connections_of(self.slug))
@@ -147,6 +164,13 @@ def fail(context: Any) -> None:
 
 def forget(context: Any) -> None:
     Variable.delete(key_of(context["dag"].dag_id))
+
+
+def forget_all(context: Any) -> None:
+    """What an Airflow knows that has not made the cutover."""
+    facts = VmFacts.from_json(context["ti"].xcom_pull(task_ids=PREFLIGHT, key="vm"))
+    for key in (key_of(context["dag"].dag_id), f"hyperflow_moved_{safe(vm_key(facts))}"):
+        Variable.delete(key)
 
 
 def scribble(context: Any) -> None:
@@ -306,7 +330,10 @@ SCENARIOS: dict[str, list[DAG]] = {
     ],
     "kept": [tasks("kept", note_domain, *CUTOVER, switch_off("kept"), fail, cleanup=True)],
     "undone": [tasks("undone", note_domain, *CUTOVER[:2], fail, cleanup=True)],
-    "unheard": [tasks("unheard", *CUTOVER[:2], start_unheard)],
+    "unheard": [
+        tasks("unheard", *CUTOVER[:2], start_unheard),
+        tasks("unheard", *CUTOVER, before=forget_all),
+    ],
     "unheard-on": [tasks("unheard-on", *CUTOVER[:2], partial(start_unheard, then=BACK_ON("unheard-on")))],
     "back-on": [tasks("back-on", *CUTOVER[:2], BACK_ON("back-on"), "start")],
     "wired": [tasks("wired", *CUTOVER[:2], at_vcenter(reconnect)("wired"), "start")],
@@ -339,6 +366,7 @@ def told(dag: DAG, name: str) -> dict[str, Any]:
             "taken_back": taken_back,
             "source": power_state(session, moref),
             "name": facts.name,
+            "mark": mark_of(session, moref),
             "nics": [(nic["start_connected"], nic["connected"]) for nic in connections(session, moref)],
             "target": virsh("domstate", domain_uuid(facts)),
             "noted": noted(f"{safe(run.dag_id)}/{safe(run.run_id)}"),

@@ -107,11 +107,13 @@ def test_a_vm_that_is_cut_over_is_not_taken_for_one_that_was_off_and_is_taken_ba
     first, again, back, once_more = runs["well"]
     assert (first["phase"], first["source"], first["target"]) == ("cut over", "poweredOff", "running")
     assert (first["nics"], first["states"]["rollback"]) == (OFF_NETWORK, "skipped")
-    assert again["states"]["preflight"] == "failed"
+    assert first["mark"].startswith("cut over by migrate.cutovers.well, run ")
+    assert first["mark"].endswith(", to well on kvm01")
+    assert "its target on kvm01 is the machine now" in again["failures"]["preflight"]
     assert (again["phase"], again["source"], again["target"]) == ("cut over", "poweredOff", "running")
     for one in (back, once_more):
         assert (one["states"]["back"], one["phase"], one["source"]) == ("success", "rolled back", "poweredOn")
-        assert one["nics"] == AS_BUILT
+        assert (one["nics"], one["mark"]) == (AS_BUILT, None)
         assert "failed to get domain" in one["target"]
 
 
@@ -189,9 +191,11 @@ def test_a_target_is_not_started_beside_a_source_that_came_back(runs: Runs, scen
 
 
 def test_a_target_that_is_well_is_not_taken_back_where_only_its_host_could_tell(runs: Runs) -> None:
-    (done,) = runs["unheard"]
+    done, stranger = runs["unheard"]
     assert (done["states"]["rollback"], done["target"], done["source"]) == ("skipped", "running", "poweredOff")
     assert (done["phase"], done["nics"]) == ("cut over", OFF_NETWORK)
+    assert "is marked by a cutover that this Airflow does not know" in stranger["failures"]["preflight"]
+    assert (stranger["target"], stranger["source"], stranger["nics"]) == ("running", "poweredOff", OFF_NETWORK)
     (beside,) = runs["unheard-on"]  # the same, and somebody has switched its source on
     assert (beside["phase"], beside["source"], beside["nics"]) == ("rolled back", "poweredOn", AS_BUILT)
     assert "failed to get domain" in beside["target"]

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from hyperflow.vsphere.errors import NameTaken, NotFound, PermissionMissing, TaskUnfinished, VsphereError
-from hyperflow.vsphere.finalize import ATTRIBUTE, finalize, name_after
+from hyperflow.vsphere.finalize import finalize, name_after
 from hyperflow.vsphere.inventory import find_vm, read_vm
+from hyperflow.vsphere.mark import ATTRIBUTE
 from hyperflow.vsphere.session import Session
 from hyperflow.vsphere.snapshot import wait_for_task
 from pyVmomi import vim

@@ -214,13 +214,14 @@ class ShutDownSourceOperator(SourceOperator):
 
 
 class DisconnectSourceOperator(SourceOperator):
-    """Takes the source off the network, now and at its next power-on; how it was is written down already.
+    """Marks the source and takes it off the network, now and at its next power-on; how it was is written down already.
 
     Returns ``{"nics": as read back, "warnings": [...]}``.
     """
 
     def work(self, session: Session, context: Context) -> dict[str, Any]:
         """Look for drift since the shutdown, and that the source is off; write down; disconnect."""
+        from hyperflow.vsphere.mark import can_be_marked, mark
         from hyperflow.vsphere.nics import disconnect
 
         record = record_of_this_run(context)
@@ -229,6 +230,9 @@ class DisconnectSourceOperator(SourceOperator):
         require_off(session, record)
         self.require_stayed_off(session, context)
         note(context, {**record, "phase": OFF_NETWORK})
+        if can_be_marked(session):
+            run = f"{context['dag'].dag_id}, run {record['run']}"
+            mark(session, self.facts.moref, f"cut over by {run}, to {record['domain']} on {record['host']}")
         nics = disconnect(session, self.facts.moref)
         self.log.info("%d network adapter(s) of %s are disconnected", len(nics), shown(self.facts.name))
         return {"nics": list(nics), "warnings": warnings}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from hyperflow.vsphere.facts import VmFacts
+    from hyperflow.vsphere.session import Session
 
 # Phases, in their order; each in -ing, and the first four, are written before what they say is begun.
 SHUTTING_DOWN = "shutting down"
@@ -171,12 +172,30 @@ def refuse_moved(context: Context, facts: VmFacts, *, begins: bool) -> None:
             Variable.delete(key_of(own))
 
 
+def refuse_marked(session: Session, facts: VmFacts) -> None:
+    """Refuse a VM that a cutover has marked at the vCenter: by another Airflow, or this one has forgotten it.
+
+    :raises AirflowFailException: saying what to do first
+    """
+    from hyperflow.vsphere.mark import ATTRIBUTE, mark_of
+
+    found = mark_of(session, facts.moref)
+    if found is not None:
+        raise AirflowFailException(
+            f"{facts.name} is marked by a cutover that this Airflow does not know (attribute {ATTRIBUTE}: {found}): "
+            "its target may be the machine now. See there, and roll it back where it was made; when no target of it is "
+            "left, clear the attribute in vCenter and start a new run"
+        )
+
+
 def _why_refused(dag_id: str, record: dict[str, Any]) -> str:
+    from hyperflow.vsphere.mark import ATTRIBUTE
+
     name, when = record["name"], f"by run {record['run']} of DAG {dag_id} (last written {record['at']})"
     if record["phase"] == FINALIZED:
         return (
             f"{name} was cut over {when} and finalized: it is moved for good. Who wants to move the source once more "
-            f"deletes Airflow's variable {key_of(dag_id)}"
+            f"deletes Airflow's variable {key_of(dag_id)} and clears the VM's attribute {ATTRIBUTE} in vCenter"
         )
     if record["phase"] == FINALIZING:
         return f"{name} was cut over {when}, and is being finalized. Run ./hyperflow finalize for it again"

@@ -138,7 +138,7 @@ class PreflightOperator(MigrationOperator):
         :raises AirflowFailException: naming the run that has it, or that has moved it
         """
         from hyperflow.operators.claim import claim, refuse_snapshots_of_others, release
-        from hyperflow.operators.cutover_record import is_left_in_its_middle, refuse_moved
+        from hyperflow.operators.cutover_record import is_left_in_its_middle, refuse_marked, refuse_moved
         from hyperflow.operators.kept_plan import keep_plan
         from hyperflow.operators.proven import forget_proven
         from hyperflow.vsphere.drift import differences, state, state_of
@@ -155,6 +155,7 @@ class PreflightOperator(MigrationOperator):
                 claim(context, key, facts.name)  # again, for workers that do not share the lock
                 refuse_snapshots_of_others(context, facts)
             refuse_moved(context, facts, begins=begins)
+            refuse_marked(session, facts)
         except Exception as fault:
             if is_left_in_its_middle(context):  # by this very run, which cleans up what it has
                 ti.xcom_push(key="vm", value=facts.to_json())

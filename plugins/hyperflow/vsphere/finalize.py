@@ -1,9 +1,4 @@
-"""The source after its migration: renamed and marked, so that nobody starts it again by mistake. Never deleted.
-
-The mark is a custom attribute, not a vSphere tag. Tags live behind another API (vCenter's REST, with a session and
-privileges of its own, and a category that must exist), which pyVmomi does not speak; a custom attribute goes through
-the session that is open, holds a text (which run, when, to where), and every inventory export shows it.
-"""
+"""The source after its migration: renamed and marked, so that nobody starts it again by mistake. Never deleted."""
 
 from __future__ import annotations
 
@@ -14,11 +9,11 @@ from pyVmomi import vim
 
 from hyperflow.vsphere.errors import NameTaken, TaskFailed, TaskUnfinished, VsphereError, moref_of
 from hyperflow.vsphere.inventory import unescaped
+from hyperflow.vsphere.mark import ATTRIBUTE, attribute, can_be_marked, mark, mark_of
 from hyperflow.vsphere.properties import Found, first_refusal, retrieve
 from hyperflow.vsphere.session import Session
 from hyperflow.vsphere.snapshot import give_up, wait_for_task
 
-ATTRIBUTE = "hyperflow.migrated"
 NAME_LIMIT = 80  # characters of a virtual machine's name (Folder.CreateVM_Task in the vSphere API reference)
 RENAME_LIMIT = 300  # seconds
 
@@ -40,7 +35,7 @@ class Finalized:
 
 
 def finalize(session: Session, moref: str, new_name: str, tag: str, time_limit: float = RENAME_LIMIT) -> Finalized:
-    """Rename a VM and set its attribute :data:`ATTRIBUTE`; done already is a success. Each is read back.
+    """Rename a VM and mark it (:mod:`hyperflow.vsphere.mark`); done already is a success. Each is read back.
 
     The disks' files keep their names: vSphere renames those only when they are moved.
 
@@ -55,19 +50,18 @@ def finalize(session: Session, moref: str, new_name: str, tag: str, time_limit: 
     name = _checked(new_name)
     if not tag.strip():
         raise VsphereError(f"the text for the attribute {ATTRIBUTE} is empty. Say which run migrated the VM, and when")
-    if session.content.customFieldsManager is None:
+    if not can_be_marked(session):
         raise VsphereError(f"{session.host} is no vCenter and has no custom attributes. Connect to the vCenter instead")
     vm = _read(session, moref)
     previous = unescaped(str(vm.get("name")))
     changed = []
-    key = _attribute(session)  # before the VM is changed: it cannot be made without a privilege on the vCenter's root
+    attribute(session)  # before the VM is changed: it cannot be made without a privilege on the vCenter's root
     if previous != name:
         _rename(session, vm, name, time_limit)
         changed.append("renamed")
-    if _value(vm, key) != tag:
-        session.call(session.content.customFieldsManager.SetField, vm.reference, key, tag)
+    if mark(session, moref, tag):
         changed.append("marked")
-    return _read_back(session, moref, Finalized(moref, name, previous, tag, tuple(changed)), key)
+    return _read_back(session, moref, Finalized(moref, name, previous, tag, tuple(changed)))
 
 
 def name_after(name: str, ending: str) -> str:
@@ -114,57 +108,19 @@ def _taken(session: Session, vm: Found, name: str, fault: Any) -> NameTaken:
     )
 
 
-def _attribute(session: Session) -> int:
-    """The key of our attribute, which is made where vCenter has none."""
-    key = _find_attribute(session)
-    if key is not None:
-        return key
-    session.call(_add_attribute, session)
-    key = _find_attribute(session)
-    if key is None:
-        raise VsphereError(
-            f"{session.host} says that it has made the custom attribute {ATTRIBUTE}, but does not list it for virtual "
-            "machines. See Tags and custom attributes in vCenter"
-        )
-    return key
-
-
-def _add_attribute(session: Session) -> None:
-    try:
-        session.content.customFieldsManager.AddCustomFieldDef(ATTRIBUTE, vim.VirtualMachine, None, None)
-    except vim.fault.DuplicateName:
-        return  # another run made it this moment; what is listed decides
-
-
-def _find_attribute(session: Session) -> int | None:
-    reference = session.content.customFieldsManager
-    (found,) = retrieve(session, [reference], {vim.CustomFieldsManager: ["field"]})
-    for field in found.get("field", []):
-        if field.name == ATTRIBUTE and field.managedObjectType in (None, vim.VirtualMachine):
-            return int(field.key)
-    return None
-
-
-def _value(vm: Found, key: int) -> str | None:
-    values = [each.value for each in vm.get("customValue", []) if each.key == key]
-    return str(values[0]) if values else None
-
-
 def _read(session: Session, moref: str) -> Found:
-    paths = ["name", "customValue"]
-    (vm,) = retrieve(session, [session.object(vim.VirtualMachine, moref)], {vim.VirtualMachine: paths})
+    (vm,) = retrieve(session, [session.object(vim.VirtualMachine, moref)], {vim.VirtualMachine: ["name"]})
     refusal = first_refusal(session, vm)
     if refusal is not None:
         raise refusal
     return vm
 
 
-def _read_back(session: Session, moref: str, done: Finalized, key: int) -> Finalized:
-    vm = _read(session, moref)
-    name, mark = unescaped(str(vm.get("name"))), _value(vm, key)
-    if (name, mark) != (done.name, done.mark):
+def _read_back(session: Session, moref: str, done: Finalized) -> Finalized:
+    name, text = unescaped(str(_read(session, moref).get("name"))), mark_of(session, moref)
+    if (name, text) != (done.name, done.mark):
         raise VsphereError(
             f"{session.host} says that {moref} was renamed and marked, but it is called {name!r} and its attribute "
-            f"{ATTRIBUTE} is {mark!r}. See its recent tasks and events in vCenter for who changed it"
+            f"{ATTRIBUTE} is {text!r}. See its recent tasks and events in vCenter for who changed it"
         )
     return done

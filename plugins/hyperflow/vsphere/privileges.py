@@ -8,7 +8,7 @@ from typing import Any
 
 from pyVmomi import vim
 
-from hyperflow.vsphere.finalize import ATTRIBUTE
+from hyperflow.vsphere.mark import ATTRIBUTE
 from hyperflow.vsphere.properties import retrieve
 from hyperflow.vsphere.session import Session
 
