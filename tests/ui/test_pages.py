@@ -365,6 +365,20 @@ def test_a_connection_that_airflow_has_not_is_a_fault_of_the_plan(
     assert main(check) == 0
 
 
+def test_a_wave_is_not_started_without_the_connections_of_its_own_vms(
+    endpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "q.yaml"
+    of_its_own = "host: {connection: kvm02, staging_directory: /srv/s, output_directory: /srv/i}"
+    vms = f"vms: [{{name: a}}, {{name: b, {of_its_own}}}]\nwaves: [{{name: MEMBER, members: [MEMBER]}}]\n"
+    text = PLAN.partition("people:")[0].replace("plan: p", "plan: q") + vms
+    for member, missing in (("a", []), ("b", ["vms[1].host.connection"])):
+        plan.write_text(text.replace("MEMBER", member))
+        assert main(["wave", "start", str(plan), member, "--airflow", str(endpoint)]) == 1
+        found = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
+        assert found == [*missing, f"pool hyperflow_wave_q_{member}"]
+
+
 def test_who_may_not_read_connections_is_told_that_they_were_not_looked_at(
     endpoint: Path, server: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,15 +34,22 @@ def faults_in_airflow(
     return [*faults, *people_faults(asked, unknown)], []
 
 
-def connection_faults(api: AirflowApi, plan: Plan) -> tuple[list[Fault], list[str]]:
+def connection_faults(
+    api: AirflowApi, plan: Plan, members: Sequence[str] | None = None
+) -> tuple[list[Fault], list[str]]:
     """Find connections that a plan names and Airflow has not.
 
+    :param members: slugs of the VMs whose hosts are asked about; None for all
     :return: the faults, each connection once; and what could not be looked at
     """
     places = {plan.vcenter.connection: "vcenter.connection"}
-    hosts = [str(vm.settings.host.connection) for vm in plan.vms if vm.settings.host is not None]
-    for index, name in enumerate(hosts):
-        places.setdefault(name, "host.connection" if len(set(hosts)) == 1 else f"vms[{index}].host.connection")
+    hosts = {
+        index: str(vm.settings.host.connection) for index, vm in enumerate(plan.vms) if vm.settings.host is not None
+    }
+    one_for_all = len(set(hosts.values())) == 1
+    for index, name in hosts.items():
+        if members is None or plan.vms[index].slug in members:
+            places.setdefault(name, "host.connection" if one_for_all else f"vms[{index}].host.connection")
     unknown = api.unknown_connections(places)
     if unknown is None:
         return [], ["connections were not looked at: this Airflow does not tell Hyperflow, or this user, which it has"]

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE
 from hyperflow.cli.airflow_api import AirflowApi, AirflowUnavailable, Refused, TaskInstance
-from hyperflow.cli.in_airflow import faults_in_airflow
+from hyperflow.cli.in_airflow import connection_faults, faults_in_airflow
 from hyperflow.cli.interrupted import ended_in_order
 from hyperflow.cli.janitor import shown
 from hyperflow.cli.migrate import (
@@ -100,7 +100,7 @@ def check(plan: Plan, wave: Wave, endpoint: Path | None, console: Console) -> in
         no_airflow = False
     except AirflowUnavailable as fault:
         done, wrong, no_airflow = {}, [], True
-        unseen = [f"pools, approvers and measured rates were not looked at: {fault}"]
+        unseen = [f"pools, connections, approvers and measured rates were not looked at: {fault}"]
     rates = rates_of(done.values())
     estimate = estimate_wave(plan, wave, read_survey(plan.path, plan.name), rates)
     console.print(
@@ -173,15 +173,19 @@ def show_time(wave: Wave, estimate: WaveEstimate, rates: Rates | None, console: 
 
 
 def missing_in_airflow(api: AirflowApi, plan: Plan, wave: Wave) -> tuple[list[str], list[str]]:
-    """Say which pools of a wave's tasks, and which people who are asked, Airflow has not; and what it does not tell."""
+    """Say which pools and connections of a wave's tasks, and which people who are asked, Airflow has not; and what it
+    does not tell.
+    """
     others = {wave_pool(plan.name, one.name) for one in plan.waves if one.name != wave.name}
     beside, left_out = plans_of(plans_beside([plan.path]))
     faults, unseen = faults_in_airflow(api, plan, beside, without=others)
-    return [str(fault) for fault in faults], [*unseen, *left_out]
+    connections, untold = connection_faults(api, plan, wave.members)
+    return [str(fault) for fault in (*connections, *faults)], [*unseen, *untold, *left_out]
 
 
 def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: set[str], wait: bool) -> int:
-    """Start a wave, when its pools are as they must be, Airflow knows whom it asks, and no VM's DAG is paused.
+    """Start a wave, when its pools are as they must be, Airflow knows its connections and whom it asks, and no VM's DAG
+    is paused.
 
     :param asked: ``again``, ``dry_run``
     """
