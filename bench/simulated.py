@@ -70,7 +70,7 @@ def _simulate_host() -> None:
 
 def _simulate_vcenter() -> None:
     from hyperflow.hooks.vsphere import VsphereHook
-    from hyperflow.vsphere import drift, inventory, power_events, privileges, snapshot
+    from hyperflow.vsphere import drift, inventory, mark, power_events, privileges, snapshot
 
     def session(hook: VsphereHook) -> Session:
         hook.get_connection(hook.vsphere_conn_id)
@@ -87,6 +87,7 @@ def _simulate_vcenter() -> None:
     _replace(privileges, missing_privileges=lambda session, moref, **_: [])
     _replace(power_events, server_time=lambda session: "2026-01-01T00:00:00+00:00")
     _replace(drift, state=lambda session, moref: _state(moref))
+    _replace(mark, mark_of=lambda session, moref: None)
     _replace(snapshot, find_snapshots=lambda session, moref, name=None: [])
     _replace(snapshot, create_snapshot=create_snapshot, remove_owned_snapshots=remove_owned_snapshots)
 

@@ -17,7 +17,7 @@ from hyperflow.operators import claim as claims
 from hyperflow.operators import cutover_record, proven
 from hyperflow.operators.claim import PREFIX, claim, release
 from hyperflow.operators.preflight import STATE_KEY, PreflightOperator
-from hyperflow.vsphere import drift, inventory
+from hyperflow.vsphere import drift, inventory, mark
 from hyperflow.vsphere.facts import SnapshotFacts, VmFacts
 from hyperflow.vsphere.snapshot import Ownership
 
@@ -42,6 +42,7 @@ class World:
     vm: VmFacts = VM
     working: set[tuple[str, str]] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)  # of the vCenter
+    mark: str | None = None  # of a cutover, at the vCenter
 
     def get(self, key: str, default: Any = None, deserialize_json: bool = False) -> Any:
         stop_here()
@@ -68,6 +69,10 @@ class World:
         stop_here()
         self.asked.append("read_vm")
         return self.vm
+
+    def mark_of(self, session: Any, moref: str) -> str | None:
+        stop_here()
+        return self.mark
 
     def take_snapshot(self, dag: str, run: str, airflow: str = "") -> None:
         description = Ownership(dag=dag, run=run, created="2026-11-24T01:00:00Z", airflow=airflow).description()
@@ -138,6 +143,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
         monkeypatch.setattr(module, "Variable", made)
     monkeypatch.setattr(drift, "state", made.state)
     monkeypatch.setattr(inventory, "read_vm", made.read_vm)
+    monkeypatch.setattr(mark, "mark_of", made.mark_of)
     monkeypatch.setattr(claims, "records_folder", lambda: tmp_path / "records")
     (tmp_path / "plans").mkdir()
     (tmp_path / "plans" / "a.yaml").write_text("plan: a")
@@ -187,6 +193,15 @@ def test_the_runs_were_stopped_at_each_of_their_steps(begin: Callable[..., Run])
     alone.join(LIMIT)
     assert alone.refused == ""
     assert alone.calls < CALLS
+
+
+def test_a_vm_that_an_unknown_cutover_has_marked_is_refused_and_the_claim_given_back(
+    world: World, begin: Callable[..., Run]
+) -> None:
+    world.mark = "cut over by migrate.z.web01, run manual__z, to web01 on kvm09"
+    with pytest.raises(AirflowFailException, match=r"web01 is marked by a cutover.*to web01 on kvm09"):
+        begin("a").preflight()
+    assert world.variables == {}
 
 
 def test_what_a_run_left_after_the_vm_was_read_is_seen_and_the_claim_given_back(
