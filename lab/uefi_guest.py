@@ -1,4 +1,5 @@
-"""The lab's guest as its UEFI sister: GPT, an EFI system partition, Debian's GRUB in its own folder and nowhere else.
+"""The lab's guest as its UEFI sister: GPT, an EFI system partition, Debian's GRUB in its own folder and nowhere else;
+an address by DHCP, from systemd-networkd, where the lab's guest has a static one from ifupdown.
 
 It is made of the guest's root file system with the tools that write into file systems, so nothing is mounted. Kept in
 ``~/.cache/hyperflow/uefi-<digest of this file>-<recipe of the guest>/``: ``web01-disk1.vmdk`` and ``web01-disk2.vmdk``.
@@ -24,6 +25,10 @@ TABLE = (
     f"label: gpt\nstart={MIB // 512}, size={ESP_MIB * MIB // 512}, type=U\nstart={ROOT_AT_MIB * MIB // 512}, type=L\n"
 )
 FSTAB, GRUB_CFG = "/etc/fstab", "/boot/grub/grub.cfg"
+INTERFACES, NETWORKD = "/etc/network/interfaces", "/etc/systemd/network/10-lan.network"
+UNIT = "/lib/systemd/system/systemd-networkd.service"
+WANTED = "/etc/systemd/system/multi-user.target.wants/systemd-networkd.service"
+DHCP = "[Match]\nName=ens192\n\n[Network]\nDHCP=ipv4\n"
 
 
 def ensure_uefi_guest() -> list[Path]:
@@ -44,7 +49,7 @@ def _build(guest: Path, folder: Path) -> None:
         _run("qemu-img", "convert", "-O", "raw", str(guest / "web01-disk1.vmdk"), "bios.raw", folder=scratch)
         _run("dd", "if=bios.raw", "of=root.img", "bs=1M", "skip=1", "conv=sparse", folder=scratch)
         (scratch / "bios.raw").unlink()
-        _rename_disks(scratch)
+        _change_files(scratch)
         _make_esp(scratch)
         disk = scratch / "uefi.raw"
         with disk.open("wb") as file:
@@ -56,18 +61,29 @@ def _build(guest: Path, folder: Path) -> None:
         _run("qemu-img", "convert", *options, str(disk), str(folder / "web01-disk1.vmdk"), folder=scratch)
 
 
-def _rename_disks(scratch: Path) -> None:
-    """Have the guest's files name its partitions as they are now; by hardware, as before."""
+def _change_files(scratch: Path) -> None:
+    """Have the guest's files name its partitions as they are now, by hardware as before, and its network by DHCP."""
     for path, added in ((FSTAB, "/dev/sda1 /boot/efi vfat umask=0077 0 1\n"), (GRUB_CFG, "")):
-        text = _run("debugfs", "-R", f"cat {path}", "root.img", folder=scratch)
-        if "/dev/sda1" not in text:
-            raise RuntimeError(f"{path} of the lab's guest: found no /dev/sda1, expected its root there")
-        (scratch / "text").write_text(text.replace("/dev/sda1", "/dev/sda2") + added)
-        commands = (f"rm {path}", f"write text {path}", f"set_inode_field {path} mode 0100644")
-        _run("debugfs", "-w", "-f", "-", "root.img", folder=scratch, stdin="".join(f"{each}\n" for each in commands))
-    _run("debugfs", "-w", "-R", "mkdir /boot/efi", "root.img", folder=scratch)
+        _write(scratch, path, _read(scratch, path, "/dev/sda1").replace("/dev/sda1", "/dev/sda2") + added)
+    _write(scratch, INTERFACES, _read(scratch, INTERFACES, "allow-hotplug").partition("allow-hotplug")[0])
+    _write(scratch, NETWORKD, DHCP)
+    for command in ("mkdir /boot/efi", f"symlink {WANTED} {UNIT}"):
+        _run("debugfs", "-w", "-R", command, "root.img", folder=scratch)
     # 1: it has mended what debugfs leaves to it, such as counts of free blocks.
     _run("e2fsck", "-f", "-y", "root.img", folder=scratch, good=(0, 1))
+
+
+def _read(scratch: Path, path: str, expected: str) -> str:
+    text = _run("debugfs", "-R", f"cat {path}", "root.img", folder=scratch)
+    if expected not in text:
+        raise RuntimeError(f"{path} of the lab's guest: found no {expected}")
+    return text
+
+
+def _write(scratch: Path, path: str, text: str) -> None:
+    (scratch / "text").write_text(text)
+    commands = (f"rm {path}", f"write text {path}", f"set_inode_field {path} mode 0100644")
+    _run("debugfs", "-w", "-f", "-", "root.img", folder=scratch, stdin="".join(f"{each}\n" for each in commands))
 
 
 def _make_esp(scratch: Path) -> None:

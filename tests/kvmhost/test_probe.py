@@ -92,6 +92,27 @@ def test_every_difference_is_told(facts: dict[str, str], expected: dict[str, Any
     assert any(difference in one for one in found), found
 
 
+LEASE = {"networks": [], "leases": [MAC]}
+
+
+def test_an_interface_that_had_its_address_by_dhcp_must_be_given_one() -> None:
+    assert evidence.differences(observed(), expectation(**LEASE), [MAC]) == []
+    only_ipv6 = observed(addresses="2: ens192    inet6 fec0::5054:ff:fe12:3456/64 scope site")
+    for found in (only_ipv6, observed(addresses="")):
+        (told,) = evidence.differences(found, expectation(**LEASE), [MAC])
+        assert told == f"interface {MAC}: found no IPv4 address, expected one by DHCP, as the source had"
+
+
+@pytest.mark.parametrize(
+    "card", [f"ens192\n{MAC}\nvirtio_net\nup", f"ens192\n02:00:00:00:00:01\nvirtio_net\nup\n{MAC}"]
+)
+def test_a_bridge_or_a_bond_has_the_address_of_its_card(card: str) -> None:
+    master = card.split("\n")[1]
+    found = several(card, f"br0\n{master}\n\nup", addresses="3: br0    inet 10.0.2.15/24 scope global dynamic")
+    wanted = {"leases": [MAC]}
+    assert evidence.differences(found, wanted, [MAC]) == []
+
+
 def test_an_address_on_a_bond_is_found_by_its_name_though_the_device_has_the_mac_too() -> None:
     found = several(
         f"ens192\n{MAC}\nvirtio_net\nup",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hyperflow.operators.target import expectations
+from hyperflow.vsphere.facts import NicFacts
 
 from lab.uefi_guest import ensure_uefi_guest
 from tests.kvmhost.stages import running, staged
@@ -14,6 +15,8 @@ from tests.kvmhost.stages import running, staged
 pytestmark = [pytest.mark.lab, pytest.mark.night]
 
 MAC = "00:50:56:9a:10:01"
+# as VMware Tools told of the source: an address that no file of the guest has
+SOURCE_NIC = NicFacts(4000, "Network adapter 1", MAC, "VM Network", True, True, "vmxnet3", ("192.0.2.10/24",))
 FALLBACK = "/boot/efi/EFI/BOOT/BOOTX64.EFI"
 
 
@@ -44,7 +47,7 @@ def boot(folder: Path, images: list[dict[str, Any]], guest: dict[str, Any], seco
                 "nics": [{"mac": MAC}],
             },
             "timeout_seconds": seconds,
-            "expect": expectations(guest),
+            "expect": expectations(guest, [SOURCE_NIC]),
         },
     )
 
@@ -85,5 +88,7 @@ def test_a_uefi_guest_comes_up_by_the_boot_loader_that_fix_leaves_for_a_firmware
         assert "the firmware found nothing to boot. Its last lines" in result["error"]["message"]
         return
     assert result["exit_status"] == 0, result["log"]
-    mounts = {one["path"]: one["fstype"] for one in result["observed"]["evidence"]["mounts"]}
+    evidence = result["observed"]["evidence"]
+    assert [(nic["name"], nic["addresses"][0]) for nic in evidence["nics"]] == [("ens192", "10.0.2.15/24")], "by DHCP"
+    mounts = {one["path"]: one["fstype"] for one in evidence["mounts"]}
     assert (mounts["/boot/efi"], mounts["/"], mounts["/srv/data"]) == ("vfat", "ext4", "ext4")

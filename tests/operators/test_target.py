@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hyperflow.operators.target import expectations
+from hyperflow.vsphere.facts import NicFacts
 
 ROOT = {"uuid": "1111", "device": "/dev/sda1", "fstype": "ext4", "disk_id": "disk-0"}
 
@@ -21,3 +23,19 @@ def test_a_mount_is_expected_with_its_options_which_tell_whether_a_boot_mounts_i
         {"path": "/data", "uuid": "2222", "fstype": "ext4", "options": "defaults"},
         {"path": "/backup", "uuid": "2222", "fstype": "ext4", "options": "noauto,user"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("seen", "leases"),
+    [
+        (("192.0.2.10/24", "fe80::250:56ff:fe9a:1001/64"), []),
+        (("192.0.2.77/24",), ["00:50:56:9a:10:01"]),
+        (("192.0.2.10/24", "192.0.2.77/24"), ["00:50:56:9a:10:01"]),
+        (("169.254.7.7/16",), []),
+        ((), []),
+    ],
+)
+def test_an_address_that_no_file_of_the_guest_has_came_by_dhcp(seen: tuple[str, ...], leases: list[str]) -> None:
+    nic = NicFacts(4000, "Network adapter 1", "00:50:56:9A:10:01", "VM Network", True, True, "vmxnet3", seen)
+    network = [{"name": "ens192", "mac": None, "addresses": ["192.0.2.10/24"]}]
+    assert expectations({"root": ROOT, "network": network, "mounts": []}, [nic])["leases"] == leases

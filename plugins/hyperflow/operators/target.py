@@ -11,9 +11,13 @@ from hyperflow.operators.base import HostStageOperator, VmOperator, domain_uuid,
 from hyperflow.operators.results import require_every_disk
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from airflow.sdk import Context
+
+    from hyperflow.vsphere.facts import NicFacts
+
+LINK_LOCAL = "169.254."  # RFC 3927: what an interface gives itself that nobody gave an address
 
 
 class TargetOperator(HostStageOperator, VmOperator):
@@ -75,7 +79,7 @@ class ProveBootOperator(TargetOperator):
             "artifacts_directory": self.settings.boot_directory,
             "hardware": hardware,
             "timeout_seconds": self.settings.boot_timeout_seconds,
-            "expect": expectations(self.guest),
+            "expect": expectations(self.guest, self.facts.nics),
         }
 
     def resume(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
@@ -104,13 +108,20 @@ class DefineDomainOperator(TargetOperator):
         }
 
 
-def expectations(guest: dict[str, Any] | None) -> dict[str, Any]:
+def expectations(guest: dict[str, Any] | None, nics: Iterable[NicFacts] = ()) -> dict[str, Any]:
     """Tell what a booted guest must show: the root file system, addresses and mounts that it had before.
 
     :param guest: facts of the inspect stage; nothing is expected where there are none
+    :param nics: of the source; an IPv4 address that VMware Tools saw and no file of the guest has came by DHCP
     """
     if not guest:
-        return {"root": None, "networks": [], "mounts": []}
+        return {"root": None, "networks": [], "mounts": [], "leases": []}
+    own = {address.split("/")[0] for network in guest["network"] for address in network["addresses"]}
+    leases = [
+        nic.mac.lower()
+        for nic in nics
+        if any("." in one and not one.startswith(LINK_LOCAL) and one.split("/")[0] not in own for one in nic.addresses)
+    ]
     networks = [
         {"name": network["name"], "addresses": network["addresses"], "mac": network.get("mac")}
         for network in guest["network"]
@@ -122,4 +133,4 @@ def expectations(guest: dict[str, Any] | None) -> dict[str, Any]:
         if mount["path"].startswith("/") and mount["uuid"] and mount["fstype"] != "swap"
     ]
     root = {key: guest["root"][key] for key in ("uuid", "device", "fstype")}
-    return {"root": root, "networks": networks, "mounts": mounts}
+    return {"root": root, "networks": networks, "mounts": mounts, "leases": leases}

@@ -76,7 +76,7 @@ def differences(evidence: dict[str, Any], expect: dict[str, Any], macs: list[str
     """Compare evidence with what was expected, each difference as ``what: found X, expected Y``.
 
     :param expect: root {uuid}, networks [{name, mac, addresses}], mounts [{path, uuid, fstype, options}], as inspection
-        found them; what is None or missing is not compared
+        found them, leases [mac] of interfaces that DHCP gives an address; what is None or missing is not compared
     :param macs: the interfaces the guest was given
     """
     found = []
@@ -92,6 +92,11 @@ def differences(evidence: dict[str, Any], expect: dict[str, Any], macs: list[str
             found.append(f"interface {mac}: found {driver}, expected the driver virtio_net")
     for network in expect.get("networks") or []:
         found += _network_differences(network, by_mac, evidence["nics"])
+    found += [
+        f"interface {one}: found no IPv4 address, expected one by DHCP, as the source had"
+        for one in expect.get("leases") or []
+        if not _has_ipv4(one, evidence["nics"])
+    ]
     mounted = {one["path"]: one for one in evidence["mounts"]}
     for mount in expect.get("mounts") or []:
         found += _mount_differences(mount, mounted)
@@ -118,6 +123,12 @@ def _network_differences(network: dict[str, Any], by_mac: dict[str, Any], nics: 
         has = ", ".join(nic["addresses"]) or "no address"
         found.append(f"{label}: found {has}, expected {', '.join(missing)}")
     return found
+
+
+def _has_ipv4(card: str, nics: list[dict[str, Any]]) -> bool:
+    """Whether a card has an IPv4 address, or what it is a part of: a bond and a bridge have the address of a card."""
+    own = {nic["mac"].lower() for nic in nics if card in (nic["mac"].lower(), (nic.get("permanent_mac") or "").lower())}
+    return any("." in one for nic in nics if nic["mac"].lower() in own for one in nic["addresses"])
 
 
 def _mount_differences(mount: dict[str, Any], mounted: dict[str, dict[str, Any]]) -> list[str]:
