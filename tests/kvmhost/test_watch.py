@@ -6,6 +6,7 @@ libguestfs puts into a guest, is in stages/test_boot.py; a guest that comes up i
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,28 @@ from tests.kvmhost.stages.test_boot import saying
 NONCE = "00112233445566778899aabbccddeeff"
 
 
+WRITE = bytes.fromhex("b80103 b90100 ba8000 bb007c cd13 f4")  # int 0x13, ah 3: a sector to the first disk; hlt
 RESET = b"\xb0\xfe\xe6\x64\xf4"  # mov al, 0xfe; out 0x64, al (the keyboard's controller pulls the reset); hlt
 
 
-def failure(folder: Path, console: bytes | None, *, sector: bytes = b"", **changes: Any) -> str:
+def failure(
+    folder: Path, console: bytes | None, *, sector: bytes = b"", no_space: bool = False, **changes: Any
+) -> str:
     """Boot a guest that says this, one without a boot loader when it is None; why it is given up.
 
-    :param sector: a boot sector in place of the one that says something
+    :param sector: code of a boot sector, in place of the one that says something
+    :param no_space: there is no room for what the guest writes
     """
     disk = folder / "disk.raw"
-    disk.write_bytes(saying(console) if console is not None else sector)
+    own = sector.ljust(510, b"\0") + b"\x55\xaa" if sector else b""
+    disk.write_bytes(saying(console) if console is not None else own)
     with disk.open("r+b") as file:
         file.truncate(16 << 20)
-    drive = {"driver": "raw", "file": {"driver": "file", "filename": str(disk)}}
+    file_node: dict[str, Any] = {"driver": "file", "filename": str(disk)}
+    if no_space:
+        error = {"event": "pwritev", "errno": errno.ENOSPC}
+        file_node = {"driver": "blkdebug", "image": file_node, "inject-error": [error]}
+    drive = {"driver": "raw", "file": file_node}
     emulator = str(acceleration.find_emulator())
     job = Job("boot")
     arguments = qemu_arguments(Hardware("bios", 1, 256), [drive], acceleration.detect(job))
@@ -65,8 +75,12 @@ def test_a_disk_without_a_boot_loader_is_told_from_the_screen(tmp_path: Path) ->
 
 
 def test_a_guest_that_restarts_is_told_and_its_screen_is_still_there(tmp_path: Path) -> None:
-    restarts = RESET.ljust(510, b"\0") + b"\x55\xaa"
-    assert "switched itself off or reset (QEMU calls it guest-reset)" in failure(tmp_path, None, sector=restarts)
+    assert "switched itself off or reset (QEMU calls it guest-reset)" in failure(tmp_path, None, sector=RESET)
+
+
+def test_a_guest_that_qemu_stops_for_want_of_room_is_told_at_once(tmp_path: Path) -> None:
+    told = failure(tmp_path, None, sector=WRITE, no_space=True)
+    assert "QEMU has stopped the guest: found its state io-error, expected running" in told
 
 
 def test_a_guest_that_says_nothing_is_given_up_after_the_silence_that_is_allowed(tmp_path: Path) -> None:

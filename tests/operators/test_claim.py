@@ -198,8 +198,8 @@ def test_the_runs_were_stopped_at_each_of_their_steps(begin: Callable[..., Run])
 def test_a_vm_that_an_unknown_cutover_has_marked_is_refused_and_the_claim_given_back(
     world: World, begin: Callable[..., Run]
 ) -> None:
-    world.mark = "cut over by migrate.z.web01, run manual__z, to web01 on kvm09"
-    with pytest.raises(AirflowFailException, match=r"web01 is marked by a cutover.*to web01 on kvm09"):
+    world.mark = "cut over by migrate.z.web01, run manual__z, to web01 on kvm09\x1b[2J"
+    with pytest.raises(AirflowFailException, match=r"web01 is marked by a cutover.*to web01 on kvm09\\x1b"):
         begin("a").preflight()
     assert world.variables == {}
 

@@ -8,7 +8,6 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.audit import audit_start
-from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import keep_failure
 from hyperflow.operators.claim import claim, release
@@ -106,7 +105,6 @@ class FinalizeOperator(AftermathOperator):
 
     def work(self, context: Context, record: dict[str, Any]) -> dict[str, Any]:
         """Rename and mark; what becomes of the source is a person's affair from here on."""
-        from hyperflow.vsphere.errors import VsphereError
         from hyperflow.vsphere.finalize import finalize, name_after
         from hyperflow.vsphere.power import OFF, power_state
 
@@ -114,16 +112,13 @@ class FinalizeOperator(AftermathOperator):
             raise AirflowFailException(
                 f"{record['name']}: its cutover is at {record['phase']!r}, expected {CUT_OVER!r}"
             )
-        try:
-            with VsphereHook(record["vcenter"]).session() as session:
-                state = power_state(session, record["moref"])
-                if state != OFF:
-                    raise AirflowFailException(f"{record['name']} is {state}, expected poweredOff: its target runs too")
-                name = name_after(record["name"], "-migrated")
-                put(self.vm_dag, {**record, "phase": FINALIZING})
-                done = finalize(session, record["moref"], name, f"migrated by {self.vm_dag}, run {record['run']}")
-        except VsphereError as fault:
-            raise (AirflowException if fault.temporary else AirflowFailException)(shown(str(fault))) from fault
+        with at_vcenter(record["vcenter"]) as session:
+            state = power_state(session, record["moref"])
+            if state != OFF:
+                raise AirflowFailException(f"{record['name']} is {state}, expected poweredOff: its target runs too")
+            name = name_after(record["name"], "-migrated")
+            put(self.vm_dag, {**record, "phase": FINALIZING})
+            done = finalize(session, record["moref"], name, f"migrated by {self.vm_dag}, run {record['run']}")
         put(self.vm_dag, {**record, "phase": FINALIZED})
         tell_state(self.vm_dag, FINALIZED)
         self.log.info("%s is %s now, and marked; it is not deleted", shown(record["name"]), shown(name))

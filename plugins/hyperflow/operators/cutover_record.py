@@ -16,6 +16,7 @@ from airflow.sdk import Variable
 from airflow.sdk.exceptions import AirflowFailException
 
 from hyperflow.hooks.records import safe
+from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import SHUTDOWN, vm_key
 
 if TYPE_CHECKING:
@@ -182,8 +183,8 @@ def refuse_marked(session: Session, facts: VmFacts) -> None:
     found = mark_of(session, facts.moref)
     if found is not None:
         raise AirflowFailException(
-            f"{facts.name} is marked by a cutover that this Airflow does not know (attribute {ATTRIBUTE}: {found}): "
-            "its target may be the machine now. See there, and roll it back where it was made; when no target of it is "
+            f"{facts.name} is marked by a cutover that this Airflow does not know (attribute {ATTRIBUTE}: "
+            f"{shown(found)}): its target may be the machine now. See there, and roll it back where it was made; when no target of it is "
             "left, clear the attribute in vCenter and start a new run"
         )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from hyperflow.hooks.vsphere import VsphereHook
+from hyperflow.manifest.shown import shown
 from hyperflow.operators.base import VmOperator
 
 if TYPE_CHECKING:
@@ -29,18 +30,11 @@ class SourceOperator(VmOperator):
         return VsphereHook(self.settings.vcenter_connection)
 
     def perform(self, context: Context) -> Any:
-        """Log in and do the work; vCenter's errors decide whether it is tried again."""
-        from hyperflow.vsphere.errors import TaskUnfinished, VsphereError
-
+        """Log in and do the work."""
         started = datetime.now(UTC)
         try:
-            with self.vcenter.session() as session:
+            with at_vcenter(self.settings.vcenter_connection) as session:
                 return self.keep_result(context, self.work(session, context), started)
-        except TaskUnfinished as fault:
-            limit = f"connection {self.settings.vcenter_connection}, task_time_limit in its extra"
-            raise AirflowFailException(f"{fault}. Who needs more time sets it: {limit}") from fault
-        except VsphereError as fault:
-            raise (AirflowException if fault.temporary else AirflowFailException)(str(fault)) from fault
         except ValueError as fault:
             raise AirflowFailException(str(fault)) from fault
 
@@ -52,13 +46,16 @@ class SourceOperator(VmOperator):
 @contextmanager
 def at_vcenter(connection: str) -> Iterator[Session]:
     """Log in at a vCenter; its errors decide whether the task is tried again."""
-    from hyperflow.vsphere.errors import VsphereError
+    from hyperflow.vsphere.errors import TaskUnfinished, VsphereError
 
     try:
         with VsphereHook(connection).session() as session:
             yield session
+    except TaskUnfinished as fault:
+        limit = f"connection {connection}, task_time_limit in its extra"
+        raise AirflowFailException(f"{shown(str(fault))}. Who needs more time sets it: {limit}") from fault
     except VsphereError as fault:
-        raise (AirflowException if fault.temporary else AirflowFailException)(str(fault)) from fault
+        raise (AirflowException if fault.temporary else AirflowFailException)(shown(str(fault))) from fault
 
 
 def refuse_switched_on(session: Session, facts: VmFacts, since: str) -> None:

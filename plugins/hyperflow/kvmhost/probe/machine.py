@@ -170,9 +170,12 @@ class Machine:
         return self._process.poll() is not None
 
     def stopped(self) -> str | None:
-        """Tell why the guest runs no more, in QEMU's word; None while it does."""
+        """Tell QEMU's state of a guest that runs no more, which no waiting changes; None while it runs.
+
+        ``qmp.shutdown`` is set when it was the guest itself that ended.
+        """
         status = str(self.qmp.execute("query-status")["status"])
-        return None if status == "running" else self.qmp.shutdown or status
+        return None if status == "running" else status
 
     def errors(self) -> str:
         """What QEMU itself complained about, in one line."""

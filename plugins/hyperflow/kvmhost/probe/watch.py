@@ -118,7 +118,9 @@ class Watch:
             raise self._failure(reason)
         self._suspicion = reason or ""
         if stopped:
-            raise self._failure(f"the guest switched itself off or reset (QEMU calls it {stopped})")
+            if word := self._machine.qmp.shutdown:
+                raise self._failure(f"the guest switched itself off or reset (QEMU calls it {word})")
+            raise self._failure(f"QEMU has stopped the guest: found its state {stopped}, expected running")
         shown = (console or self._screen or [""])[-1]
         if self._wanted.nonce is None and any(LOGIN.search(lines[-1]) for lines in (console, self._screen) if lines):
             return _weak_evidence(shown), round(now - self._machine.started, 1)
