@@ -26,9 +26,7 @@ WRITE = bytes.fromhex("b80103 b90100 ba8000 bb007c cd13 f4")  # int 0x13, ah 3: 
 RESET = b"\xb0\xfe\xe6\x64\xf4"  # mov al, 0xfe; out 0x64, al (the keyboard's controller pulls the reset); hlt
 
 
-def failure(
-    folder: Path, console: bytes | None, *, sector: bytes = b"", no_space: bool = False, **changes: Any
-) -> str:
+def failure(folder: Path, console: bytes | None, *, sector: bytes = b"", no_space: bool = False, **changes: Any) -> str:
     """Boot a guest that says this, one without a boot loader when it is None; why it is given up.
 
     :param sector: code of a boot sector, in place of the one that says something

@@ -184,8 +184,8 @@ def refuse_marked(session: Session, facts: VmFacts) -> None:
     if found is not None:
         raise AirflowFailException(
             f"{facts.name} is marked by a cutover that this Airflow does not know (attribute {ATTRIBUTE}: "
-            f"{shown(found)}): its target may be the machine now. See there, and roll it back where it was made; when no target of it is "
-            "left, clear the attribute in vCenter and start a new run"
+            f"{shown(found)}): its target may be the machine now. See there, and roll it back where it was made; when "
+            "no target of it is left, clear the attribute in vCenter and start a new run"
         )
 
 
