@@ -127,16 +127,25 @@ def undefine_domains_below(host: KvmHost, folder: Path) -> list[str]:
 
     :return: their names
     """
-    removed = []
-    for uuid in _virsh("list", "--all", "--uuid", uri=host.libvirt_uri).split():
-        domain = ET.fromstring(_virsh("dumpxml", "--inactive", uuid, uri=host.libvirt_uri))  # noqa: S314 - libvirt's
-        sources = [Path(source.get("file", "/")) for source in domain.findall("devices/disk/source")]
-        if not any(folder.resolve() in source.parents for source in sources):
-            continue
+    removed = domains_below(folder, host.libvirt_uri)
+    for uuid in removed:
         _virsh("destroy", uuid, check=False, uri=host.libvirt_uri)
         _virsh("undefine", "--nvram", "--managed-save", "--snapshots-metadata", uuid, uri=host.libvirt_uri)
-        removed.append(domain.findtext("name") or uuid)
-    return removed
+    return list(removed.values())
+
+
+def domains_below(folder: Path, uri: str = URI) -> dict[str, str]:
+    """Find the domains that have a disk below a folder: UUID -> name."""
+    found = {}
+    for uuid in _virsh("list", "--all", "--uuid", uri=uri).split():
+        description = _virsh("dumpxml", "--inactive", uuid, check=False, uri=uri)
+        if not description:  # somebody else's, who has undefined it since they were listed
+            continue
+        domain = ET.fromstring(description)  # noqa: S314 - libvirt's own
+        sources = [Path(source.get("file", "/")) for source in domain.findall("devices/disk/source")]
+        if any(folder.resolve() in source.parents for source in sources):
+            found[uuid] = domain.findtext("name") or uuid
+    return found
 
 
 def _describe(state: Path, port: int) -> KvmHost:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +11,7 @@ from hyperflow.operators.claim import PREFIX, is_claim
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.pools import pools_of
 
-from lab import processes
+from lab import kvmhost, processes
 
 if TYPE_CHECKING:
     from lab.running import RunningLab
@@ -47,7 +45,7 @@ def of_run(running_lab: RunningLab, plan: str, vm: str, *, failed: bool, second_
     left += _noted(staging / ".hyperflow", dag_id, NOTED_BY_FAILED if failed else ())
     left += _in_airflow(running_lab, plan, dag_id)
     if failed:
-        left += [f"domain {uuid}" for uuid in domains_below(images / vm)]
+        left += [f"domain {uuid}" for uuid in kvmhost.domains_below(images / vm)]
     return left
 
 
@@ -75,16 +73,3 @@ def _noted(root: Path, dag_id: str, kept: tuple[str, ...]) -> list[str]:
     books = [ledger.read(run) for run in ledger.runs() if run.startswith(f"{dag_id}/")]
     noted = [f"noted as {one.kind}: {one.thing}" for book in books for one in book.open if one.kind not in kept]
     return noted + [f"{book.damaged} damaged lines in the ledger of {book.run}" for book in books if book.damaged]
-
-
-def domains_below(folder: Path) -> list[str]:
-    """List the UUIDs of libvirt's domains that have a disk below a folder."""
-    virsh = ["virsh", "--connect", "qemu:///system"]
-    listed = subprocess.run([*virsh, "list", "--all", "--uuid"], capture_output=True, text=True, check=True)
-    found = []
-    for uuid in listed.stdout.split():
-        dumped = subprocess.run([*virsh, "dumpxml", uuid], capture_output=True, text=True, check=True)
-        sources = ET.fromstring(dumped.stdout).findall("devices/disk/source")  # noqa: S314 - libvirt's own
-        if any(folder.resolve() in Path(source.get("file", "/")).parents for source in sources):
-            found.append(uuid)
-    return found
