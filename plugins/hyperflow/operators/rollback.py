@@ -195,7 +195,7 @@ def bring_back(operator: Any, record: dict[str, Any]) -> dict[str, Any]:
     :return: ``power``, ``nics`` and ``guest``, as read back, and ``warnings``
     """
     from hyperflow.vsphere.errors import VsphereError
-    from hyperflow.vsphere.mark import can_be_marked, mark
+    from hyperflow.vsphere.mark import mark
     from hyperflow.vsphere.nics import restore
     from hyperflow.vsphere.power import ON, power_on, power_state
 
@@ -206,8 +206,7 @@ def bring_back(operator: Any, record: dict[str, Any]) -> dict[str, Any]:
             if record["power"] == ON:
                 operator.log.info("%s: %s", shown(record["name"]), power_on(session, record["moref"]).sentence())
             nics = list(restore(session, record["moref"], record["nics"]))  # connected by hand: possible only now
-            if can_be_marked(session):
-                mark(session, record["moref"], "")
+            mark(session, record["moref"], "")
             guest, warnings = guest_of(operator, session, record) if down else going_down(operator, record)
             power = power_state(session, record["moref"])
     except VsphereError as fault:

@@ -24,7 +24,7 @@ def can_be_marked(session: Session) -> bool:
 def mark(session: Session, moref: str, text: str) -> bool:
     """Write a VM's attribute :data:`ATTRIBUTE`, which is made where vCenter has none.
 
-    :param text: empty to take the mark away
+    :param text: empty to take the mark away, which is a success where nothing can be marked
     :return: whether it had another text
     :raises NotFound: when the VM is gone
     :raises PermissionMissing: naming the privilege
@@ -41,7 +41,7 @@ def mark_of(session: Session, moref: str) -> str | None:
 
     :raises NotFound: when the VM is gone
     """
-    key = _find_attribute(session)
+    key = find_attribute(session)
     (vm,) = retrieve(session, [session.object(vim.VirtualMachine, moref)], {vim.VirtualMachine: ["customValue"]})
     refusal = first_refusal(session, vm)
     if refusal is not None:
@@ -52,11 +52,11 @@ def mark_of(session: Session, moref: str) -> str | None:
 
 def attribute(session: Session) -> int:
     """The key of :data:`ATTRIBUTE`, which is made where vCenter has none; that takes a privilege on vCenter's root."""
-    key = _find_attribute(session)
+    key = find_attribute(session)
     if key is not None:
         return key
     session.call(_add_attribute, session)
-    key = _find_attribute(session)
+    key = find_attribute(session)
     if key is None:
         raise VsphereError(
             f"{session.host} says that it has made the custom attribute {ATTRIBUTE}, but does not list it for virtual "
@@ -72,7 +72,8 @@ def _add_attribute(session: Session) -> None:
         return  # another run made it this moment; what is listed decides
 
 
-def _find_attribute(session: Session) -> int | None:
+def find_attribute(session: Session) -> int | None:
+    """The key of :data:`ATTRIBUTE`; None where vCenter has it not, or has no attributes."""
     reference = session.content.customFieldsManager
     if reference is None:
         return None

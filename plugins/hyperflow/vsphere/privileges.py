@@ -8,8 +8,7 @@ from typing import Any
 
 from pyVmomi import vim
 
-from hyperflow.vsphere.mark import ATTRIBUTE
-from hyperflow.vsphere.properties import retrieve
+from hyperflow.vsphere.mark import ATTRIBUTE, can_be_marked, find_attribute
 from hyperflow.vsphere.session import Session
 
 _not_authenticated: Any = vim.fault.NotAuthenticated  # pyVmomi's constructors are not typed
@@ -56,7 +55,7 @@ def missing_privileges(session: Session, moref: str, *, for_cutover: bool) -> li
     """
     wanted = EXPORT | CUTOVER if for_cutover else EXPORT
     missing = _missing(session, session.object(vim.VirtualMachine, moref), wanted)
-    if for_cutover and session.content.customFieldsManager is not None and not _has_attribute(session):
+    if for_cutover and can_be_marked(session) and find_attribute(session) is None:
         missing += _missing(session, session.content.rootFolder, ATTRIBUTES)
     return missing
 
@@ -71,9 +70,3 @@ def _missing(session: Session, entity: Any, wanted: dict[str, str]) -> list[Miss
 
     granted = {str(each.privId) for each in session.call(ask) if each.isGranted}
     return [MissingPrivilege(each, str(entity._moId), wanted[each]) for each in wanted if each not in granted]
-
-
-def _has_attribute(session: Session) -> bool:
-    reference = session.content.customFieldsManager
-    (found,) = retrieve(session, [reference], {vim.CustomFieldsManager: ["field"]})
-    return any(field.name == ATTRIBUTE for field in found.get("field", []))

@@ -8,6 +8,7 @@ up and what it is; that is compared with what inspection expects of it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import secrets
@@ -171,6 +172,7 @@ def _fit(hardware: Hardware, job: Job) -> Hardware:
     return dataclasses.replace(hardware, cpus=cpus, memory_mb=memory)
 
 
+@functools.cache
 def _has_dhcp(emulator: str) -> bool:
     """Whether QEMU has a network of its own that answers by DHCP; RHEL's is built without."""
     return _offers(emulator, "-netdev help", "user")
