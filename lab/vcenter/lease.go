@@ -101,7 +101,7 @@ func (l *lease) ready() {
 		info.TotalDiskCapacityInKB += device.capacity / 1024
 	}
 	ctx.WithLock(l, func() {
-		if l.ctx.Err() == nil {
+		if l.State == types.HttpNfcLeaseStateInitializing && l.ctx.Err() == nil {
 			ctx.Update(l, []types.PropertyChange{
 				{Name: "initializeProgress", Val: int32(100)},
 				{Name: "info", Val: info},
@@ -130,7 +130,6 @@ func (t *leaseTable) end(l *lease, reason string) bool {
 	l.ended, l.reason = time.Now(), reason
 	l.mu.Unlock()
 	l.timer.Stop()
-	l.cancel()
 	ctx := background(t.service)
 	if reason == "timed out" {
 		// The object stays until its session ends, so that a client can read why.
@@ -141,6 +140,7 @@ func (t *leaseTable) end(l *lease, reason string) bool {
 	} else {
 		l.home.Remove(ctx, l.Self)
 	}
+	l.cancel() // last: a client whose download is cut finds the lease's end when it asks why
 	return true
 }
 
