@@ -29,9 +29,9 @@ def tasks_of_runs() -> tuple[type[Any], ...]:
 def tasks_of_waves() -> tuple[type[Any], ...]:
     """Operators of all tasks of a wave."""
     from hyperflow.operators.approval import ApproveWaveOperator
-    from hyperflow.operators.wave import MigrateVmOperator
     from hyperflow.operators.wave_check import CheckWaveOperator
     from hyperflow.operators.wave_report import WriteWaveReportOperator
+    from hyperflow.operators.wave_vm import MigrateVmOperator
 
     return CheckWaveOperator, ApproveWaveOperator, MigrateVmOperator, WriteWaveReportOperator
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowSkipException
-from hyperflow.operators import wave, wave_check
+from hyperflow.operators import wave_check, wave_vm
 from hyperflow.operators.kept_plan import kept_plans
-from hyperflow.operators.wave import GO_ON, STOP, decision_on
 from hyperflow.operators.wave_check import CheckWaveOperator
+from hyperflow.operators.wave_vm import GO_ON, STOP, decision_on
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.plan import Plan
 from hyperflow.plans.survey import Survey, SurveyedVm, write_survey
@@ -170,8 +170,8 @@ def test_a_copy_that_was_proven_does_not_keep_a_cold_cutover_from_being_made(
     plan = load_plan(tmp_path / "move.yaml")
     dag = build_wave(plan, plan.wave("saturday"))
     copied = {"run_id": "r", "summary": {"outcome": "migrated"}}
-    monkeypatch.setattr(wave, "cutover_of", lambda _: None)
-    monkeypatch.setattr(wave, "proven_run", lambda _, strategy: copied if strategy == "live-copy" else None)
+    monkeypatch.setattr(wave_vm, "cutover_of", lambda _: None)
+    monkeypatch.setattr(wave_vm, "proven_run", lambda _, strategy: copied if strategy == "live-copy" else None)
     context = {"dag_run": SimpleNamespace(conf={}), "ti": SimpleNamespace(xcom_push=lambda **_: None)}
     tasks: list[Any] = [dag.get_task(f"vms.{slug}") for slug in "ab"]
     assert [task.proven_already(context) is not None for task in tasks] == [False, True]
@@ -182,10 +182,10 @@ def test_a_task_that_is_tried_again_after_its_vms_run_has_proven_the_vm_goes_on_
 ) -> None:
     """Else the wave's report would say that it was done already, as if the wave had not moved it."""
     task = build_wave(plan, plan.wave("saturday")).get_task("vms.a")
-    assert isinstance(task, wave.MigrateVmOperator)
+    assert isinstance(task, wave_vm.MigrateVmOperator)
     proven = {"run_id": "manual.saturday.1", "summary": {"outcome": "migrated"}}
-    monkeypatch.setattr(wave, "proven_run", lambda dag_id, strategy: proven)
-    monkeypatch.setattr(wave, "cutover_of", lambda dag_id: None)
+    monkeypatch.setattr(wave_vm, "proven_run", lambda dag_id, strategy: proven)
+    monkeypatch.setattr(wave_vm, "cutover_of", lambda dag_id: None)
     monkeypatch.setattr(task, "states", lambda context: {"check": "success"})
     monkeypatch.setattr(task, "start", lambda context: "goes on")
     context: Any = {"dag_run": SimpleNamespace(conf={}), "ti": SimpleNamespace(xcom_push=lambda key, value: None)}

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from hyperflow.operators.wave import GO_ON, STOP
+from hyperflow.operators.wave_vm import GO_ON, STOP
 from hyperflow.plans.overrides import parse_overrides
 
 from tests.workflows import wave_runs

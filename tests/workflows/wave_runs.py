@@ -32,7 +32,7 @@ from airflow.sdk import DAG, BaseOperator
 from airflow.utils import timezone
 from airflow.utils.session import create_session
 from airflow.utils.state import DagRunState
-from hyperflow.operators import wave as wave_tasks
+from hyperflow.operators import wave_vm
 from hyperflow.operators.proven import remember_proven
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.plan import Plan
@@ -234,7 +234,7 @@ def dags_of(plan: Plan, story: Story) -> Iterator[DAG]:
 
 
 HOME = Path(__file__).parent
-wave_tasks.POLL = 1  # second: the runs end as soon as they have begun
+wave_vm.POLL = 1  # second: the runs end as soon as they have begun
 for file in HOME.glob("plans/*.yaml"):  # none beside the tests
     STORY = Story(**json.loads((HOME / "story.json").read_text()))
     DAGS = {dag.dag_id: dag for dag in dags_of(load_plan(file), STORY)}

@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 
 from hyperflow.operators.base import PREFLIGHT, RESULT_KEY, SHUTDOWN, keep_failure
 from hyperflow.operators.decisions import keep_decision, moment, user_name
+from hyperflow.operators.wave import CHECK, QUESTION_KEY, is_rehearsal
 from hyperflow.operators.window import time_left
 
 if TYPE_CHECKING:
@@ -94,8 +95,6 @@ class ApproveWaveOperator(ApprovalOperator):
 
     def execute(self, context: Context) -> Any:
         """Ask."""
-        from hyperflow.operators.wave import CHECK, QUESTION_KEY, is_rehearsal  # which asks itself, by this module
-
         if is_rehearsal(context):
             self.log.info("a rehearsal: nobody is asked")
             return None

@@ -15,9 +15,10 @@ from hyperflow.hooks.records import state_of
 from hyperflow.manifest.shown import shown, shown_in_markdown
 from hyperflow.notifications.planned import told_of
 from hyperflow.operators.approval import ApproveWaveOperator
-from hyperflow.operators.wave import APPROVE, CHECK, GROUP, REPORT, MigrateVmOperator
+from hyperflow.operators.wave import APPROVE, CHECK, GROUP, REPORT
 from hyperflow.operators.wave_check import CheckWaveOperator
 from hyperflow.operators.wave_report import WriteWaveReportOperator
+from hyperflow.operators.wave_vm import MigrateVmOperator
 from hyperflow.plans.pools import wave_pool
 from hyperflow.plans.survey import read_survey
 
