@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowNotFoundException
-from hyperflow.operators import base, convert_manifest
+from hyperflow.operators import base, convert_manifest, verdict
 from hyperflow.operators import janitor as module
 from hyperflow.operators.convert_manifest import CleanUpConversionOperator, ReadManifestOperator
-from hyperflow.operators.janitor import CleanHostOperator, CleanSourceOperator, FoundSnapshot, Judge, ListHostsOperator
+from hyperflow.operators.janitor import CleanHostOperator, CleanSourceOperator, FoundSnapshot, ListHostsOperator
+from hyperflow.operators.verdict import Judge
 from hyperflow.vsphere.facts import SnapshotFacts
 from hyperflow.vsphere.snapshot import Ownership, snapshot_name
 
@@ -85,8 +86,8 @@ class Runs:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *states: str) -> None:
         self.states = list(states)
-        monkeypatch.setattr(module, "instance", lambda: "a-1")
-        monkeypatch.setattr(module, "_dag_run", self.dag_run)
+        monkeypatch.setattr(verdict, "instance", lambda: "a-1")
+        monkeypatch.setattr(verdict, "_dag_run", self.dag_run)
 
     def dag_run(self, dag_id: str, run_id: str) -> Any:
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]

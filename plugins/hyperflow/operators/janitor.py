@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook, BaseOperator, Variable
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowNotFoundException
@@ -23,6 +22,7 @@ from hyperflow.operators.base import FAILURE_KEY, JOB_FOLDER, RESULT_KEY, audit_
 from hyperflow.operators.claim import claims, is_claim, release_of
 from hyperflow.operators.cutover_record import is_result
 from hyperflow.operators.ownership import instance
+from hyperflow.operators.verdict import Judge, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,28 +39,9 @@ AT_SOURCE = ("snapshot", "lease")  # kinds of the ledger that are looked for at 
 AIRFLOW = "Airflow"  # where claims are
 PLACE = ("connection", "staging_directory")  # what names a host
 LOOKED = ("success", "skipped")  # states of a task that has looked, or had nothing to look at
-OPEN_STATES = ("queued", "running")
 LEASE_END = "a lease ends with the session of its trigger, at the latest 300 s after its last report of progress"
 ALIVE = "processes of the run are alive on a host"
 UNPLANNED = "no plan names this vCenter's connection any more, so nobody has looked"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What Airflow knows of a run.
-
-    :param ended: it works no more, so what its cleanup should have removed may go
-    :param dead: nobody will go on from it, so what was kept for that may go too
-    :param succeeded: its results are results
-    :param ours: this Airflow is the one that has, or had, its record
-    :param why: in words
-    """
-
-    ended: bool
-    dead: bool
-    succeeded: bool
-    ours: bool
-    why: str
 
 
 @dataclass(frozen=True)
@@ -88,62 +69,6 @@ class Thing:
             "action": action,
             "why": why,
         }
-
-
-class Judge:
-    """Asks Airflow what became of runs, each once.
-
-    :param keep_days: how long after its end a person may go on from a failed run
-    """
-
-    def __init__(self, context: Context, keep_days: float) -> None:
-        self._ti = cast("Any", context["ti"])
-        self._keep = timedelta(days=keep_days)
-        self._instance = instance()
-        self._known: dict[tuple[str, str], Verdict] = {}
-
-    def of(self, owner: dict[str, str], *, anew: bool = False) -> Verdict:
-        """Judge one run.
-
-        :param owner: ``{"airflow", "dag", "run"}``
-        :param anew: ask once more; what was asked before may be hours old
-        """
-        if owner["airflow"] != self._instance:
-            told = owner["airflow"] or "one that it does not name"
-            return Verdict(False, False, False, False, f"it is of another Airflow ({told})")
-        key = (owner["dag"], owner["run"])
-        if anew or key not in self._known:
-            self._known[key] = self._ask(*key)
-        return self._known[key]
-
-    def of_all(self, owners: list[dict[str, str]]) -> Verdict:
-        """Judge a ledger's owners, of which there is one: what is good for one of several is not good for all."""
-        if not owners:
-            return Verdict(False, False, False, False, "nobody has signed its ledger")
-        verdicts = [self.of(owner) for owner in owners]
-        return next((verdict for verdict in verdicts if not verdict.dead), verdicts[0])
-
-    def _ask(self, dag_id: str, run_id: str) -> Verdict:
-        if self._ti.get_dr_count(dag_id=dag_id, run_ids=[run_id]) == 0:
-            return Verdict(True, True, False, True, "Airflow has no such run any more")
-        run = _dag_run(dag_id, run_id)
-        state = run.state.value  # as text the enumeration gives its own name too
-        if state in OPEN_STATES:
-            return Verdict(False, False, False, True, f"its run is {state}")
-        ended = run.end_date or datetime.now(UTC)
-        age = datetime.now(UTC) - ended
-        told = f"its run ended as {state} at {ended.strftime('%Y-%m-%dT%H:%M:%SZ')}"
-        dead = age >= self._keep
-        until = "" if dead else f", kept for {self._keep.total_seconds() / 86400:g} days"
-        return Verdict(True, dead, state == "success", True, told + until)
-
-
-def _dag_run(dag_id: str, run_id: str) -> Any:
-    """Read a run's record: the message that Airflow's own SDK sends, whose public wrappers leave out the end date."""
-    from airflow.sdk.execution_time.comms import GetDagRun
-    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
-
-    return SUPERVISOR_COMMS.send(GetDagRun(dag_id=dag_id, run_id=run_id))
 
 
 class JanitorOperator(BaseOperator):
