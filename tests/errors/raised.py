@@ -25,7 +25,7 @@ LISTS = {"faults", "found", "wrong", "short"}  # names of lists of texts that be
 GIVE_TEXTS = ("faults", "conflicts", "why_left", "use_fault")  # ends of names of functions that return such texts
 TABLES = {"ADVICE", "DEAD_ENDS"}  # constants with texts that become errors
 REASONS = {"reason", "error"}  # keys of what a job or trigger tells of its end
-TELL_REASONS = ("kvmhost/jobs.py", "triggers/job.py", "triggers/export.py")
+TELL_REASONS = ("kvmhost/jobs.py", "kvmhost/job_state.py", "triggers/job.py", "triggers/export.py")
 
 COLLECTED = "(told with others)"  # in place of an error's class
 

@@ -59,7 +59,7 @@ TEXT_FROM_ELSEWHERE = {
     "kvmhost/stages/download.py _transport_faults": "the operating system's words, as the examples below",
     "kvmhost/stages/download.py read": "the operating system's words; _transport_faults says where it happened",
     "kvmhost/stages/janitor.py _require_own_domain": "domains.why_left, whose texts have entries",
-    "operators/base.py take_result": "what the trigger tells: texts of triggers/ and kvmhost/jobs.py",
+    "operators/base.py take_result": "what the trigger tells: texts of triggers/ and kvmhost/job_state.py",
     "operators/base.py accept_result": "the stage's own error behind stage and host",
     "operators/convert_manifest.py perform": "a DocumentError, whose faults have entries",
     "operators/convert_manifest.py prepare": "the stage's own error behind the manifest's path",

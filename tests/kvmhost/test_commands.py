@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST_PACKAGE = ROOT / "plugins" / "hyperflow" / "kvmhost"
-STARTS_STAGES = HOST_PACKAGE / "jobs.py"  # starts the stage itself, which is no program of the host
+STARTS_STAGES = HOST_PACKAGE / "supervisor.py"  # starts the stage itself, which is no program of the host
 
 
 def told_by(script: str) -> list[dict[str, object]]:

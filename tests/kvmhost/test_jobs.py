@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hyperflow.kvmhost import jobs
+from hyperflow.kvmhost import job_state, jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = 12 * 2**30  # bytes of a sparse disk: its checksum takes some ten seconds
@@ -345,7 +345,8 @@ def test_processes_that_cannot_be_ended_are_named_and_nothing_is_done(
 ) -> None:
     """A process that waits for a dead disk is not made at will: one that shrugs off every signal stands for it."""
     (task / "1").mkdir(parents=True)
-    me = {"pid": os.getpid(), "start_time": jobs._start_time(os.getpid()), "boot_id": jobs._boot_id(), "asked": 0}
+    pid = os.getpid()
+    me = {"pid": pid, "start_time": job_state.start_time(pid), "boot_id": job_state.boot_id(), "asked": 0}
     (task / "1" / "job.json").write_text(json.dumps(me))
     directory = task.parent if command == "remove" else task
     more = ("--restart", "--stage", "checksum", "--run", "dag/run") if command == "start" else ()

@@ -18,61 +18,32 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import os
-import select
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hyperflow.kvmhost import job_log, ledger, locks, processes
 from hyperflow.kvmhost.job_result import read_result
+from hyperflow.kvmhost.job_state import ABSENT, RUNNING, await_record, observe, wait
 from hyperflow.kvmhost.stage import (
     EXIT_BAD_REQUEST,
-    EXIT_ENDED,
     EXIT_TRY_AGAIN,
     OPTIONS_LIMIT,
     STAGES,
     explain,
     write_atomically,
 )
+from hyperflow.kvmhost.supervisor import Start, launch
 
-RUNNING = "RUNNING"
-DONE = "DONE"  # the stage ended, with whatever exit status
-LOST = "LOST"  # the stage is gone and left no exit status: reboot, OOM killer, kill -9
-ABSENT = "ABSENT"  # there is no such job
-
-START_GRACE = 30.0  # seconds a start may take from the generation's directory to its job.json
 KILL_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 DEATH_GRACE = 5.0  # seconds between SIGKILL and giving up: a process that waits for a dead disk cannot end
 LOCK_GRACE = 50.0  # seconds to wait for a task's lock: a start may end a job and bring up another one meanwhile
-LOOK = 0.2  # seconds between two looks whether the stage has ended
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a start asks for.
-
-    :param run: the run that it is for, ``DAG/RUN``
-    :param options: of the stage, as JSON
-    :param asked: when the caller asked, by its clock, in seconds since 1970
-    :param work: digest of what is asked for; None for a job that is started by hand
-    """
-
-    stage: str
-    run: str
-    options: str
-    asked: float
-    work: str | None
 
 
 class Overtaken(Exception):
@@ -195,7 +166,7 @@ def start(
         except OSError:
             shutil.rmtree(job)
             raise
-        _launch(job, begin, lock=lock)
+        launch(job, begin, lock=lock)
     return {"job": str(job), "attached": False}
 
 
@@ -210,62 +181,6 @@ def _require_later(job: Path, asked: float) -> None:
         return
     if asked < record["asked"]:
         raise Overtaken(f"{job}: was started by a later request; this one has come too late and is dropped")
-
-
-def observe(job: Path) -> dict[str, Any]:
-    """Tell what became of a job.
-
-    :return: ``{"state": RUNNING}``, ``{"state": DONE, "exit_status": n}``, ``{"state": LOST, "reason": text}`` or
-        ``{"state": ABSENT}``
-    """
-    if not job.is_dir():
-        return {"state": ABSENT}
-    ended = _exit_status(job)
-    if ended is not None:
-        return _done(ended)
-    try:
-        record = json.loads((job / "job.json").read_text())
-    except FileNotFoundError:
-        age = time.time() - job.stat().st_mtime
-        if age < START_GRACE:
-            return {"state": RUNNING}
-        return {"state": LOST, "reason": "the job was claimed, but its process never came up"}
-    return _observe_process(job, record)
-
-
-def wait(job: Path, seconds: float) -> dict[str, Any]:
-    """Wait until a job has ended, or the time is over.
-
-    :return: the state of :func:`observe` by then
-    """
-    limit = time.monotonic() + seconds
-    while (answer := observe(job))["state"] == RUNNING and time.monotonic() < limit:
-        time.sleep(LOOK)
-    return answer
-
-
-def _observe_process(job: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Tell what became of a job that had, a moment ago, no exit status.
-
-    It is the supervisor that is looked for: it writes the exit status once the stage has ended, which dies with it.
-    """
-    if record["boot_id"] != _boot_id():
-        return {"state": LOST, "reason": "the host was restarted while the stage ran"}
-    if _start_time(record["pid"]) == record["start_time"]:
-        return {"state": RUNNING}
-    ended = _exit_status(job)  # it may have ended between the two looks
-    if ended is not None:
-        return _done(ended)
-    return {"state": LOST, "reason": "its processes are gone and left no exit status: killed, or out of memory"}
-
-
-def _done(status: int) -> dict[str, Any]:
-    if status >= 0:
-        return {"state": DONE, "exit_status": status}
-    reason = f"the stage was ended by {signal.Signals(-status).name}"
-    if status == -signal.SIGKILL:
-        reason += ": by a person, or by the kernel for want of memory (see the host's kernel log)"
-    return {"state": DONE, "exit_status": status, "reason": reason}
 
 
 def poll(job: Path, reader: str, offset: int) -> tuple[dict[str, Any], bytes]:
@@ -333,97 +248,6 @@ def remove(directory: Path) -> int:
     return len(jobs)
 
 
-def _launch(job: Path, begin: Start, *, lock: int) -> None:
-    """Start the supervisor in a session of its own and wait until it has recorded itself.
-
-    :param lock: descriptor of the task's lock, which the supervisor must not have: it would keep the lock for as long
-        as the stage runs, if this process were killed before it could unlock
-    """
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(lock)
-            os.close(writer)
-            _supervise(job, begin, reader)
-        finally:
-            os._exit(1)  # never back into the caller's stack
-    os.close(reader)
-    with os.fdopen(writer, "w", encoding="utf-8") as pipe, contextlib.suppress(BrokenPipeError):
-        pipe.write(begin.options)
-    os.waitpid(child, 0)
-    limit = time.monotonic() + START_GRACE
-    while not (job / "job.json").exists():
-        if time.monotonic() > limit:
-            raise TimeoutError(f"{job}: the stage did not come up within {START_GRACE:.0f} s")
-        time.sleep(0.01)
-
-
-def _supervise(job: Path, begin: Start, options: int) -> None:
-    """Run the stage as a child, away from every terminal, and write down what it says and how it ended.
-
-    :param options: descriptor to read them from
-    """
-    os.setsid()
-    if os.fork():
-        os._exit(0)
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    log = job_log.LogWriter(job.parent, job, begin.asked - time.time())
-    environment = {**os.environ, "HYPERFLOW_JOB": str(job), "HYPERFLOW_RUN": begin.run}
-    program = [sys.argv[0]] if sys.argv[0].endswith(".pyz") else ["-m", "hyperflow.kvmhost"]
-    process = subprocess.Popen(
-        [sys.executable, *program, begin.stage, "--result", str(job / "result.json")],
-        stdin=options,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=job,
-        env=environment,
-        preexec_fn=_die_with_parent,  # noqa: PLW1509 - the supervisor has one thread
-    )
-    os.close(options)
-    record = {
-        "pid": os.getpid(),
-        "start_time": _start_time(os.getpid()),
-        "boot_id": _boot_id(),
-        "stage": begin.stage,
-        "run": begin.run,
-        "asked": begin.asked,
-        "work": begin.work,
-    }
-    write_atomically(job / "job.json", json.dumps(record))
-    _follow(process, log)
-    status = process.wait()
-    if status == EXIT_ENDED:
-        status = -signal.SIGTERM
-    log.finish()
-    job_log.free_reserve(job)
-    write_atomically(job / "exit.json", json.dumps({"exit_status": status}))
-
-
-def _follow(process: subprocess.Popen[bytes], log: job_log.LogWriter) -> None:
-    """Write the stage's output to the log until it has ended; what outlives it (an appliance) may hold it open."""
-    assert process.stdout is not None  # noqa: S101 - it was asked for
-    output = process.stdout.fileno()
-    ended = False
-    while True:
-        readable, _, _ = select.select([output], [], [], 0 if ended else LOOK)
-        if readable:
-            data = os.read(output, job_log.CHUNK)
-            if not data:
-                return
-            log.take(data)
-        elif ended:
-            return
-        else:
-            ended = process.poll() is not None
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _end_processes(job: Path) -> None:
     """End every process that carries the job's mark in its environment: SIGTERM first, SIGKILL after a while.
 
@@ -432,7 +256,7 @@ def _end_processes(job: Path) -> None:
 
     :raises TimeoutError: processes are there after SIGKILL: a call of the kernel that cannot be broken off
     """
-    _await_record(job)
+    await_record(job)
     limit = time.monotonic() + KILL_GRACE
     while True:
         found = processes.of_job(job)
@@ -452,12 +276,6 @@ def _end_processes(job: Path) -> None:
         time.sleep(0.1)
 
 
-def _await_record(job: Path) -> None:
-    """Wait for a job that is about to come up to record itself: its starter was killed before it had."""
-    while not (job / "job.json").exists() and observe(job)["state"] == RUNNING:
-        time.sleep(LOOK)
-
-
 def _generations(directory: Path) -> list[Path]:
     """List a task's jobs, oldest first."""
     if not directory.is_dir():
@@ -467,7 +285,7 @@ def _generations(directory: Path) -> list[Path]:
 
 def _work_of(job: Path) -> str | None:
     """What a job was asked for, as its starter said; of one that never came up nobody knows."""
-    _await_record(job)
+    await_record(job)
     try:
         record = json.loads((job / "job.json").read_text())
     except FileNotFoundError:
@@ -478,26 +296,6 @@ def _work_of(job: Path) -> str | None:
 
 def _succeeded_unseen(job: Path, state: dict[str, Any]) -> bool:
     return state.get("exit_status") == 0 and not (job / "collected").exists()
-
-
-def _exit_status(job: Path) -> int | None:
-    try:
-        return int(json.loads((job / "exit.json").read_text())["exit_status"])
-    except FileNotFoundError:
-        return None
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _start_time(pid: int) -> int | None:
-    """Ticks since boot at which the process started (field 22 of proc(5) stat); None when it is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] == "Z" else int(fields[19])
 
 
 @contextlib.contextmanager
