@@ -178,8 +178,24 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(by_manifest: bool,
     assert digests(tmp_path) == before
     assert not (tmp_path / "new").exists()
     assert f"raw: would become {tmp_path}/new/raw.qcow2" in said
+    assert f"report: would be written to {tmp_path}/new/report.json" in said
     raw.write_bytes(b"other")
     assert convert(file, *arguments)[0] == 1, "the disk is not what the manifest says"
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("name", ["manifest.json", "daemon.json"])
+def test_a_report_never_takes_the_place_of_the_manifest_or_of_another_file(
+    name: str, dry_run: bool, raw: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "daemon.json").write_text('{"pipeline": "of somebody else"}')
+    options = {"report": {"path": name}, "dry_run": dry_run}
+    file = write(tmp_path, [entry(raw, "raw")], pipeline=CONVERT, output={"directory": "."}, options=options)
+    before = digests(tmp_path)
+    status, said = convert(file)
+    assert status == 2
+    assert f"{tmp_path}/{name}: found a file that is no report" in said
+    assert {path: now for path, now in digests(tmp_path).items() if "blocked" not in path} == before
 
 
 def test_what_is_asked_for_comes_before_the_manifest_and_a_second_run_finds_its_work_done(

@@ -56,6 +56,17 @@ def test_this_python_has_no_airflow_indeed(bare: dict[str, str]) -> None:
     assert b"there is no Airflow here" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["web.qcow2", "web.ovf", "notes.json"])
+def test_force_replaces_manifests_and_nothing_else(manifest: Any, export: Path, name: str) -> None:
+    if not (export / name).exists():
+        (export / name).write_text('{"of": "somebody"}')
+    before = (export / name).read_bytes()
+    refused = manifest("build", export, "--output", export / name, "--force")
+    assert refused.returncode == 2
+    assert "a file that is no manifest" in refused.stdout
+    assert (export / name).read_bytes() == before
+
+
 def test_a_manifest_is_built_validated_shown_and_verified(manifest: Any, export: Path) -> None:
     built = manifest("build", export)
     assert built.returncode == 0, built.stderr

@@ -22,18 +22,21 @@ from hyperflow.cli.explain import advice
 from hyperflow.cli.host_stage import run_stage
 from hyperflow.cli.interrupted import ended_in_order
 from hyperflow.errors.catalogue import explain as known_as
-from hyperflow.manifest.faults import DocumentError
+from hyperflow.manifest.documents import read_document
+from hyperflow.manifest.faults import DocumentError, Fault
 from hyperflow.manifest.load import load_manifest
 from hyperflow.manifest.models import STAGES, Manifest, OutputFormat
-from hyperflow.manifest.report import Hosts, Message, Report, ReportedVm, Run, Stage, StagePart
+from hyperflow.manifest.report import Hosts, Message, Report, ReportedVm, Run, Stage, StagePart, is_report
 from hyperflow.manifest.report_builder import build_report, host_part, stage_of_parts
 from hyperflow.manifest.save import save
 from hyperflow.manifest.verify import verify_manifest
 from hyperflow.plans.conversion import DEFAULT_PROFILE, Conversion, decide
 from hyperflow.plans.library import load_profile, project_profile
+from hyperflow.plans.plan import PlanError
 from hyperflow.plans.profile import Profile
 
 HERE = "localhost"
+REPORT_LIMIT = 64 * 1024 * 1024  # bytes; far more than a report has
 PROGRESS = "progress: "  # how a stage's log marks bytes done, rate and time left
 QUIET, STEPS, LOG, OPTIONS = range(4)  # options.verbose of a manifest
 
@@ -63,6 +66,7 @@ def convert(
             output_format=image_format,
             dry_run=dry_run,
         )
+        require_report_or_nothing(run)
     except DocumentError as error:
         for fault in error.faults:
             console.print(f"[red]{escape(error.source)}:[/red] {escape(str(fault))}")
@@ -82,6 +86,23 @@ def find_profile(name: str) -> Profile:
     return load_profile(Path(name)) if by_file else project_profile(name)
 
 
+def require_report_or_nothing(run: Conversion) -> None:
+    """Refuse a report's path where something else lies: the manifest itself, or a file of somebody else.
+
+    :raises PlanError: naming it
+    """
+    if run.report is None or not os.path.lexists(run.report):
+        return
+    path = Path(run.report)
+    try:
+        found = read_document(path, REPORT_LIMIT).value if not path.is_symlink() else None
+    except DocumentError:
+        found = None
+    if not is_report(found):
+        wanted = "nothing, or an earlier report: move it away, or name the report otherwise (options.report.path)"
+        raise PlanError(run.source, [Fault(run.report, "a file that is no report", wanted)])
+
+
 def rehearse(run: Conversion, manifest: Manifest, console: Console) -> int:
     """Say what would be done, and compare the disks with the manifest; nothing is written.
 
@@ -97,6 +118,8 @@ def rehearse(run: Conversion, manifest: Manifest, console: Console) -> int:
     if run.wants("convert"):
         for disk_id in run.images:
             console.print(f"{disk_id}: would become {escape(run.image(disk_id))}")
+    if run.report is not None:
+        console.print(f"report: would be written to {escape(run.report)}")
     console.print("dry run: nothing was written")
     return 0 if all(verdict.good for verdict in verdicts) else EXIT_FAILED
 

@@ -83,7 +83,7 @@ def build(export: Path, *, output: Path | None, checksums: bool, replace: bool, 
     :param export: an OVF descriptor, or a folder with one or with disk images
     :param output: the manifest's file; ``artifact-manifest.json`` in the export's folder when None
     :param checksums: read every disk for its SHA-256
-    :param replace: write over a manifest that is there
+    :param replace: write over a manifest that is there; no other file is replaced
     :return: 0 written, 1 refused, 2 wrong usage
     """
     file = output or (export if export.is_dir() else export.parent) / MANIFEST_NAME
@@ -92,6 +92,9 @@ def build(export: Path, *, output: Path | None, checksums: bool, replace: bool, 
         return answer.refuse_usage(Fault(str(export), "nothing", "an OVF descriptor or a folder"))
     if file.exists() and not replace:
         return answer.refuse_usage(Fault(str(file), "a file that is there already", "none, or --force to replace it"))
+    if file.exists() and not _is_manifest(file):
+        expected = "a manifest to replace, or a name that nothing has"
+        return answer.refuse_usage(Fault(str(file), "a file that is no manifest", expected))
     try:
         with _progress() as bars:
             manifest = build_from_export(
@@ -105,6 +108,15 @@ def build(export: Path, *, output: Path | None, checksums: bool, replace: bool, 
     else:
         answer.manifest(manifest)
     return answer.give()
+
+
+def _is_manifest(file: Path) -> bool:
+    """Whether a file may be written over: not a disk, a descriptor, or somebody's document."""
+    try:
+        load_manifest(file)
+    except ManifestError:
+        return file.name == MANIFEST_NAME and file.is_file()  # one that is faulty is made anew
+    return True
 
 
 def schema() -> int:

@@ -5,7 +5,7 @@ The fields down to ``summary`` are those the existing programs' readers expect; 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
@@ -192,3 +192,9 @@ class Report(ClosedSection):
     source_cleanup: SourceCleanup | None = Field(description="null when it could not be looked up")
     decisions: Maybe[list[Decision]] = Field(default=None, description="What people decided in this run")
     audit: Maybe[AuditHead] = Field(default=None, description="What `hyperflow audit verify` holds the audit file to")
+
+
+def is_report(document: Any) -> bool:
+    """Whether a document is a report, of this version of Hyperflow or another: what may be replaced by a new one."""
+    pipeline = document.get("pipeline") if isinstance(document, dict) else None
+    return isinstance(pipeline, dict) and isinstance(pipeline.get("success"), bool)

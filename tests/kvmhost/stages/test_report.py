@@ -6,7 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from hyperflow.kvmhost.stage import Job
+import pytest
+from hyperflow.kvmhost.stage import Job, StageError
 from hyperflow.kvmhost.stages import report
 
 
@@ -22,8 +23,29 @@ def test_the_report_and_its_digest_are_what_lies_on_the_disk(tmp_path: Path) -> 
 def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     (tmp_path / ".report.json.5.tmp").write_text("of a killed run")
-    for number in range(2):
-        report.run(report.Options(path, {"number": number}), Job("report"))
+    for success in (False, True):
+        report.run(report.Options(path, {"pipeline": {"success": success}}), Job("report"))
 
-    assert json.loads(path.read_text()) == {"number": 1}
+    assert json.loads(path.read_text()) == {"pipeline": {"success": True}}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[" * 100_000, '{"version": "1.0", "pipeline": {"fix": {}}}', "\udcff"])
+def test_what_is_no_report_is_never_replaced(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "daemon.json"
+    path.write_text(content, errors="surrogateescape")
+    before = path.read_bytes()
+    with pytest.raises(StageError, match=r"daemon.json: found something that is no report of a migration"):
+        report.run(report.Options(path, {"pipeline": {"success": True}}), Job("report"))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_to_a_report_is_not_followed_and_not_replaced(tmp_path: Path) -> None:
+    target, path = tmp_path / "other.json", tmp_path / "report.json"
+    target.write_text('{"pipeline": {"success": true}}')
+    path.symlink_to(target)
+    with pytest.raises(StageError, match="no report"):
+        report.run(report.Options(path, {"pipeline": {"success": False}}), Job("report"))
+    assert path.is_symlink()
+    assert json.loads(target.read_text())["pipeline"]["success"] is True
