@@ -39,6 +39,7 @@ from hyperflow.operators.cutover_record import (
 )
 from hyperflow.operators.ownership import owner_of
 from hyperflow.operators.preflight import STATE_KEY
+from hyperflow.operators.proven import remember_proven
 from hyperflow.operators.rollback import RollBackOperator
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.migration import effective
@@ -49,11 +50,11 @@ from hyperflow.vsphere.finalize import finalize
 from hyperflow.vsphere.inventory import find_vm, read_vm
 from hyperflow.vsphere.mark import mark_of
 from hyperflow.vsphere.nics import connections, restore
-from hyperflow.vsphere.power import power_off, power_on, power_state
+from hyperflow.vsphere.power import power_off, power_on, power_state, wait_for_guest
 from hyperflow.vsphere.snapshot import wait_for_task
 from pyVmomi import vim
 
-VCENTER, HOST, URI = "vcenter", "kvm01", "qemu:///system"
+VCENTER, HOST, AWAY, URI = "vcenter", "kvm01", "away", "qemu:///system"
 PLAN_FILE = Path(os.environ.get("CUTOVER_PLAN", "plan.yaml"))
 SOURCE = {"migration": "{{ ti.xcom_pull(task_ids='preflight', key='migration') }}"}
 SOURCE["vm"] = "{{ ti.xcom_pull(task_ids='preflight', key='vm') }}"
@@ -147,6 +148,10 @@ def reconnect(session: Any, moref: str) -> None:
     restore(session, moref, nics)
 
 
+def awake(session: Any, moref: str) -> None:
+    assert wait_for_guest(session, moref, 60)
+
+
 def remove_adapter(session: Any, moref: str) -> None:
     devices = session.object(vim.VirtualMachine, moref).config.hardware.device
     card = next(each for each in devices if isinstance(each, vim.vm.device.VirtualEthernetCard))
@@ -212,6 +217,42 @@ def start_unheard(context: Any, then: Act | None = None) -> None:
     if then is not None:
         then(context)
     raise RuntimeError("no SSH session with the host")
+
+
+def stop_untold(name: str) -> Act:
+    """What a rollback does whose connection is lost when the host has stopped the target and undefined it."""
+
+    def act(context: Any) -> None:
+        dag_id = f"migrate.cutovers.{name}"
+        record = cutover_of(dag_id)
+        assert record is not None
+        put(dag_id, {**record, "phase": "rolling back", "stopping": True})
+        undefine(name)(context)
+
+    return act
+
+
+def lose_host(name: str) -> Act:
+    """The host of a target is away for good."""
+
+    def act(context: Any) -> None:
+        dag_id = f"migrate.cutovers.{name}"
+        record = cutover_of(dag_id)
+        assert record is not None
+        put(dag_id, {**record, "host": AWAY})
+
+    return act
+
+
+def power_off_and_die(context: Any) -> None:
+    """What a first try does whose process is killed when it has powered the source off hard."""
+    shut_down_and_die(context)
+    note(context, {**record_of_this_run(context), "forced": True})
+
+
+def prove(context: Any) -> None:
+    """The run has proved its VM; it was cleared since."""
+    remember_proven(context["dag"].dag_id, str(context["run_id"]), {"outcome": "migrated"})
 
 
 def take_the_name(session: Any, moref: str) -> None:
@@ -344,16 +385,31 @@ SCENARIOS: dict[str, list[DAG]] = {
     "scribbled": [tasks("scribbled", SHUTDOWN, scribble, "disconnect", fail)],
     "cleared": [tasks("cleared", SHUTDOWN, before=shut_down_and_die)],
     "late": [tasks("late", SHUTDOWN, run=OVER), tasks("late", "approve", SHUTDOWN, run=OVER)],
-    "changed": [tasks("changed", *CUTOVER[:2], at_vcenter(remove_adapter)("changed"), fail)],
+    "changed": [tasks("changed", note_domain, *CUTOVER[:2], at_vcenter(remove_adapter)("changed"), fail, cleanup=True)],
+    "dark": [
+        tasks("dark", *CUTOVER),
+        later("dark", RollBackLaterOperator, "back", lose_host("dark")),
+        later("dark", RollBackLaterOperator, "off", target_is_off=True),
+    ],
+    "untold": [tasks("untold", *CUTOVER), later("untold", RollBackLaterOperator, "back", stop_untold("untold"))],
+    "unasked": [tasks("unasked", *CUTOVER[:2], partial(start_unheard, then=lose_host("unasked")), cleanup=True)],
+    "woken": [
+        tasks("woken", at_vcenter(power_on, awake)("woken"), SHUTDOWN, fail, before=at_vcenter(power_off)("woken"))
+    ],
+    "cut": [tasks("cut", power_off_and_die, SHUTDOWN, fail)],
+    "proven": [tasks("proven", note_domain, prove, fail, cleanup=True)],
 }
 
 
 def told(dag: DAG, name: str) -> dict[str, Any]:
     """Run a DAG, and say what it came to: its tasks, the record, the source, the target."""
     run = dag.test()
-    states = {ti.task_id: str(ti.state) for ti in run.get_task_instances()}
-    taken_back = {ti.task_id: ti.xcom_pull(task_ids=ti.task_id) for ti in run.get_task_instances()}.get("rollback")
-    failures = {ti.task_id: ti.xcom_pull(task_ids=ti.task_id, key="failure") for ti in run.get_task_instances()}
+    instances = {ti.task_id: ti for ti in run.get_task_instances()}
+    states = {name: str(ti.state) for name, ti in instances.items()}
+    left_by = instances.get("rollback") or instances.get("off") or instances.get("back")
+    taken_back = left_by.xcom_pull(task_ids=left_by.task_id) if left_by else None
+    failures = {ti.task_id: ti.xcom_pull(task_ids=ti.task_id, key="failure") for ti in instances.values()}
+    jobs = Path(ledger().directory) / "jobs"
     text = StoredVariable.get(key_of(f"migrate.cutovers.{name}"), default_var=None)
     variable = json.loads(text)["phase"] if text and text.startswith("{") else text
     with VsphereHook(VCENTER).session() as session:
@@ -370,6 +426,8 @@ def told(dag: DAG, name: str) -> dict[str, Any]:
             "nics": [(nic["start_connected"], nic["connected"]) for nic in connections(session, moref)],
             "target": virsh("domstate", domain_uuid(facts)),
             "noted": noted(f"{safe(run.dag_id)}/{safe(run.run_id)}"),
+            "jobs": [path.parent.name for path in jobs.glob(f"{safe(run.dag_id)}/{safe(run.run_id)}/*/1")],
+            "shutdown": shut_down.xcom_pull(task_ids=SHUTDOWN) if (shut_down := instances.get(SHUTDOWN)) else None,
         }
 
 

@@ -41,6 +41,11 @@ def machine(name: str, number: int) -> dict[str, Any]:
     return {"name": name, "disks": [{"controller": "pvscsi"}], "powerState": "poweredOn", "nics": nics, "guest": guest}
 
 
+def planned(name: str) -> str:
+    """A VM as the plan has it."""
+    return f"{{name: {name}, drift: warn}}" if name == "woken" else f"{{name: {name}}}"
+
+
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An Airflow with a database of its own, and the connections of a vCenter and of a KVM host that run."""
@@ -51,7 +56,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     source = start(folder / "vcenter", inventory, user=USER, password=PASSWORD)
     host = kvmhost.start(folder / "kvmhost")
     plan = folder / "plan.yaml"
-    plan.write_text(PLAN % {"folder": folder, "vms": ", ".join(f"{{name: {name}}}" for name in cutover_runs.SCENARIOS)})
+    plan.write_text(PLAN % {"folder": folder, "vms": ", ".join(map(planned, cutover_runs.SCENARIOS))})
     dags = folder / "dags"
     dags.mkdir()
     (dags / "cutover_runs.py").write_text(Path(cutover_runs.__file__).read_text())
@@ -72,6 +77,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
             "extra": {"key_file": host.key_file, "host_key": host.host_key},
         },
     }
+    # A port of this machine where nobody listens.
+    connections["AWAY"] = {**connections["KVM01"], "port": 9}
     yield own_airflow.make(
         folder,
         **{f"AIRFLOW_CONN_{key}": json.dumps(value) for key, value in connections.items()},
@@ -234,8 +241,48 @@ def test_a_record_that_a_person_has_deleted_or_changed_is_had_from_the_run(runs:
 def test_a_target_is_left_running_when_its_source_cannot_come_back(runs: Runs) -> None:
     (done,) = runs["changed"]
     assert "was not begun: the network adapters of" in done["failures"]["rollback"]
-    assert done["target"] == "shut off"
+    assert (done["target"], done["noted"]) == ("shut off", ["domain"]), "the cleanup undefines it as little"
     assert (done["phase"], done["source"]) == ("source off the network", "poweredOff")
+
+
+def test_a_rollback_whose_host_is_away_changes_nothing_unless_a_person_answers_for_the_target(runs: Runs) -> None:
+    _, back, off = runs["dark"]
+    assert "connection away" in back["failures"]["back"]
+    assert (back["phase"], back["source"], back["target"]) == ("cut over", "poweredOff", "running")
+    assert (off["phase"], off["source"], off["nics"]) == ("rolled back", "poweredOn", AS_BUILT)
+    (warning,) = off["taken_back"]["warnings"]
+    assert "dark may still be defined there: undefine it" in warning
+
+
+def test_a_target_that_an_earlier_try_has_stopped_is_not_taken_for_one_that_was_moved(runs: Runs) -> None:
+    _, back = runs["untold"]
+    assert (back["phase"], back["source"], back["nics"]) == ("rolled back", "poweredOn", AS_BUILT)
+
+
+def test_what_alone_can_tell_that_a_target_was_well_is_kept(runs: Runs) -> None:
+    (done,) = runs["unasked"]
+    assert (done["states"]["rollback"], done["states"]["cleanup"]) == ("failed", "success")
+    assert (done["phase"], done["target"], done["source"]) == ("target started", "running", "poweredOff")
+    assert done["jobs"] == ["start"]
+
+
+def test_a_source_that_came_on_since_preflight_is_brought_back_on(runs: Runs) -> None:
+    (done,) = runs["woken"]
+    assert (done["states"]["shutdown"], done["failures"].get("shutdown")) == ("success", None)
+    assert (done["source"], done["nics"], done["phase"]) == ("poweredOn", AS_BUILT, "rolled back")
+
+
+def test_a_power_cut_is_told_also_by_a_try_that_finds_the_source_off(runs: Runs) -> None:
+    (done,) = runs["cut"]
+    assert done["shutdown"]["forced"] is True
+    assert "the source was powered off hard: its file systems are as after a power cut" in done["shutdown"]["warnings"]
+    (shut_down,) = runs["killed"]
+    assert shut_down["shutdown"]["forced"] is False
+
+
+def test_the_domain_of_a_run_that_proved_its_vm_before_it_was_cleared_stays(runs: Runs) -> None:
+    (done,) = runs["proven"]
+    assert (done["states"]["cleanup"], done["target"], done["noted"]) == ("success", "shut off", [])
 
 
 def test_a_source_is_not_shut_down_when_the_window_has_closed(runs: Runs) -> None:

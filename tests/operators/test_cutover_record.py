@@ -7,8 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowFailException
 from hyperflow.operators import cutover_record
-from hyperflow.operators.cutover_record import is_left_in_its_middle, is_result, key_of, put
+from hyperflow.operators.cutover_record import (
+    cutover_of,
+    is_left_in_its_middle,
+    is_result,
+    key_of,
+    put,
+    record_of_this_run,
+    refuse_moved,
+)
 
 DAG = "migrate.autumn.web01"
 RECORD: dict[str, Any] = {
@@ -81,3 +90,65 @@ def test_without_a_record_it_is_none_and_with_a_broken_one_nobody_undefines_it(v
 def test_a_record_that_is_put_back_is_of_its_own_time(variables: dict[str, str]) -> None:
     put(DAG, {**RECORD, "phase": "cut over"}, at="2026-11-01T04:00:00+00:00")
     assert json.loads(variables[key_of(DAG)])["at"] == "2026-11-01T04:00:00+00:00"
+
+
+def run_of(states: dict[str, str], left: dict[tuple[str, str], Any]) -> Any:
+    """A task of the run ``manual__1``, after its shutdown.
+
+    :param states: of tasks that have ended
+    :param left: (task, key) -> what it has left, in this round or an earlier one
+    """
+    crumbs = [{"task_id": task, "map_index": -1, "state": state} for task, state in states.items()]
+    ti = SimpleNamespace(
+        task_id="rollback",
+        xcom_pull=lambda task_ids, key="return_value", **_: left.get((task_ids, key)),
+        get_task_breadcrumbs=lambda **_: iter(crumbs),
+    )
+    return {"dag": SimpleNamespace(dag_id=DAG), "run_id": "manual__1", "ti": ti}
+
+
+LEFT = {("shutdown", "cutover"): {**RECORD, "phase": "shutting down"}, ("start", "return_value"): {"domain": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("states", "phase"),
+    [
+        ({"shutdown": "upstream_failed", "start": "upstream_failed"}, None),
+        ({"shutdown": "success", "start": "upstream_failed"}, "shutting down"),
+        ({"shutdown": "success", "start": "success"}, "cut over"),
+    ],
+)
+def test_what_an_earlier_round_of_a_run_has_left_is_no_record_of_this_one(
+    variables: dict[str, str], states: dict[str, str], phase: str | None
+) -> None:
+    assert record_of_this_run(run_of(states, LEFT)).get("phase") == phase
+
+
+def test_a_run_that_begins_anew_has_no_record_and_keeps_the_old_one_from_being_taken_for_its_own(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts: Any = SimpleNamespace(name="x", instance_uuid="x", moref="x")
+    monkeypatch.setattr(cutover_record, "vm_key", lambda _: "x")
+    put(DAG, {**RECORD, "phase": "rolled back"}, at="2026-11-01T04:00:00+00:00")
+    again = run_of({"shutdown": "success", "start": "success"}, LEFT)
+    refuse_moved(again, facts, begins=False)
+    assert record_of_this_run(again)["phase"] == "rolled back"
+    refuse_moved(again, facts, begins=True)
+    assert record_of_this_run(again) == {}
+    kept = cutover_of(DAG)
+    assert kept is not None
+    assert (kept["phase"], kept["at"]) == ("rolled back", "2026-11-01T04:00:00+00:00")
+
+
+def test_a_run_whose_vm_another_plan_has_cut_over_is_refused_and_leaves_its_own_record(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts: Any = SimpleNamespace(name="x", instance_uuid="x", moref="x")
+    monkeypatch.setattr(cutover_record, "vm_key", lambda _: "x")
+    put(DAG, {**RECORD, "phase": "rolled back"})
+    put("migrate.winter.web01", {**RECORD, "phase": "cut over", "run": "manual__7"})
+    variables["hyperflow_moved_x"] = '"migrate.winter.web01"'
+    again = run_of({"shutdown": "upstream_failed"}, LEFT)
+    with pytest.raises(AirflowFailException, match="is the machine now"):
+        refuse_moved(again, facts, begins=True)
+    assert record_of_this_run(again)["phase"] == "rolled back"

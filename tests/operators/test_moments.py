@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 from hyperflow.operators import ownership
+from hyperflow.operators.approval import question
+from hyperflow.operators.base import RESULT_KEY, left_by
 from hyperflow.operators.cleanup import created_anything
 from hyperflow.operators.export import ExportDiskOperator
 from hyperflow.operators.manifest import WriteManifestOperator
@@ -83,3 +85,24 @@ def test_a_run_is_not_hindered_by_its_own_snapshot_only(monkeypatch: pytest.Monk
     facts = VmFacts(**{**dict.fromkeys(FIELDS), "snapshots": snapshots})  # type: ignore[arg-type]
     left = without_own_snapshots(context((1, 1), {}), facts).snapshots
     assert [one.name for one in left] == ["elsewhere", "another", "theirs"]
+
+
+@pytest.mark.parametrize(
+    ("states", "told"), [({"boot": "success"}, True), ({"boot": "upstream_failed"}, False), ({}, False)]
+)
+def test_who_is_asked_is_told_of_this_round_of_the_run_only(states: dict[str, str], told: bool) -> None:
+    left = {
+        ("boot", "return_value"): {"seconds_to_up": 41.0, "accelerator": "kvm"},
+        ("shutdown", "return_value"): {"state": "poweredOff", "at": "2026-11-20T22:14:00Z"},
+        ("boot", RESULT_KEY): {"warnings": ["it took its time"]},
+    }
+    asked = context((1, 1), states)
+    asked["ti"].xcom_pull = lambda task_ids, key="return_value", **_: left.get((task_ids, key))
+    asked["ti"].get_task_breadcrumbs = lambda **_: [
+        {"task_id": task, "map_index": -1, "state": state} for task, state in states.items()
+    ]
+    text = question(asked, "Shut it down?")
+    assert ("booted in 41 s" in text) is told
+    assert ("it took its time" in text) is told
+    assert "poweredOff since" not in text
+    assert (left_by(asked, "boot") is not None) is told

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,6 +103,20 @@ def test_tools_that_ended_this_moment_are_the_same_error(session: Session, admin
     admin.post("/machines/faults", {"vm": "cutover", "kind": "tools-unavailable"})
     with pytest.raises(ToolsNotRunning, match=r"ToolsUnavailable.*cannot be asked"):
         shut_down_guest(session, cutover, 60)
+
+
+def test_a_guest_that_was_asked_before_and_has_no_tools_any_more_is_waited_for(session: Session) -> None:
+    moref = find_vm(session, "no-tools")
+    asked: list[bool] = []
+    with pytest.raises(ShutdownTimedOut):
+        shut_down_guest(session, moref, 1, was_asked=True, about_to_ask=lambda: asked.append(True))
+    assert asked == []
+
+
+def test_who_waits_is_told_before_a_guest_is_asked(session: Session, cutover: str) -> None:
+    states: list[str] = []
+    shut_down_guest(session, cutover, 60, about_to_ask=lambda: states.append(power_state(session, cutover)))
+    assert states == ["poweredOn"]
 
 
 def test_a_guest_that_is_going_down_already_is_only_waited_for(session: Session, admin: Any, cutover: str) -> None:
@@ -319,3 +334,18 @@ def test_a_machine_that_is_gone_cannot_be_reached(session: Session, cutover: str
     require_reachable(session, cutover)
     with pytest.raises(NotFound):
         require_reachable(session, "vm-999999")
+
+
+@pytest.mark.parametrize(
+    ("connection", "passes"),
+    [("notResponding", True), ("disconnected", True), ("inaccessible", True), ("orphaned", False)],
+)
+def test_a_machine_whose_host_is_away_for_a_while_may_be_reached_later(
+    connection: str, passes: bool, session: Session, cutover: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = power._read(session, cutover)
+    away = replace(found, properties={**found.properties, "runtime.connectionState": connection})
+    monkeypatch.setattr(power, "_read", lambda *_: away)  # the simulator's hosts are never away
+    with pytest.raises(WrongPowerState, match=connection) as refused:
+        require_reachable(session, cutover)
+    assert refused.value.temporary is passes

@@ -38,6 +38,7 @@ SHUTDOWN = "shutdown"  # id of the task that shuts the source down for a cold cu
 RESULT_KEY = "result"  # XCom: the stage's whole result, for the report
 FAILURE_KEY = "failure"  # XCom: {"stage", "message", "code"} of a task that failed, for the report
 FAILED_STATES = ("failed", "upstream_failed")  # of Airflow's tasks
+RAN_STATES = ("success", "failed")  # of a task that has worked
 CLOSING = ("remove_snapshot", "rollback", "cleanup", "report")  # tasks that run whatever became of the others
 TRY_AGAIN = "try-again"  # the kind of a stage's error that may pass
 SOON = 6.0  # seconds that a task waits for a stage before it defers: what deferring costs, by Airflow's defaults more
@@ -380,6 +381,18 @@ def finished_tasks(context: Context) -> list[dict[str, Any]]:
     """List the run's tasks that ended: ``{"task_id", "map_index", "state", "operator", "duration"}`` each."""
     ti = cast("Any", context["ti"])  # the protocol that Context names leaves this method out
     return list(ti.get_task_breadcrumbs(dag_id=context["dag"].dag_id, run_id=context["run_id"]))
+
+
+def has_run(context: Context, task_id: str) -> bool:
+    """Whether a task has worked and ended since the run began, or was cleared: Airflow keeps what a task has left until
+    that task starts again, so without a look at this what an earlier round has left is taken for this one's.
+    """
+    return any(crumb["task_id"] == task_id and crumb["state"] in RAN_STATES for crumb in finished_tasks(context))
+
+
+def left_by(context: Context, task_id: str, key: str = "return_value") -> Any:
+    """What a task that is not mapped has left in this round of it, see :func:`has_run`; None when nothing."""
+    return context["ti"].xcom_pull(task_ids=task_id, key=key, map_indexes=-1) if has_run(context, task_id) else None
 
 
 def undone_tasks(context: Context, settings: HostRun) -> list[str]:

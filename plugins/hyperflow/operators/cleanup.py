@@ -20,8 +20,9 @@ from hyperflow.operators.base import (
     undone_tasks,
     vm_key,
 )
-from hyperflow.operators.cutover_record import record_of_this_run, target_stays
+from hyperflow.operators.cutover_record import TARGET_STARTED, may_run, record_of_this_run, target_stays
 from hyperflow.operators.preflight import TRY_KEY
+from hyperflow.operators.proven import was_proven_by
 from hyperflow.operators.snapshot import remove_own_snapshots
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class CleanUpOperator(ClosingOperator):
 
     Ends what still runs of it, and removes jobs, half-written files and the boot proof's overlays. A run that failed
     keeps its staged disks and the fix's overlays, so that it can go on from there. Its domain is undefined again, but
-    not the target of a cutover that was well: that one is the machine now, whatever failed afterwards.
+    not one that this run proved before it was cleared, and not the target of a cutover unless it was taken back: that
+    one is the machine now, or was left because its source did not come back, whatever failed afterwards.
     """
 
     def perform(self, context: Context) -> dict[str, Any]:
@@ -48,7 +50,9 @@ class CleanUpOperator(ClosingOperator):
             raise AirflowSkipException("the run has created nothing that could be left behind")
         faults: list[str] = []
         failed = bool(undone_tasks(context, self.settings))
-        stays = target_stays(record_of_this_run(context))
+        record = record_of_this_run(context)
+        was_proven = was_proven_by(context["dag"].dag_id, str(context["run_id"]))
+        stays = target_stays(record) or was_proven
         settled: list[str] = list(RESULTS) if stays or not failed else []
         if self.vm:
             try:
@@ -58,7 +62,10 @@ class CleanUpOperator(ClosingOperator):
                 settled += AT_SOURCE
             except Exception as fault:  # noqa: BLE001 - kept, and raised below: the host must be cleaned all the same
                 faults.append(f"the source could not be cleaned: {fault}")
-        observed = self.clean_host(context, settled, failed=failed, undefine=failed and not stays)
+        undefine = failed and not may_run(record) and not was_proven
+        observed = self.clean_host(context, settled, failed=failed, undefine=undefine)
+        if record.get("phase") != TARGET_STARTED:  # else the job that started it alone can tell that it was well
+            observed["jobs_removed"] = self.remove_jobs(context)
         if faults:
             raise AirflowException("; ".join(faults))
         return observed
@@ -82,11 +89,14 @@ class CleanUpOperator(ClosingOperator):
             "settled": settled,
         }
         self.sign_ledger(context)  # refused where another Airflow has a run of this name: nothing of it is removed
-        observed = accept_result(context, self.host.run_stage("cleanup", options))
+        return accept_result(context, self.host.run_stage("cleanup", options))
+
+    def remove_jobs(self, context: Context) -> int:
+        """Have the host remove the run's jobs; how many there were."""
         with self.host.connected() as client:
-            jobs = jobs_of_run(job_root(settings), context)
-            observed["jobs_removed"] = self.host.job(client, "remove", "--directory", jobs)["removed"]
-        return observed
+            jobs = jobs_of_run(job_root(self.settings), context)
+            removed: int = self.host.job(client, "remove", "--directory", jobs)["removed"]
+        return removed
 
     def partials(self) -> list[str]:
         """Name what a download or a conversion writes before it is complete."""

@@ -89,6 +89,7 @@ class ShutDownSourceOperator(SourceOperator):
         from hyperflow.vsphere.power import shut_down_guest
 
         cutover = self.settings.cutover
+        record = record_of_this_run(context)
         deadline = cutover.shutdown_timeout_minutes * 60
         try:
             change = shut_down_guest(
@@ -96,6 +97,8 @@ class ShutDownSourceOperator(SourceOperator):
                 self.facts.moref,
                 deadline,
                 progress=lambda left: self.log.info("progress: the guest shuts down, %d s left", left),
+                was_asked=bool(record.get("asked")),
+                about_to_ask=lambda: note(context, {**record, "asked": True}),
             )
         except (ShutdownTimedOut, ToolsNotRunning) as fault:
             if cutover.on_shutdown_timeout == "abort":
@@ -105,16 +108,17 @@ class ShutDownSourceOperator(SourceOperator):
                 self.ask(context, str(fault))
             return self.force(session, context, [*warnings, shown(str(fault))])
         self.log.info("%s: %s", shown(self.facts.name), change.sentence())
-        return self.off(session, context, change.was, change.seconds, forced=False, warnings=warnings)
+        forced = bool(record.get("forced")) and not change.changed  # by a try that could not tell of it any more
+        return self.off(session, context, change.was, change.seconds, forced=forced, warnings=warnings)
 
     def force(self, session: Session, context: Context, warnings: list[str]) -> dict[str, Any]:
         """Power the VM off hard."""
         from hyperflow.vsphere.power import power_off
 
         self.log.warning("%s is powered off hard", shown(self.facts.name))
+        note(context, {**record_of_this_run(context), "forced": True})
         change = power_off(session, self.facts.moref)
-        told = [*warnings, "the source was powered off hard: its file systems are as after a power cut"]
-        return self.off(session, context, change.was, change.seconds, forced=True, warnings=told)
+        return self.off(session, context, change.was, change.seconds, forced=True, warnings=warnings)
 
     def off(
         self, session: Session, context: Context, was: str, seconds: float, *, forced: bool, warnings: list[str]
@@ -131,23 +135,25 @@ class ShutDownSourceOperator(SourceOperator):
         context["ti"].xcom_push(key=STATE_KEY, value={**now, "time": since})
         note(context, {**record_of_this_run(context), "phase": SOURCE_OFF})
         at = timestamp(datetime.now(UTC))
+        cut = ["the source was powered off hard: its file systems are as after a power cut"] if forced else []
         return {
             "was": was,
             "state": now["power_state"],
             "seconds": seconds,
             "forced": forced,
             "at": at,
-            "warnings": warnings,
+            "warnings": [*warnings, *cut],
         }
 
     def record(self, session: Session) -> dict[str, Any]:
         """What a rollback needs to know: the source as it is before anything of it is changed."""
         from hyperflow.vsphere.nics import connections
-        from hyperflow.vsphere.power import ON, power_state
+        from hyperflow.vsphere.power import ON, power_and_tools
 
         facts, settings = self.facts, self.settings
         nics = connections(session, facts.moref)
-        if power_state(session, facts.moref) != ON:
+        power, tools = power_and_tools(session, facts.moref)
+        if power != ON:
             # Nothing is connected while it is off: what it will be at its next power-on is how it was.
             nics = [{**nic, "connected": nic["start_connected"]} for nic in nics]
         return {
@@ -156,8 +162,8 @@ class ShutDownSourceOperator(SourceOperator):
             "moref": facts.moref,
             "name": facts.name,
             "vm": vm_key(facts),
-            "power": facts.power_state,
-            "tools": facts.tools_running,
+            "power": power,
+            "tools": tools,
             "host": settings.host_connection,
             "domain": settings.domain_name,
             "uuid": domain_uuid(facts),

@@ -17,7 +17,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from hyperflow.hooks.records import safe
 from hyperflow.manifest.shown import shown
-from hyperflow.operators.base import SHUTDOWN, vm_key
+from hyperflow.operators.base import SHUTDOWN, has_run, vm_key
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -70,13 +70,15 @@ def record_of_this_run(context: Context) -> dict[str, Any]:
     if record is not None:
         return record if record["run"] == str(context["run_id"]) else {}
     ti = context["ti"]
+    if ti.task_id != SHUTDOWN and not has_run(context, SHUTDOWN):  # else it has left the record of an earlier round
+        return {}
     kept = ti.xcom_pull(task_ids=SHUTDOWN, key=RECORD_KEY, map_indexes=-1)
     if not isinstance(kept, dict):
         return {}
     log.warning(
         "the record of the cutover is gone from %s: it is taken from the shutdown", key_of(context["dag"].dag_id)
     )
-    well = ti.xcom_pull(task_ids=START, map_indexes=-1) is not None
+    well = has_run(context, START) and ti.xcom_pull(task_ids=START, map_indexes=-1) is not None
     at = datetime.now(UTC).isoformat()
     return {**kept, "run": str(context["run_id"]), "phase": CUT_OVER if well else kept["phase"], "at": at}
 
@@ -129,14 +131,16 @@ def target_stays(record: dict[str, Any]) -> bool:
 
 def is_left_in_its_middle(context: Context) -> bool:
     """Whether this run has begun a cutover that is neither done nor taken back: it was cleared as a whole."""
-    try:
-        record = cutover_of(_dag(context))
-    except AirflowFailException as fault:
-        log.warning("%s", fault)
-        return False
-    if record is None or record["run"] != str(context["run_id"]):
-        return False
-    return record["phase"] != ROLLED_BACK and not target_stays(record)
+    return is_in_its_middle(_dag(context), str(context["run_id"]))
+
+
+def may_run(record: dict[str, Any]) -> bool:
+    """Whether the target of a cutover is the machine now, or was left as it is because the source did not come back:
+    nobody but a rollback undefines it.
+
+    :param record: of :func:`cutover_of` or :func:`record_of_this_run`; may be empty
+    """
+    return bool(record) and record["phase"] != ROLLED_BACK
 
 
 def is_result(dag_id: str, run_id: str) -> bool:
@@ -153,11 +157,21 @@ def is_result(dag_id: str, run_id: str) -> bool:
     return record is not None and record["run"] == run_id and target_stays(record)
 
 
+def is_in_its_middle(dag_id: str, run_id: str) -> bool:
+    """Whether the cutover of a run is neither done (:func:`is_result`) nor taken back, so that its target may run."""
+    try:
+        record = cutover_of(dag_id)
+    except AirflowFailException as fault:
+        log.warning("%s", fault)
+        return False
+    return record is not None and record["run"] == run_id and may_run(record) and not target_stays(record)
+
+
 def refuse_moved(context: Context, facts: VmFacts, *, begins: bool) -> None:
     """Refuse a VM that is cut over, or whose cutover was left in its middle: a new run would take it for one that was
     off and without network before, and start a second target.
 
-    :param begins: this run is about to begin, so its own record of a cutover that was taken back is done with
+    :param begins: this run is about to begin, so its own record of a cutover that was taken back is no run's any more
     :raises AirflowFailException: saying what to do first
     """
     own = _dag(context)
@@ -169,8 +183,9 @@ def refuse_moved(context: Context, facts: VmFacts, *, begins: bool) -> None:
             continue  # the name is another VM's now, or the plan names another VM
         if record["phase"] != ROLLED_BACK:
             raise AirflowFailException(_why_refused(dag_id, record))
-        if begins and dag_id == own and record["run"] == str(context["run_id"]):
-            Variable.delete(key_of(own))
+    mine = cutover_of(own)
+    if begins and mine is not None and (mine["run"], mine["phase"]) == (str(context["run_id"]), ROLLED_BACK):
+        put(own, {**mine, "run": ""}, at=mine["at"])
 
 
 def refuse_marked(session: Session, facts: VmFacts) -> None:

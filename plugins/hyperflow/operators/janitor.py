@@ -8,7 +8,7 @@ can tell.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook, BaseOperator, Variable
@@ -20,8 +20,9 @@ from hyperflow.hooks.records import safe
 from hyperflow.hooks.vsphere import VsphereHook
 from hyperflow.operators.base import FAILURE_KEY, JOB_FOLDER, RESULT_KEY, audit_stage, finished_tasks
 from hyperflow.operators.claim import claims, is_claim, release_of
-from hyperflow.operators.cutover_record import is_result
+from hyperflow.operators.cutover_record import is_in_its_middle, is_result
 from hyperflow.operators.ownership import instance
+from hyperflow.operators.proven import was_proven_by
 from hyperflow.operators.verdict import Judge, Verdict
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ PLACE = ("connection", "staging_directory")  # what names a host
 LOOKED = ("success", "skipped")  # states of a task that has looked, or had nothing to look at
 LEASE_END = "a lease ends with the session of its trigger, at the latest 300 s after its last report of progress"
 ALIVE = "processes of the run are alive on a host"
+IN_ITS_MIDDLE = "its cutover is neither done nor taken back: run ./hyperflow rollback for it first"
 UNPLANNED = "no plan names this vCenter's connection any more, so nobody has looked"
 
 
@@ -190,18 +192,18 @@ class CleanHostOperator(JanitorOperator):
             for each in listed
             if "fault" in each
         ]
-        verdicts = {book["run"]: judge.of_all(book["owners"]) for book in books}
+        verdicts = {book["run"]: verdict_on(judge, book["owners"]) for book in books}
         findings += [
             Thing(where, entry["kind"], entry["thing"], book["run"]).found("kept", verdicts[book["run"]].why)
             for book in books
-            if not verdicts[book["run"]].ours
+            if not verdicts[book["run"]].ours or verdicts[book["run"]].why == IN_ITS_MIDDLE
             for entry in book["open"]
         ]
         ended = [
             {
                 "run": book["run"],
                 "dead": verdict.dead,
-                "succeeded": verdict.succeeded or any(is_result(each["dag"], each["run"]) for each in book["owners"]),
+                "succeeded": verdict.succeeded or any(has_results(each["dag"], each["run"]) for each in book["owners"]),
                 "why": verdict.why,
                 "ledger_bytes": book["bytes"],
             }
@@ -396,6 +398,21 @@ class ReportLeftoversOperator(JanitorOperator):
             for entry in noted
             if entry["facts"].get("vcenter") not in self.vcenters
         ]
+
+
+def verdict_on(judge: Judge, owners: list[dict[str, str]]) -> Verdict:
+    """Judge what is on a host of a run. One whose cutover is in its middle is not over: its target may run."""
+    verdict = judge.of_all(owners)
+    if verdict.ended and any(is_in_its_middle(owner["dag"], owner["run"]) for owner in owners):
+        return replace(verdict, ended=False, dead=False, why=IN_ITS_MIDDLE)
+    return verdict
+
+
+def has_results(dag_id: str, run_id: str) -> bool:
+    """Whether a run that did not succeed has results all the same: it proved its VM before it was cleared, or failed
+    after the target of its cutover was well.
+    """
+    return is_result(dag_id, run_id) or was_proven_by(dag_id, run_id)
 
 
 def host_hook(host: dict[str, str]) -> KvmHostHook:

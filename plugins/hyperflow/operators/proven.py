@@ -64,6 +64,12 @@ def proven_run(dag_id: str, strategy: str = LIVE_COPY) -> dict[str, Any] | None:
     return {"run_id": record["run"], "summary": known}  # its report had errors: the target was well all the same
 
 
+def was_proven_by(dag_id: str, run_id: str) -> bool:
+    """Whether it was this run that proved the VM, though it was cleared since: its domain may be in use."""
+    found = _remembered(dag_id)
+    return found is not None and found["run_id"] == run_id
+
+
 def tell_state(dag_id: str, outcome: str) -> None:
     """Keep where a VM stands, for the tag by which the list of DAGs is narrowed down.
 

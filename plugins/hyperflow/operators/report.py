@@ -13,6 +13,7 @@ from hyperflow.operators.base import (
     RESULT_KEY,
     SHUTDOWN,
     ClosingOperator,
+    left_by,
     run_key,
     vm_key,
 )
@@ -99,7 +100,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
 
     def was_taken_back(self, context: Context) -> bool:
         """Whether the source had gone off and was brought back; a guest that never went down was only left running."""
-        off, back = (context["ti"].xcom_pull(task_ids=task, map_indexes=-1) for task in (SHUTDOWN, "rollback"))
+        off, back = (left_by(context, task) for task in (SHUTDOWN, "rollback"))
         return off is not None and back is not None
 
     def build(self, context: Context) -> Report:
@@ -143,8 +144,8 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         """The manifest the run worked from, and where it lies."""
         from hyperflow.manifest.load import manifest_of
 
-        reference = context["ti"].xcom_pull(task_ids="manifest", map_indexes=-1)
-        document = context["ti"].xcom_pull(task_ids="manifest", key="document", map_indexes=-1)
+        reference = left_by(context, "manifest")
+        document = left_by(context, "manifest", "document")
         return (manifest_of(document), reference) if document and reference else (None, {})
 
     def reported_vm(self, context: Context) -> ReportedVm:
@@ -155,8 +156,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         if self.vm:
             document |= {"name": self.facts.name, "provider": "vsphere", "vm_id": self.facts.moref}
             document |= {"datacenter": self.facts.datacenter} if self.facts.datacenter else {}
-        guest = context["ti"].xcom_pull(task_ids="inspect", map_indexes=-1)
-        domain = context["ti"].xcom_pull(task_ids="define", map_indexes=-1)
+        guest, domain = left_by(context, "inspect"), left_by(context, "define")
         document |= {"guest": guest} if guest else {}
         document |= {"domain": domain["name"], "domain_uuid": domain["uuid"]} if domain else {}
         return ReportedVm.model_validate(document)
@@ -165,7 +165,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         """The boot's proof, None where no boot was tried."""
         from hyperflow.manifest.report import BootProof
 
-        result = context["ti"].xcom_pull(task_ids="boot", key=RESULT_KEY, map_indexes=-1)
+        result = left_by(context, "boot", RESULT_KEY)
         if not isinstance(result, dict):
             return None
         observed = {key: value for key, value in result["observed"].items() if key in BootProof.model_fields}
@@ -217,7 +217,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         """What was read back at the vCenter at the end."""
         from hyperflow.manifest.report import SourceCleanup
 
-        observed = context["ti"].xcom_pull(task_ids="cleanup", key=SOURCE_KEY, map_indexes=-1)
+        observed = left_by(context, "cleanup", SOURCE_KEY)
         if not isinstance(observed, dict):
             return None
         return SourceCleanup(

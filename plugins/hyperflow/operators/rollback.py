@@ -23,7 +23,6 @@ from hyperflow.operators.base import (
 from hyperflow.operators.cutover import require_disconnected, require_off
 from hyperflow.operators.cutover_record import (
     CUT_OVER,
-    MOVED,
     ROLLED_BACK,
     ROLLING_BACK,
     START,
@@ -32,6 +31,7 @@ from hyperflow.operators.cutover_record import (
     note,
     put,
     record_of_this_run,
+    target_stays,
 )
 from hyperflow.operators.proven import forget_proven, tell_state
 from hyperflow.operators.source import at_vcenter
@@ -70,8 +70,8 @@ class RollBackOperator(ClosingOperator):
             )
         if not undone:
             raise AirflowSkipException("there is nothing to roll back")
-        if record["phase"] in MOVED:
-            told = f"{record['name']} was cut over at {record['at']}: it is taken back by ./hyperflow rollback only"
+        if target_stays(record):
+            told = f"the target of {record['name']} was well: it is taken back by ./hyperflow rollback only"
             self.log.warning("%s", shown(told))
             raise AirflowSkipException(told)
         if record["phase"] == TARGET_STARTED and target_was_well(context, record):
@@ -94,45 +94,107 @@ def roll_back(
 
     Before the target is touched the vCenter has said that the source can come back: better a target that is not well
     than none of the two. Then the target first: the two may never be on the network together. A target that was well
-    and does not run on its host may have been moved to another one: it is left, and the record stays as it was. Bears
-    being called again. A source whose VMware Tools ran before runs again when they do; that they do not in time is a
-    warning.
+    and does not run on its host may have been moved to another one: it is left, and the record stays as it was. So it
+    does when the host cannot be asked. Bears being called again. A source whose VMware Tools ran before runs again when
+    they do; that they do not in time is a warning.
 
     :param record: of :func:`hyperflow.operators.cutover_record.cutover_of`
     :param target_is_off: a person says that the target runs nowhere, though it does not run where it was started
     :return: ``{"target": name or None, "power": read back, "guest": whether its VMware Tools answer, None when not
         asked, "nics": as read back, "warnings": [...]}``
     """
-    from hyperflow.hooks.kvmhost import KvmHostHook
-
     if record["phase"] == ROLLED_BACK:
         operator.log.info("%s was rolled back at %s already; nothing is done", shown(record["name"]), record["at"])
         return dict(record["taken_back"])
-    begun = record["phase"] == ROLLING_BACK
-    if not begun:
+    if record["phase"] != ROLLING_BACK:
         require_restorable(record)
+    target = Target(context, dag_id, record, is_off=target_is_off)
+    target.look()  # before anything is written: a host that is away leaves the cutover as it is
+    record = {**record, "stopping": True}
     put(dag_id, {**record, "phase": ROLLING_BACK})
-    host = KvmHostHook(ssh_conn_id=record["host"], directory=record["root"])
-    owner = {"vm": record["vm"], "run": f"{safe(dag_id)}/{safe(record['run'])}"}
-    must_run = bool(record.get("was_well")) and not record.get("stopped") and not target_is_off
-    asked = {"uuid": record["uuid"], **owner, "shutdown_seconds": STOP_LIMIT, "must_run": must_run}
-    stopped = taken_down(context, host.run_stage("stop", asked))
-    if stopped["name"] is not None:
-        record = {**record, "stopped": True}
-        put(dag_id, {**record, "phase": ROLLING_BACK})
-    elif must_run:
-        put(dag_id, record, at=record["at"])
-        raise AirflowFailException(
-            f"the target of {record['name']} does not run on {record['host']}, where it was well (found "
-            f"{stopped['was'] or 'no such domain'}): if it was moved, it runs elsewhere, and the two have the same "
-            "addresses. See that it is off everywhere; then run ./hyperflow rollback --target-is-off for it"
-        )
-    done = {"target": stopped["name"], **bring_back(operator, record)}
+    name = target.take_down()
+    done = {"target": name, **bring_back(operator, record)}
+    done["warnings"] = [*target.warnings, *done["warnings"]]
     forget_proven(dag_id)
     put(dag_id, {**record, "phase": ROLLED_BACK, "taken_back": done})
     tell_state(dag_id, ROLLED_BACK)
     operator.log.info("%s is %s again, as it was; the images are kept", shown(record["name"]), done["power"])
     return done
+
+
+class Target:
+    """The target of a cutover on its host, which is to be taken down.
+
+    :param record: of the cutover, as it is before the target is touched
+    :param is_off: a person says that it runs nowhere
+    :ivar warnings: what a person must be told
+    """
+
+    def __init__(self, context: Context, dag_id: str, record: dict[str, Any], *, is_off: bool) -> None:
+        from hyperflow.hooks.kvmhost import KvmHostHook
+
+        self.warnings: list[str] = []
+        self._context, self._dag_id, self._record, self._is_off = context, dag_id, record, is_off
+        self._host: KvmHostHook | None = KvmHostHook(ssh_conn_id=record["host"], directory=record["root"])
+        # Once its stop was begun it may be down, or undefined, by a try that could not be told of it.
+        self._must_run = bool(record.get("was_well")) and not record.get("stopping") and not is_off
+
+    def look(self) -> None:
+        """See that the host answers, and that the target runs there where it must. Nothing is changed.
+
+        :raises AirflowFailException: it does not, and no person has said that it is off
+        """
+        from hyperflow.hooks.kvmhost import KvmHostAway, KvmHostRefused
+
+        try:
+            self._require(self._stop(only_look=True))
+        except (KvmHostAway, KvmHostRefused) as fault:
+            if not self._is_off:
+                raise
+            told = (
+                f"{self._record['host']} could not be asked ({fault}), so {self._record['domain']} may still be "
+                "defined there: undefine it before that host starts guests again, or both are on the network"
+            )
+            log.warning("%s", shown(told))
+            self.warnings.append(shown(told))
+            self._host = None
+
+    def take_down(self) -> Any:
+        """Stop and undefine it; its name, None where there was nothing to undefine.
+
+        :raises AirflowFailException: it was moved to another host in this moment; the record is as it was
+        """
+        if self._host is None:
+            return None
+        stopped = self._stop(only_look=False)
+        try:
+            self._require(stopped)
+        except AirflowFailException:
+            put(self._dag_id, self._record, at=self._record["at"])
+            raise
+        return stopped["name"]
+
+    def _stop(self, *, only_look: bool) -> dict[str, Any]:
+        assert self._host is not None  # noqa: S101 - see take_down
+        record = self._record
+        asked = {
+            "uuid": record["uuid"],
+            "vm": record["vm"],
+            "run": f"{safe(self._dag_id)}/{safe(record['run'])}",
+            "shutdown_seconds": STOP_LIMIT,
+            "must_run": self._must_run,
+            "only_look": only_look,
+        }
+        return taken_down(self._context, self._host.run_stage("stop", asked))
+
+    def _require(self, found: dict[str, Any]) -> None:
+        if not self._must_run or found["name"] is not None:
+            return
+        raise AirflowFailException(
+            f"the target of {self._record['name']} does not run on {self._record['host']}, where it was well (found "
+            f"{found['was'] or 'no such domain'}): if it was moved, it runs elsewhere, and the two have the same "
+            "addresses. See that it is off everywhere; then run ./hyperflow rollback --target-is-off for it"
+        )
 
 
 def target_was_well(context: Context, record: dict[str, Any]) -> bool:

@@ -30,6 +30,7 @@ ON, OFF, SUSPENDED = "poweredOn", "poweredOff", "suspended"
 POWER_LIMIT = 600  # seconds that switching a VM on or off may take
 GUEST_LIMIT = 600  # seconds until the guest of a VM that was switched on is to answer, or one that goes down is off
 RUNNING, SHUTTING_DOWN = "running", "shuttingDown"  # guest.guestState
+TOOLS_RUNNING = "guestToolsRunning"  # guest.toolsRunningStatus
 
 SecondsLeft = Callable[[int], None]
 
@@ -45,6 +46,12 @@ _PATHS = [
 
 class WentOff(WrongPowerState):
     """A VM that was on is off, or suspended, before its guest answered; it may be switched on again."""
+
+    temporary: ClassVar[bool] = True
+
+
+class HostDown(WrongPowerState):
+    """A VM whose host does not answer at this moment; it may come back."""
 
     temporary: ClassVar[bool] = True
 
@@ -83,29 +90,48 @@ def power_state(session: Session, moref: str) -> str:
     return str(vm.get("runtime.powerState", "unknown"))
 
 
+def power_and_tools(session: Session, moref: str) -> tuple[str, bool]:
+    """As :func:`power_state`, and whether VMware Tools run, at this moment.
+
+    :raises NotFound: when the VM is gone
+    """
+    vm = _read(session, moref)
+    return _state(vm), vm.get("guest.toolsRunningStatus") == TOOLS_RUNNING
+
+
 def require_reachable(session: Session, moref: str) -> None:
     """See that a VM is there, and on a host that is up, so that it can be switched.
 
     :raises NotFound: when the VM is gone
-    :raises WrongPowerState: its host does not answer, or the VM is orphaned, inaccessible or invalid
+    :raises HostDown: its host or its storage does not answer
+    :raises WrongPowerState: the VM is orphaned or invalid
     """
     vm = _read(session, moref)
     connection = str(vm.get("runtime.connectionState", "unknown"))
     if connection != "connected":
-        raise WrongPowerState(
+        raise (WrongPowerState if connection in ("orphaned", "invalid") else HostDown)(
             f"the power state of {_name(vm)} is {_state(vm)!r} at {session.host} (its connection: {connection}). See "
             "that its host is up and connected"
         )
 
 
 def shut_down_guest(
-    session: Session, moref: str, deadline_seconds: float, progress: SecondsLeft | None = None
+    session: Session,
+    moref: str,
+    deadline_seconds: float,
+    progress: SecondsLeft | None = None,
+    *,
+    was_asked: bool = False,
+    about_to_ask: Callable[[], None] | None = None,
 ) -> PowerChange:
     """Ask the guest to shut down, by VMware Tools, and wait until the VM is off. Nothing is ever forced.
 
     Bears being called again: a guest that is off is a success, one that is going down already is only waited for.
+    Tools are among the first that end: a guest that was asked before and has none any more is taken for one of these.
 
     :param deadline_seconds: seconds that the guest may take
+    :param was_asked: an earlier call has asked it
+    :param about_to_ask: called before it is asked
     :param progress: gets the seconds left, at the start and every 20 seconds or so
     :raises ToolsNotRunning: nobody in the guest can hear
     :raises WrongPowerState: the VM is suspended, or became so meanwhile
@@ -116,9 +142,15 @@ def shut_down_guest(
     was = _state(vm)
     if was == OFF:
         return PowerChange(was, OFF, 0)
-    _must_hear(session, vm)
-    if vm.get("guest.guestState") != SHUTTING_DOWN:
-        session.call(_ask_to_shut_down, session, vm)
+    try:
+        _must_hear(session, vm)
+        if vm.get("guest.guestState") != SHUTTING_DOWN:
+            if about_to_ask is not None:
+                about_to_ask()
+            session.call(_ask_to_shut_down, session, vm)
+    except ToolsNotRunning:
+        if not was_asked:
+            raise
 
     def off(known: dict[str, Any]) -> bool:
         if progress is not None:
@@ -213,7 +245,7 @@ def wait_for_guest(session: Session, moref: str, time_limit: float, progress: Se
                 f"{_name(vm)} was switched on, and is {known.get('runtime.powerState')} again. See its events in "
                 "vCenter, and its console"
             )
-        runs = known.get("guest.toolsRunningStatus") == "guestToolsRunning"
+        runs = known.get("guest.toolsRunningStatus") == TOOLS_RUNNING
         return runs and known.get("guest.guestState") != SHUTTING_DOWN
 
     paths = ["runtime.powerState", "guest.guestState", "guest.toolsRunningStatus"]
@@ -274,7 +306,7 @@ def _must_hear(session: Session, vm: Found) -> None:
     if vm.get("guest.guestState") == SHUTTING_DOWN:
         return  # Tools is among the first that end
     status = str(vm.get("guest.toolsRunningStatus", "not told"))
-    if status != "guestToolsRunning":
+    if status != TOOLS_RUNNING:
         raise _no_tools(vm, f"its status is {status}")
 
 

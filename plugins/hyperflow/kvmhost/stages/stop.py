@@ -20,6 +20,7 @@ class Options:
     :param run: the run that must have defined it; None for any. Another run's is left as well
     :param shutdown_seconds: how long the guest may take to go down by itself; what it wrote is not thrown away lightly
     :param must_run: leave a domain that does not run here: it may run on another host, to which it was moved
+    :param only_look: say what would be stopped, and change nothing
     """
 
     uuid: str
@@ -27,6 +28,7 @@ class Options:
     shutdown_seconds: float = 60.0
     run: Optional[str] = None  # noqa: UP045 - read at run time, by Python 3.9 too
     must_run: bool = False
+    only_look: bool = False
     uri: str = field(default="qemu:///system")
 
 
@@ -59,6 +61,9 @@ def run(options: Options, job: Job) -> dict[str, Any]:
         return {"name": None, "was": was, "forced": False}
     if options.must_run and was in (domains.OFF, domains.GONE):
         return _left(domain.name, was, job)
+    if options.only_look:
+        job.log(f"stop: {domain.name} is {was}")
+        return {"name": domain.name, "was": was, "forced": False}
     forced = was not in (domains.OFF, domains.GONE) and not _shut_down(options, job)
     if options.must_run and _is_elsewhere(options):  # libvirt holds a shutdown back until a migration is over
         return _left(domain.name, "moved to another host meanwhile", job)
