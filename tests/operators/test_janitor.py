@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -121,32 +122,60 @@ def test_hosts_of_conversions_are_looked_at_beside_those_of_plans_until_their_co
     assert started == [("janitor", {"dry_run": True})]
 
 
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Says which of the questions about the run :data:`OWNER` Airflow's variables answer with yes."""
+
+    def tell(*yes: str) -> None:
+        for name in ("is_result", "is_in_its_middle", "was_proven_by"):
+            answer = name in yes
+            monkeypatch.setattr(
+                module, name, lambda dag_id, run_id, a=answer: a and (dag_id, run_id) == (OWNER["dag"], OWNER["run"])
+            )
+
+    return tell
+
+
 def test_a_host_is_told_how_long_a_ledger_was_before_airflow_was_asked_about_its_run(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, known: Callable[..., None]
 ) -> None:
-    host = Host([{"run": RUN, "owners": [OWNER], "open": [], "damaged": 0, "bytes": 4711}])
-    monkeypatch.setattr(module, "host_hook", lambda where: host)
-    place = {"connection": "kvm01", "staging_directory": STAGING}
-    operator = CleanHostOperator(task_id="hosts", host=place, only_look=False, keep_days=7)
-    context: Any = {}
-    monkeypatch.setattr(module, "is_result", lambda dag_id, run_id: False)
-    operator.perform(context, Runs(monkeypatch, "failed").judge())
-    (ended,) = host.asked[-1][1]["runs"]
+    known()
+    (ended,), _ = clean_host(monkeypatch)
     assert (ended["run"], ended["dead"], ended["ledger_bytes"]) == (RUN, True, 4711)
     assert ended["succeeded"] is False
 
 
-def test_the_domain_of_a_cutover_is_a_result_though_its_run_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = Host([{"run": RUN, "owners": [OWNER], "open": [], "damaged": 0, "bytes": 4711}])
-    monkeypatch.setattr(module, "host_hook", lambda where: host)
-    monkeypatch.setattr(module, "is_result", lambda dag_id, run_id: (dag_id, run_id) == (OWNER["dag"], OWNER["run"]))
-    place = {"connection": "kvm01", "staging_directory": STAGING}
-    context: Any = {}
-    CleanHostOperator(task_id="hosts", host=place, only_look=False, keep_days=7).perform(
-        context, Runs(monkeypatch, "failed").judge()
-    )
-    (ended,) = host.asked[-1][1]["runs"]
+@pytest.mark.parametrize("why", ["is_result", "was_proven_by"])
+def test_the_domain_of_a_cutover_or_of_a_proven_vm_is_a_result_though_its_run_failed(
+    why: str, monkeypatch: pytest.MonkeyPatch, known: Callable[..., None]
+) -> None:
+    known(why)
+    (ended,), _ = clean_host(monkeypatch)
     assert (ended["dead"], ended["succeeded"]) == (True, True)
+
+
+def test_a_run_whose_cutover_is_in_its_middle_is_not_over(
+    monkeypatch: pytest.MonkeyPatch, known: Callable[..., None]
+) -> None:
+    known("is_in_its_middle")
+    ended, (finding,) = clean_host(monkeypatch)
+    assert ended == []
+    assert (finding["thing"], finding["action"], finding["why"]) == ("5010", "kept", module.IN_ITS_MIDDLE)
+
+
+def clean_host(monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Have the janitor clean a host with the ledger of a run that failed long ago and has left a domain.
+
+    :return: the runs that are over, as the host is told, and the findings
+    """
+    domain = {"kind": "domain", "thing": "5010"}
+    host = Host([{"run": RUN, "owners": [OWNER], "open": [domain], "damaged": 0, "bytes": 4711}])
+    monkeypatch.setattr(module, "host_hook", lambda where: host)
+    place = {"connection": "kvm01", "staging_directory": STAGING}
+    operator = CleanHostOperator(task_id="hosts", host=place, only_look=False, keep_days=7)
+    context: Any = {}
+    found = operator.perform(context, Runs(monkeypatch, "failed").judge())
+    return host.asked[-1][1]["runs"], found["findings"]
 
 
 def test_a_run_that_was_cleared_while_a_snapshot_of_it_was_removed_keeps_the_next_one(
