@@ -11,6 +11,7 @@ import pytest
 from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import DagSerialization
 from hyperflow.operators.kept_plan import ENDED, FOLDER, GRACE, keep_plan, kept_plans, let_go_of_plan
+from hyperflow.plans.survey import Survey, SurveyedVm, write_survey
 from hyperflow.workflows.migration import build_dag
 from hyperflow.workflows.plan_folder import read_plan_folder
 
@@ -25,6 +26,9 @@ waves: [{name: first, members: ["*"]}]
 """
 RUN = "migrate.autumn.web01/manual__1"
 WAVE_RUN = "wave.autumn.first/manual__1"
+GOLD = SurveyedVm(
+    name="x", inventory_path="/dc/vm/x", host=None, power_state="poweredOn", tags=["gold"], capacity_bytes=1
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -92,6 +96,23 @@ def test_a_wave_that_works_stays_as_it_was_and_the_dags_of_its_vms_with_it(plan:
     assert made_by("migration_waves.py")["wave.autumn.first"] == before["wave.autumn.first"]
     assert dags() == vms
     assert set(made_by("vm_migrations.py")) == set(vms)
+
+
+def test_a_wave_that_works_keeps_the_members_that_its_survey_chose(plan: Path) -> None:
+    """A new survey, of a plan that was changed meanwhile, need not know them."""
+    plan.write_text(PLAN.replace('["*"]', "[{tag: gold}]"))
+    survey = write_survey(plan, "autumn", Survey(vms={"web01": GOLD, "db01": GOLD}))
+    keep_plan(plan, WAVE_RUN, survey)
+    before = made_by("migration_waves.py")["wave.autumn.first"]
+    write_survey(plan, "autumn", Survey(vms={"db01": GOLD.model_copy(update={"tags": []})}))
+    assert made_by("migration_waves.py")["wave.autumn.first"] == before
+    assert set(dags()) == {"migrate.autumn.web01", "migrate.autumn.db01"}
+
+
+def test_what_is_wrong_with_a_wave_takes_no_dag_of_a_vm_that_works_away(plan: Path) -> None:
+    plan.write_text(PLAN.replace('["*"]', "[{tag: gold}]"))  # and nobody has asked the vCenter
+    keep_plan(plan, RUN)
+    assert set(dags()) == {"migrate.autumn.web01"}
 
 
 def test_the_vms_of_a_wave_that_works_are_those_of_their_good_plan(plan: Path) -> None:

@@ -33,7 +33,7 @@ from hyperflow.plans.check import check_plans, in_no_wave, plans_beside, plans_o
 from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes_text, rates_of, starts_beside
 from hyperflow.plans.plan import Plan
 from hyperflow.plans.pools import pools_of_vm, wave_pool
-from hyperflow.plans.survey import read_survey
+from hyperflow.plans.survey import Survey, not_found, read_survey
 from hyperflow.plans.times import MISSED_AFTER, minutes_open, next_opening, opening_at
 from hyperflow.plans.wave import PAUSE_AFTER, Wave, fires
 
@@ -102,7 +102,8 @@ def check(plan: Plan, wave: Wave, endpoint: Path | None, console: Console) -> in
         done, wrong, no_airflow = {}, [], True
         unseen = [f"pools, connections, approvers and measured rates were not looked at: {fault}"]
     rates = rates_of(done.values())
-    estimate = estimate_wave(plan, wave, read_survey(plan.path, plan.name), rates)
+    seen = read_survey(plan.path, plan.name)
+    estimate = estimate_wave(plan, wave, seen, rates)
     console.print(
         f"[bold]{escape(wave.name)}[/bold]: {len(wave.members)} VM(s), at most {wave.entry.max_in_flight} at once"
     )
@@ -118,7 +119,7 @@ def check(plan: Plan, wave: Wave, endpoint: Path | None, console: Console) -> in
         )
     for line in found:
         console.print(line, style="red", markup=False, soft_wrap=True)
-    for line in (*unseen, *filter(None, [in_no_wave(plan)])):
+    for line in (*unseen, *not_found(seen), *filter(None, [in_no_wave(plan)])):
         console.print(line, style="yellow", markup=False, soft_wrap=True)
     if found:
         return EXIT_FAILED
@@ -403,13 +404,14 @@ def survey(file: Path, api: AirflowApi, console: Console) -> int:
     table = Table(box=None, pad_edge=False)
     for title in ("VM", "ESXi host", "size", "used", "power", "folder"):
         table.add_column(title)
-    for slug, vm in sorted(found["vms"].items()):
+    there = {slug: vm for slug, vm in found["vms"].items() if slug not in found["missing"]}
+    for slug, vm in sorted(there.items()):
         used = f"{vm['used_bytes'] / 2**30:.1f} GiB" if vm.get("used_bytes") is not None else "-"
         cells = (slug, vm["host"] or "-", f"{vm['capacity_bytes'] / 2**30:.1f} GiB", used, vm["power_state"])
         table.add_row(*(escape(shown(cell)) for cell in (*cells, vm["inventory_path"].rpartition("/")[0])))
     console.print(table)
-    for slug, why in sorted(found["missing"].items()):
-        console.print(f"{shown(slug)}: {shown(why)}", style="red", markup=False, soft_wrap=True)
+    for line in not_found(Survey.model_validate(found)):
+        console.print(shown(line), style="red", markup=False, soft_wrap=True)
     return EXIT_FAILED if found["missing"] else 0
 
 
