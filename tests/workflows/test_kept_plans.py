@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,20 @@ def test_the_dag_is_there_until_airflow_has_seen_the_end_and_then_goes_with_its_
     ended.write_text((datetime.now(UTC) - GRACE * 1.1).isoformat())
     assert dags() == {}
     assert not ended.parent.parent.exists()
+
+
+def test_a_copy_that_another_reader_has_removed_meanwhile_is_passed_over(
+    plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = Path.iterdir
+
+    def with_removed(folder: Path) -> Iterator[Path]:
+        yield from below(folder)
+        if folder.parent == plan.parent or folder.parent.name == FOLDER:
+            yield folder / "gone"
+
+    monkeypatch.setattr(Path, "iterdir", with_removed)
+    assert [kept.dag for kept in kept_plans(plan.parent)] == ["migrate.autumn.web01"]
 
 
 def test_a_run_that_is_gone_on_with_has_its_copy_for_itself_again(plan: Path) -> None:

@@ -69,8 +69,8 @@ def kept_plans(plans: Path) -> Iterator[KeptPlan]:
 
     :param plans: the folder of plans
     """
-    for folder in sorted(plans.glob(f"{FOLDER}/*/*")):
-        copies = [path for path in folder.iterdir() if path.name not in (ENDED, SURVEY)]
+    for folder in (run for dag in _below(plans / FOLDER) for run in _below(dag)):
+        copies = [path for path in _below(folder) if path.name not in (ENDED, SURVEY)]
         if any(_is_over(folder, copy) for copy in copies):
             with contextlib.suppress(OSError):  # another parser was faster, or it is not ours to remove
                 for path in folder.iterdir():
@@ -81,6 +81,14 @@ def kept_plans(plans: Path) -> Iterator[KeptPlan]:
         survey = folder / SURVEY if (folder / SURVEY).exists() else None
         for copy in copies:
             yield KeptPlan(copy, plans / copy.name, folder.parent.name, survey)
+
+
+def _below(folder: Path) -> list[Path]:
+    """List what is in a folder; nothing where another parser has removed it meanwhile, or it cannot be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _is_over(folder: Path, copy: Path) -> bool:
