@@ -24,6 +24,14 @@ FIRES_LOOKED_AT = 60  # of a cron schedule, held to the window
 PAUSE_AFTER = "pause_after"  # key of a run's conf: the wave's DAG was paused before, and is to be when the run is over
 
 
+def wants_the_wave(run_type: Any, conf: Any) -> bool:
+    """Whether a run that waits for a rehearsal to be over keeps the wave from being paused then: a person wants it.
+
+    One that the schedule has made, while the wave was un-paused for its rehearsal, nobody wants.
+    """
+    return str(getattr(run_type, "value", run_type)) != "scheduled" and not (conf or {}).get(PAUSE_AFTER)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A VM of the plan as waves choose it.
