@@ -125,18 +125,20 @@ class MigrateVmOperator(TriggerDagRunOperator):
         return telling(context, self.begin, context)
 
     def begin(self, context: Context) -> Any:
-        """Do so."""
+        """Do so; a run of an earlier try comes first: going on with it starts nothing, and what is proven by then is
+        proven by that run, and told as its.
+        """
+        if self.run_of_an_earlier_try(context) is not None:
+            return self.start(context)
         states = self.states(context)
         self.refuse_unapproved(context, states)
+        if (proven := self.proven_already(context)) is not None:
+            return proven
         if not is_rehearsal(context):
             self.refuse_without(states)
-        if self.run_of_an_earlier_try(context) is None:  # else what is proven is proven by that run, and is told as its
-            if (proven := self.proven_already(context)) is not None:
-                return proven
-            if not is_rehearsal(context):
-                self.refuse_beside_another(context)
-                self.refuse_outside_window(context)
-                self.heed_failures(context, states)
+            self.refuse_beside_another(context)
+            self.refuse_outside_window(context)
+            self.heed_failures(context, states)
         return self.start(context)
 
     def states(self, context: Context) -> dict[str, str | None]:
