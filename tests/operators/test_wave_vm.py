@@ -131,3 +131,15 @@ def test_a_vm_without_a_run_waits_for_those_before_it(night: Night) -> None:
     night.states["vms.a"] = "skipped"
     with pytest.raises(AirflowSkipException, match="it comes after a, which did not arrive"):
         night.task.execute(night.context())
+
+
+@pytest.mark.parametrize("conf", [{}, {"dry_run": True}])
+def test_a_vm_that_came_to_the_wave_after_it_was_approved_is_not_started_on_that_approval(
+    night: Night, conf: dict[str, bool]
+) -> None:
+    night.left["check", "return_value"] = ["a", "c"]
+    context = night.context()
+    context["dag_run"].conf = conf
+    with pytest.raises(AirflowSkipException, match="it came to the wave after that had begun"):
+        night.task.execute(context)
+    assert night.started == []

@@ -49,8 +49,9 @@ POLL = 5  # seconds between looks at a VM's run
 class MigrateVmOperator(TriggerDagRunOperator):
     """Starts the DAG of one VM of a wave, and waits for its end without a worker.
 
-    Not started, and skipped with the reason, is a VM whose wave was not approved, whose predecessor did not arrive,
-    which cannot begin within the window, or after a failure where the plan says so. One that is migrated and proven
+    Not started, and skipped with the reason, is a VM whose wave was not approved, which came to the wave after that had
+    begun, whose predecessor did not arrive, which cannot begin within the window, or after a failure where the plan
+    says so. One that is migrated and proven
     already is left as it is. A try after a crash, and a person's clearing, goes on with a run that still works.
 
     In a rehearsal every VM is started that is not proven already: it only looks, so no window, no order that was not
@@ -132,6 +133,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
             return self.start(context)
         states = self.states(context)
         self.refuse_unapproved(context, states)
+        self.refuse_newcomer(context)
         if (proven := self.proven_already(context)) is not None:
             return proven
         if not is_rehearsal(context):
@@ -155,6 +157,12 @@ class MigrateVmOperator(TriggerDagRunOperator):
             answer = context["ti"].xcom_pull(task_ids=APPROVE, map_indexes=-1)
             if not isinstance(answer, dict) or answer.get("chosen_options") != ["Approve"]:
                 raise AirflowSkipException("the wave was not approved")
+
+    def refuse_newcomer(self, context: Context) -> None:
+        """Skip where the plan has put the VM into the wave after this had begun: nobody was asked about it."""
+        members = context["ti"].xcom_pull(task_ids=CHECK, map_indexes=-1)
+        if isinstance(members, list) and self.slug not in members:
+            raise AirflowSkipException("not started: it came to the wave after that had begun; start the wave again")
 
     def refuse_without(self, states: dict[str, str | None]) -> None:
         """Skip when a VM that must be there before has not arrived."""
