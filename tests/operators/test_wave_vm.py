@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
-from hyperflow.operators import wave_vm
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskAwaitingInput, TaskDeferred
+from hyperflow.operators import decisions, wave_vm
 from hyperflow.plans.load import load_plan
 from hyperflow.workflows.wave import build_wave
 
@@ -59,6 +59,7 @@ class Night:
             max_tries=self.max_tries,
             get_task_states=lambda **_: {"r": self.states},
             get_dr_count=self.count,
+            id=None,
             get_dag=lambda _: SimpleNamespace(is_paused=False),
             xcom_pull=lambda *, task_ids, key="return_value", **_: self.left.get((task_ids, key)),
             xcom_push=lambda key, value: self.left.update({("vms.b", key): value}),
@@ -143,3 +144,41 @@ def test_a_vm_that_came_to_the_wave_after_it_was_approved_is_not_started_on_that
     with pytest.raises(AirflowSkipException, match="it came to the wave after that had begun"):
         night.task.execute(context)
     assert night.started == []
+
+
+def test_a_vm_that_drifted_is_started_over(night: Night) -> None:
+    night.ran(FIRST, "failed", DRIFTED)
+    with pytest.raises(TaskDeferred):
+        night.go_on(FIRST)
+    assert night.started == [SECOND]
+
+
+@pytest.mark.parametrize("why", ["another one works that it takes turns with", "the wave stops at a failure"])
+def test_a_vm_that_drifted_is_not_started_over_where_it_would_not_be_started(night: Night, why: str) -> None:
+    if why.startswith("another"):
+        night.runs["c", "somebody's"] = "running"
+    else:
+        night.states["vms.c"] = "failed"
+    night.ran(FIRST, "failed", DRIFTED)
+    with pytest.raises(AirflowFailException, match=f"run {FIRST} of migrate.move.b failed: snapshot: it drifted"):
+        night.go_on(FIRST)
+    assert night.started == []
+
+
+@pytest.mark.parametrize(("answer", "started"), [("Go on", [SECOND]), ("Stop", [])])
+def test_a_vm_that_drifted_after_another_failed_is_started_over_as_a_person_decides(
+    night: Night, monkeypatch: pytest.MonkeyPatch, answer: str, started: list[str]
+) -> None:
+    night.task.on_failure = "ask"
+    night.states["vms.c"] = "failed"
+    monkeypatch.setattr(wave_vm, "upsert_hitl_detail", lambda **_: None)
+    monkeypatch.setattr(decisions, "audit_decision", lambda _: None)
+    night.ran(FIRST, "failed", DRIFTED)
+    with pytest.raises(TaskAwaitingInput) as asked:
+        night.go_on(FIRST)
+    with pytest.raises(TaskDeferred) as waits:
+        night.task.decided(night.context(), {"chosen_options": [answer]}, **(asked.value.kwargs or {}))
+    assert waits.value.trigger.run_ids == [FIRST]
+    with pytest.raises(TaskDeferred if started else AirflowFailException):
+        night.go_on(FIRST)
+    assert night.started == started

@@ -138,9 +138,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
             return proven
         if not is_rehearsal(context):
             self.refuse_without(states)
-            self.refuse_beside_another(context)
-            self.refuse_outside_window(context)
-            self.heed_failures(context, states)
+            self.refuse_start(context, states)
         return self.start(context)
 
     def states(self, context: Context) -> dict[str, str | None]:
@@ -169,6 +167,15 @@ class MigrateVmOperator(TriggerDagRunOperator):
         missing = [slug for slug in self.needs if states.get(task_of(slug)) != "success"]
         if missing:
             raise AirflowSkipException(f"not started: it comes after {', '.join(missing)}, which did not arrive")
+
+    def refuse_start(self, context: Context, states: dict[str, str | None]) -> None:
+        """Skip, or ask, where a run of the VM may not begin now.
+
+        :raises TaskAwaitingInput: a person is asked
+        """
+        self.refuse_beside_another(context)
+        self.refuse_outside_window(context)
+        self.heed_failures(context, states)
 
     def refuse_beside_another(self, context: Context) -> None:
         """Skip when a VM that it takes turns with is at work all the same: its task in the wave was ended by a person,
@@ -303,11 +310,13 @@ class MigrateVmOperator(TriggerDagRunOperator):
         }
         keep_decision(context, decision)
         self.log.info("decided by %s: %s", decision["by"] or "nobody in time", answer)
+        if (
+            self.run_of_an_earlier_try(context) is not None
+        ):  # it drifted, and is started over or not by what was decided
+            return self.start(context)
         if answer != GO_ON:
             raise AirflowSkipException(f"not started: {', '.join(failed)} failed, and it was decided to stop")
-        self.refuse_outside_window(context)
-        self.refuse_beside_another(context)
-        self.heed_failures(context, self.states(context))  # another one may have failed, or was decided on, meanwhile
+        self.refuse_start(context, self.states(context))  # another one may have failed, or was decided on, meanwhile
         return self.start(context)
 
     def start(self, context: Context) -> Any:
@@ -416,15 +425,18 @@ class MigrateVmOperator(TriggerDagRunOperator):
         return summary
 
     def starts_over(self, context: Context, summary: Any) -> bool:
-        """Whether a VM that drifted is to be migrated anew: once, where the plan says so and the time is left."""
+        """Whether a VM that drifted is to be migrated anew: once, where the plan says so and it may begin now.
+
+        :raises TaskAwaitingInput: a person is asked
+        """
         if not self.start_over or not isinstance(summary, dict) or not summary.get("drifted"):
             return False
         if _store(context).get("started_over"):
             return False
         try:
-            self.refuse_outside_window(context)
-        except AirflowSkipException as late:
-            self.log.warning("%s drifted, and is not started over: %s", self.slug, late)
+            self.refuse_start(context, self.states(context))
+        except AirflowSkipException as reason:
+            self.log.warning("%s drifted, and is not started over: %s", self.slug, reason)
             return False
         return True
 
