@@ -59,6 +59,10 @@ class Handler(BaseHTTPRequestHandler):
             self.page("task_instances", [{"task_id": f"vms.w{number:03}", **task} for number in range(250)])
         elif "/importErrors?" in self.path:
             self.page("import_errors", [{"stack_trace": f"plan {number}"} for number in range(101)])
+        elif "/dagRuns?" in self.path:
+            query = parse_qs(urlsplit(self.path).query)
+            self.server.runs = [f"{state}__1" for state in query["state"]]
+            self.page("dag_runs", [{"dag_run_id": run} for run in self.server.runs])
         elif self.path.endswith("/pool-list"):
             self.answer(200, [])
         elif self.path.endswith("/page"):
@@ -72,7 +76,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def page(self, key: str, items: list[dict[str, Any]]) -> None:
         """Answer as Airflow does, with no more than its maximum_page_limit at once."""
-        query = {name: int(values[0]) for name, values in parse_qs(urlsplit(self.path).query).items()}
+        asked = parse_qs(urlsplit(self.path).query)
+        query = {name: int(asked[name][0]) for name in ("limit", "offset") if name in asked}
         begin = query.get("offset", 0)
         shown = items[begin : begin + min(query.get("limit", 50), 100)]
         self.answer(200, {key: shown, "total_entries": len(items)})
@@ -217,3 +222,7 @@ def test_an_answer_that_is_no_object_is_told(api: AirflowApi) -> None:
             api.request("GET", path)
     with pytest.raises(Refused, match="no"):
         api.request("GET", "/refused-by-a-list")
+
+
+def test_runs_that_wait_or_work_are_those_at_work(api: AirflowApi) -> None:
+    assert [run["dag_run_id"] for run in api.runs_at_work("d")] == ["queued__1", "running__1"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,3 +93,20 @@ def test_while_a_vm_migrates_the_task_that_works_is_shown_first_and_all_of_them_
     assert at_work.index("w29") < at_work.index("w00")
     assert "w10" not in at_work
     assert all(vm in end for vm in VMS)
+
+
+def test_a_survey_tells_of_a_vm_that_it_did_not_find_and_draws_no_row_of_what_an_earlier_one_knew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "move.yaml").write_text(PLAN)
+    seen = {"host": None, "power_state": "poweredOn", "tags": [], "capacity_bytes": 1, "used_bytes": 1}
+    vms = {vm: {"name": vm, "inventory_path": f"/dc/{vm}/{vm}", **seen} for vm in ("w01", "w02")}
+    found = {"asked": START, "vms": vms, "missing": {"w01": "not there", "w03": "not there"}}
+    monkeypatch.setattr(wave, "run_to_its_end", lambda *_: ("r", "success"))
+    api: Any = SimpleNamespace(xcom=lambda dag_id, run_id, task_id, key=None: None if key else found)
+    console, printed = terminal()
+    assert wave.survey(tmp_path / "move.yaml", api, console) == 1
+    told = printed.getvalue()
+    assert "/dc/w02" in told and "/dc/w01" not in told
+    assert "w01: not there; rules go by what an earlier survey knew of it" in told
+    assert "w03: not there; no rule" in told

@@ -42,6 +42,7 @@ class Airflow:
         self.paused = paused
         self.look = look
         self.said: list[str] = []
+        self.at_work: list[dict[str, Any]] = []  # other runs of the wave
 
     def trigger(self, dag_id: str, conf: dict[str, Any]) -> str:
         self.said.append(f"trigger {dag_id} {sorted(conf)}")
@@ -52,6 +53,13 @@ class Airflow:
 
     def pause(self, dag_id: str) -> None:
         self.said.append(f"pause {dag_id}")
+
+    def runs_at_work(self, dag_id: str) -> list[dict[str, Any]]:
+        return self.at_work
+
+    def fail_run(self, dag_id: str, run_id: str) -> None:
+        self.said.append(f"fail {run_id}")
+        self.look = lambda: "failed"
 
     def is_paused(self, dag_id: str) -> bool:
         return dag_id in self.paused
@@ -106,22 +114,86 @@ def start(folder: Path, airflow: Airflow, *asked: str, at: datetime | None = Non
 def test_a_rehearsal_of_a_paused_wave_is_waited_for_and_leaves_it_paused(tmp_path: Path) -> None:
     airflow = Airflow({WAVE}, lambda: airflow.said.append("look") or "success")  # type: ignore[func-returns-value]
     said = start(tmp_path, airflow, "dry_run", at=datetime.now(UTC) + timedelta(days=2))
-    assert airflow.said == [f"trigger {WAVE} ['dry_run', 'pause_after']", f"unpause {WAVE}", "look", f"pause {WAVE}"]
+    looked = [one for one in airflow.said if one != "look"]
+    assert looked == [f"trigger {WAVE} ['dry_run', 'pause_after']", f"unpause {WAVE}", f"pause {WAVE}"]
+    assert airflow.said.index("look") == 2
     assert f"{WAVE} is paused again\n" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
-def test_a_rehearsal_that_is_interrupted_leaves_the_wave_paused(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("often", [1, 2])
+def test_a_rehearsal_that_is_interrupted_is_ended_and_leaves_the_wave_paused(
+    tmp_path: Path, number: int, often: int
+) -> None:
+    """Else it would go on when somebody un-pauses the wave in earnest, and pause it under the run that was meant."""
+    interruptions = iter([number] * often)
+
     def interrupted() -> str:
-        os.kill(os.getpid(), number)
+        if (again := next(interruptions, None)) is not None:
+            os.kill(os.getpid(), again)
         return "running"
 
     before = signal.getsignal(number)
     airflow = Airflow({WAVE}, interrupted)
     with pytest.raises(KeyboardInterrupt):
         start(tmp_path, airflow, "dry_run")
-    assert airflow.said[-1] == f"pause {WAVE}"
+    assert airflow.said[2:] == ["fail manual__1"] * (often == 1) + [f"pause {WAVE}"]
     assert signal.getsignal(number) == before
+
+
+def test_a_rehearsal_that_cannot_be_ended_is_named_and_leaves_the_wave_paused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    airflow = Airflow({WAVE}, lambda: "running")
+    monkeypatch.setattr(airflow, "fail_run", lambda *_: None)
+    monkeypatch.setattr(command, "END_LIMIT", 0)
+    console = Console(file=StringIO(), width=200)
+    (tmp_path / "move.yaml").write_text(PLAN.replace("SCHEDULE", ""))
+    wave = load_plan(tmp_path / "move.yaml").wave("night")
+    command.end_run(airflow, wave, "manual__1", console)  # type: ignore[arg-type] # plays it
+    printed = console.file
+    assert isinstance(printed, StringIO)
+    assert f"run manual__1 is not over: it goes on when somebody un-pauses {WAVE}" in printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("waiting", "paused"),
+    [
+        ({"run_type": "manual", "conf": {}}, False),
+        ({"run_type": "scheduled", "conf": {}}, True),
+        ({"run_type": "manual", "conf": {"dry_run": True, "pause_after": True}}, True),
+    ],
+)
+def test_a_wave_that_somebody_has_started_while_it_was_rehearsed_is_not_paused_under_that_run(
+    tmp_path: Path, waiting: dict[str, Any], paused: bool
+) -> None:
+    def look() -> str:
+        airflow.at_work = [{"dag_run_id": "manual__2", **waiting}]
+        return "success"
+
+    airflow = Airflow({WAVE}, look)
+    said = start(tmp_path, airflow, "dry_run")
+    assert (f"pause {WAVE}" in airflow.said) == paused
+    assert ("run manual__2 waits. Its schedule counts" in said) != paused
+
+
+@pytest.mark.parametrize("asked", [(), ("dry_run",)])
+def test_nothing_is_started_behind_a_rehearsal_that_pauses_the_wave_at_its_end(
+    tmp_path: Path, asked: tuple[str, ...]
+) -> None:
+    airflow = Airflow(set())
+    airflow.at_work = [{"dag_run_id": "manual__0", "conf": {"dry_run": True, "pause_after": True}}]
+    with pytest.raises(Refused, match=r"its rehearsal manual__0 is not over, and pauses the wave at its end"):
+        start(tmp_path, airflow, *asked)
+    assert airflow.said == []
+
+
+def test_a_paused_wave_with_a_run_that_is_not_over_is_not_rehearsed(tmp_path: Path) -> None:
+    airflow = Airflow({WAVE})
+    airflow.at_work = [{"dag_run_id": "manual__0", "conf": None}]
+    with pytest.raises(Refused, match=r"its run manual__0 is not over: un-paused for a rehearsal, it would go on"):
+        start(tmp_path, airflow, "dry_run")
+    assert airflow.said == []
 
 
 def test_a_wave_that_cannot_be_paused_again_is_named(tmp_path: Path) -> None:

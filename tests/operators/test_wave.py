@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowRuntimeError, AirflowSkipException, ErrorType
+from airflow.sdk.execution_time.comms import ErrorResponse
 from hyperflow.operators import wave_check, wave_vm
 from hyperflow.operators.kept_plan import kept_plans
+from hyperflow.operators.wave import telling
 from hyperflow.operators.wave_check import CheckWaveOperator
 from hyperflow.operators.wave_vm import GO_ON, STOP, decision_on
 from hyperflow.plans.load import load_plan
@@ -188,7 +190,8 @@ def test_a_task_that_is_tried_again_after_its_vms_run_has_proven_the_vm_goes_on_
     monkeypatch.setattr(wave_vm, "cutover_of", lambda dag_id: None)
     monkeypatch.setattr(task, "states", lambda context: {"check": "success"})
     monkeypatch.setattr(task, "start", lambda context: "goes on")
-    context: Any = {"dag_run": SimpleNamespace(conf={}), "ti": SimpleNamespace(xcom_push=lambda key, value: None)}
+    ti = SimpleNamespace(xcom_push=lambda key, value: None, xcom_pull=lambda **_: ["a"])
+    context: Any = {"dag_run": SimpleNamespace(conf={}), "ti": ti}
 
     monkeypatch.setattr(task, "run_of_an_earlier_try", lambda context: "manual.saturday.1")
     assert task.begin(context) == "goes on"
@@ -197,3 +200,24 @@ def test_a_task_that_is_tried_again_after_its_vms_run_has_proven_the_vm_goes_on_
     found = task.begin(context)
     assert isinstance(found, dict)
     assert found["outcome"] == "already done", "that is what another wave finds"
+
+
+@pytest.mark.parametrize(
+    ("fault", "key", "told"),
+    [
+        (AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR)), "failure", "API_SERVER_ERROR"),
+        (OSError("no space left"), "failure", "no space left"),
+        (AirflowSkipException("not started: c failed"), "skipped", "not started: c failed"),
+    ],
+)
+def test_whatever_ends_a_task_of_a_wave_is_told_in_its_report(fault: Exception, key: str, told: str) -> None:
+    left: dict[str, Any] = {}
+    ti = SimpleNamespace(task_id="vms.a", xcom_push=lambda key, value: left.update({key: value}))
+
+    def work() -> None:
+        raise fault
+
+    with pytest.raises(type(fault)):
+        telling({"ti": ti}, work)  # type: ignore[typeddict-item]
+    assert list(left) == [key]
+    assert told in str(left[key])

@@ -143,3 +143,17 @@ def test_the_plan_that_the_run_kept_is_given_back_with_the_report(tmp_path: Path
     keep_plan(plan, "wave.move.saturday/r")
     report_of({"vms.a": "success", "vms.b": "success"}, {}, now=["a", "b"], plan=str(plan))
     assert (tmp_path / FOLDER / "wave.move.saturday" / "r" / ENDED).exists()
+
+
+@pytest.mark.parametrize("state", ["skipped", "upstream_failed", None])
+def test_a_run_that_is_cleared_after_its_time_tells_what_it_had_brought_about_before(state: str | None) -> None:
+    over = "wave saturday was to start at 2026-11-28 22:00 UTC, and that time is over"
+    left: dict[tuple[str, str], Any] = {("check", "skipped"): over, ("vms.a", "summary"): MOVED}
+    left |= {
+        ("vms.a", "trigger_run_id"): "r.1",
+        ("vms.b", "summary"): {**MOVED, "slug": "b", "outcome": "already done"},
+    }
+    report, fault = report_of({"check": "skipped", "vms.a": state, "vms.b": state}, left, now=["a", "b"])
+    assert outcomes(report) == {"a": "migrated", "b": "not started"}
+    assert report["vms"][1]["reason"] == over
+    assert fault is None

@@ -12,7 +12,7 @@ from hyperflow.plans.estimate import Rates, estimate_wave, minutes_text, rates_o
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.plan import PlanError
 from hyperflow.plans.schema import plan_schema
-from hyperflow.plans.survey import Survey, SurveyedVm, survey_path, write_survey
+from hyperflow.plans.survey import Survey, SurveyedVm, not_found, survey_path, write_survey
 from hyperflow.plans.wave import fires
 from hyperflow.plans.wave_settings import Window
 from hypothesis import given
@@ -100,6 +100,18 @@ def test_a_folder_needs_a_survey_of_vms_that_are_not_given_by_their_path(tmp_pat
     seen = {"db01": surveyed("db01"), "db02": surveyed("db02")}
     write_survey(tmp_path / "move.yaml", "move", Survey(asked="2026-11-24T00:00:00Z", vms=seen))
     assert members(tmp_path, {"folder": "/DC/vm/Prod"}, vms=vms) == ("a", "db01", "db02")
+
+
+@pytest.mark.parametrize("rule", [{"tag": "t1"}, {"folder": "/DC/vm/Prod"}])
+def test_a_vm_that_a_survey_did_not_find_takes_no_wave_away_and_is_chosen_by_what_is_known_of_it(tmp_path, rule):
+    seen = {name: surveyed(name, tags=["t1"]) for name in ("db01", "db02")}
+    asked = Survey(vms=seen, missing={"db02": "not found", "web01": "not found"})
+    write_survey(tmp_path / "move.yaml", "move", asked)
+    assert members(tmp_path, rule, vms=["db01", "db02", "web01"]) == ("db01", "db02")
+    assert not_found(asked) == [
+        "db02: not found; rules go by what an earlier survey knew of it",
+        "web01: not found; no rule on tag, host or folder fits it",
+    ]
 
 
 @pytest.mark.parametrize(

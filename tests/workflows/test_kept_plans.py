@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import DagSerialization
 from hyperflow.operators.kept_plan import ENDED, FOLDER, GRACE, keep_plan, kept_plans, let_go_of_plan
+from hyperflow.plans.survey import Survey, SurveyedVm, write_survey
 from hyperflow.workflows.migration import build_dag
 from hyperflow.workflows.plan_folder import read_plan_folder
 
@@ -25,6 +27,9 @@ waves: [{name: first, members: ["*"]}]
 """
 RUN = "migrate.autumn.web01/manual__1"
 WAVE_RUN = "wave.autumn.first/manual__1"
+GOLD = SurveyedVm(
+    name="x", inventory_path="/dc/vm/x", host=None, power_state="poweredOn", tags=["gold"], capacity_bytes=1
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -94,6 +99,23 @@ def test_a_wave_that_works_stays_as_it_was_and_the_dags_of_its_vms_with_it(plan:
     assert set(made_by("vm_migrations.py")) == set(vms)
 
 
+def test_a_wave_that_works_keeps_the_members_that_its_survey_chose(plan: Path) -> None:
+    """A new survey, of a plan that was changed meanwhile, need not know them."""
+    plan.write_text(PLAN.replace('["*"]', "[{tag: gold}]"))
+    survey = write_survey(plan, "autumn", Survey(vms={"web01": GOLD, "db01": GOLD}))
+    keep_plan(plan, WAVE_RUN, survey)
+    before = made_by("migration_waves.py")["wave.autumn.first"]
+    write_survey(plan, "autumn", Survey(vms={"db01": GOLD.model_copy(update={"tags": []})}))
+    assert made_by("migration_waves.py")["wave.autumn.first"] == before
+    assert set(dags()) == {"migrate.autumn.web01", "migrate.autumn.db01"}
+
+
+def test_what_is_wrong_with_a_wave_takes_no_dag_of_a_vm_that_works_away(plan: Path) -> None:
+    plan.write_text(PLAN.replace('["*"]', "[{tag: gold}]"))  # and nobody has asked the vCenter
+    keep_plan(plan, RUN)
+    assert set(dags()) == {"migrate.autumn.web01"}
+
+
 def test_the_vms_of_a_wave_that_works_are_those_of_their_good_plan(plan: Path) -> None:
     keep_plan(plan, WAVE_RUN)
     plan.write_text(PLAN.replace("first", "second").replace("/srv/images", "/srv/elsewhere"))
@@ -108,6 +130,20 @@ def test_the_dag_is_there_until_airflow_has_seen_the_end_and_then_goes_with_its_
     ended.write_text((datetime.now(UTC) - GRACE * 1.1).isoformat())
     assert dags() == {}
     assert not ended.parent.parent.exists()
+
+
+def test_a_copy_that_another_reader_has_removed_meanwhile_is_passed_over(
+    plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = Path.iterdir
+
+    def with_removed(folder: Path) -> Iterator[Path]:
+        yield from below(folder)
+        if folder.parent == plan.parent or folder.parent.name == FOLDER:
+            yield folder / "gone"
+
+    monkeypatch.setattr(Path, "iterdir", with_removed)
+    assert [kept.dag for kept in kept_plans(plan.parent)] == ["migrate.autumn.web01"]
 
 
 def test_a_run_that_is_gone_on_with_has_its_copy_for_itself_again(plan: Path) -> None:

@@ -130,6 +130,10 @@ class AirflowApi:
         """State of a run: queued, running, success, failed."""
         return str(self.request("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")["state"])
 
+    def fail_run(self, dag_id: str, run_id: str) -> None:
+        """Set a run to failed, as a person does in Airflow; it is over when its last task is."""
+        self.request("PATCH", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}", json={"state": "failed"})
+
     def task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
         """All tasks of a run."""
         found = self._all(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances", "task_instances")
@@ -255,6 +259,10 @@ class AirflowApi:
         query = {"order_by": "-run_after", "limit": 1}
         runs = self.request("GET", f"/api/v2/dags/{dag_id}/dagRuns", params=query)["dag_runs"]
         return str(runs[0]["dag_run_id"]) if runs else None
+
+    def runs_at_work(self, dag_id: str) -> list[dict[str, Any]]:
+        """Runs of a DAG that are not over: ``dag_run_id``, ``run_type``, ``conf`` and more of each."""
+        return self._all(f"/api/v2/dags/{dag_id}/dagRuns", "dag_runs", {"state": ["queued", "running"]})
 
     def _all(self, path: str, key: str, query: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []

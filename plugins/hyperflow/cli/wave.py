@@ -33,14 +33,15 @@ from hyperflow.plans.check import check_plans, in_no_wave, plans_beside, plans_o
 from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes_text, rates_of, starts_beside
 from hyperflow.plans.plan import Plan
 from hyperflow.plans.pools import pools_of_vm, wave_pool
-from hyperflow.plans.survey import read_survey
+from hyperflow.plans.survey import Survey, not_found, read_survey
 from hyperflow.plans.times import MISSED_AFTER, minutes_open, next_opening, opening_at
-from hyperflow.plans.wave import PAUSE_AFTER, Wave, fires
+from hyperflow.plans.wave import PAUSE_AFTER, Wave, fires, wants_the_wave
 
 SURVEY_DAG = "hyperflow_survey"
 PROVEN_VARIABLE = "hyperflow_proven_"
 DATES_SHOWN = 3
 READ_LIMIT = 120.0  # seconds until Airflow must have read a changed plan and its survey; 30 s by default
+END_LIMIT = 30.0  # seconds until a rehearsal that was set to failed must be over; less than the minute before a start
 GROUP = "vms."
 
 
@@ -102,7 +103,8 @@ def check(plan: Plan, wave: Wave, endpoint: Path | None, console: Console) -> in
         done, wrong, no_airflow = {}, [], True
         unseen = [f"pools, connections, approvers and measured rates were not looked at: {fault}"]
     rates = rates_of(done.values())
-    estimate = estimate_wave(plan, wave, read_survey(plan.path, plan.name), rates)
+    seen = read_survey(plan.path, plan.name)
+    estimate = estimate_wave(plan, wave, seen, rates)
     console.print(
         f"[bold]{escape(wave.name)}[/bold]: {len(wave.members)} VM(s), at most {wave.entry.max_in_flight} at once"
     )
@@ -118,7 +120,7 @@ def check(plan: Plan, wave: Wave, endpoint: Path | None, console: Console) -> in
         )
     for line in found:
         console.print(line, style="red", markup=False, soft_wrap=True)
-    for line in (*unseen, *filter(None, [in_no_wave(plan)])):
+    for line in (*unseen, *not_found(seen), *filter(None, [in_no_wave(plan)])):
         console.print(line, style="yellow", markup=False, soft_wrap=True)
     if found:
         return EXIT_FAILED
@@ -193,6 +195,7 @@ def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: s
     if wrong:
         raise Refused("\n".join(wrong))
     wait_for_dag(api, wave.dag_id, console)
+    refuse_beside_rehearsal(api, wave)
     wait_for_pools(api, plan, wave, console)
     refuse_paused(api, plan, wave)
     is_rehearsal = "dry_run" in asked
@@ -209,6 +212,19 @@ def start(api: AirflowApi, plan: Plan, wave: Wave, console: Console, *, asked: s
         return 0
     with goes_on(wave.dag_id, run_id):
         return follow_wave(api, wave, run_id, console)
+
+
+def refuse_beside_rehearsal(api: AirflowApi, wave: Wave) -> None:
+    """Name a rehearsal for which the wave was un-paused: a run that waited behind it could find the wave paused.
+
+    :raises Refused: there is one
+    """
+    for run in api.runs_at_work(wave.dag_id):
+        if (run.get("conf") or {}).get(PAUSE_AFTER):
+            raise Refused(
+                f"{wave.dag_id}: its rehearsal {run['dag_run_id']} is not over, and pauses the wave at its end. Start "
+                "it after that, or set that run to failed in Airflow, un-pause the wave, and wait for the run's end"
+            )
 
 
 def trigger(api: AirflowApi, wave: Wave, console: Console, asked: set[str]) -> str:
@@ -235,8 +251,14 @@ def rehearse_paused(api: AirflowApi, wave: Wave, console: Console, asked: set[st
     A DAG has to be un-paused for its runs to work, and then its schedule starts it in earnest. So there is no rehearsal
     while a start is due. Where this program has gone away, the scheduler pauses it (listeners/rehearsal.py).
 
-    :raises Refused: a start of the schedule is due, or has come while the rehearsal was at work
+    :raises Refused: a run of the wave is not over, a start of the schedule is due, or has come while the rehearsal was
+        at work
     """
+    if left := [str(run["dag_run_id"]) for run in api.runs_at_work(wave.dag_id)]:
+        raise Refused(
+            f"{wave.dag_id} is paused, and its run {left[0]} is not over: un-paused for a rehearsal, it would go on in "
+            "earnest. Un-pause the wave and let that run end, or set it to failed in Airflow, and rehearse then"
+        )
     due = next(iter(fires(wave, datetime.now(UTC) - MISSED_AFTER, 1)), None)
     if due is not None and due < datetime.now(UTC) + MISSED_AFTER:
         raise Refused(
@@ -245,21 +267,52 @@ def rehearse_paused(api: AirflowApi, wave: Wave, console: Console, asked: set[st
             "take the date out of the plan"
         )
     run_id = trigger(api, wave, console, asked | {PAUSE_AFTER})
-    ended = False
     try:
         api.unpause(wave.dag_id)
-        status = follow_wave(api, wave, run_id, console, before=due)
-        ended = True
+        return follow_wave(api, wave, run_id, console, before=due)
     finally:
         try:
-            api.pause(wave.dag_id)
-        except (AirflowUnavailable, Refused) as fault:
-            raise AirflowUnavailable(
-                f"{wave.dag_id} could not be paused again, so its schedule counts: pause it in Airflow. {fault}"
-            ) from fault
-        left = "" if ended else f"; run {run_id} is not over, and goes on when somebody un-pauses it"
-        console.print(f"{wave.dag_id} is paused again{left}", soft_wrap=True)
-    return status
+            end_run(api, wave, run_id, console)
+        finally:
+            pause_again(api, wave, console)
+
+
+def end_run(api: AirflowApi, wave: Wave, run_id: str, console: Console) -> None:
+    """End a rehearsal before its wave is paused: else it goes on when somebody un-pauses that, and pauses it again."""
+    left = f"run {run_id} is not over: it goes on when somebody un-pauses {wave.dag_id}, and pauses that at its end"
+    told = f"run {run_id} was ended"
+    try:
+        if api.run_state(wave.dag_id, run_id) in OVER:
+            return
+        api.fail_run(wave.dag_id, run_id)
+        limit = time.monotonic() + END_LIMIT
+        while api.run_state(wave.dag_id, run_id) not in OVER:
+            if time.monotonic() > limit:
+                told = left
+                break
+            time.sleep(POLL)
+    except (AirflowUnavailable, Refused) as fault:
+        told = f"{left}. {fault}"
+    console.print(told, markup=False, soft_wrap=True)
+
+
+def pause_again(api: AirflowApi, wave: Wave, console: Console) -> None:
+    """Pause a wave after its rehearsal, unless somebody has started it meanwhile.
+
+    :raises AirflowUnavailable: it cannot be paused
+    """
+    try:
+        for run in api.runs_at_work(wave.dag_id):
+            if wants_the_wave(run.get("run_type"), run.get("conf")):
+                told = f"{wave.dag_id} is not paused again: run {run['dag_run_id']} waits. Its schedule counts"
+                console.print(told, markup=False, soft_wrap=True)
+                return
+        api.pause(wave.dag_id)
+    except (AirflowUnavailable, Refused) as fault:
+        raise AirflowUnavailable(
+            f"{wave.dag_id} could not be paused again, so its schedule counts: pause it in Airflow. {fault}"
+        ) from fault
+    console.print(f"{wave.dag_id} is paused again", soft_wrap=True)
 
 
 def wait_for_pools(api: AirflowApi, plan: Plan, wave: Wave, console: Console) -> None:
@@ -403,13 +456,14 @@ def survey(file: Path, api: AirflowApi, console: Console) -> int:
     table = Table(box=None, pad_edge=False)
     for title in ("VM", "ESXi host", "size", "used", "power", "folder"):
         table.add_column(title)
-    for slug, vm in sorted(found["vms"].items()):
+    there = {slug: vm for slug, vm in found["vms"].items() if slug not in found["missing"]}
+    for slug, vm in sorted(there.items()):
         used = f"{vm['used_bytes'] / 2**30:.1f} GiB" if vm.get("used_bytes") is not None else "-"
         cells = (slug, vm["host"] or "-", f"{vm['capacity_bytes'] / 2**30:.1f} GiB", used, vm["power_state"])
         table.add_row(*(escape(shown(cell)) for cell in (*cells, vm["inventory_path"].rpartition("/")[0])))
     console.print(table)
-    for slug, why in sorted(found["missing"].items()):
-        console.print(f"{shown(slug)}: {shown(why)}", style="red", markup=False, soft_wrap=True)
+    for line in not_found(Survey.model_validate(found)):
+        console.print(shown(line), style="red", markup=False, soft_wrap=True)
     return EXIT_FAILED if found["missing"] else 0
 
 

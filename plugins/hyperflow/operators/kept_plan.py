@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 FOLDER = ".running"
+SURVEY = "survey.json"  # beside the copy of a wave's plan: what its members were chosen by
 ENDED = "ended"  # when the run's last task began: Airflow needs the DAG until it has seen that task's end
 GRACE = timedelta(minutes=10)
 LONGEST = timedelta(days=14)  # of a run that never ended, because somebody deleted it
@@ -29,22 +30,27 @@ class KeptPlan:
     :param copy: the copy
     :param original: where the plan was
     :param dag: the DAG that its run is of, as a path writes it (``safe``)
+    :param survey: the copy of its survey; None where none was kept
     """
 
     copy: Path
     original: Path
     dag: str
+    survey: Path | None = None
 
 
-def keep_plan(plan: Path, run: str) -> None:
+def keep_plan(plan: Path, run: str, survey: Path | None = None) -> None:
     """Keep a copy of the plan; where the folder cannot be written, the log says what that means.
 
     :param run: ``DAG/RUN`` (``run_key``)
+    :param survey: the file of its survey, which may not be there; of a wave, whose members it tells
     """
     folder = plan.parent / FOLDER / run
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / plan.name).write_bytes(plan.read_bytes())
+        if survey is not None and survey.exists():
+            (folder / SURVEY).write_bytes(survey.read_bytes())
         (folder / ENDED).unlink(missing_ok=True)
     except OSError as fault:
         log.warning("%s cannot be kept (%s): do not delete or break it while this run works", plan, fault)
@@ -63,8 +69,8 @@ def kept_plans(plans: Path) -> Iterator[KeptPlan]:
 
     :param plans: the folder of plans
     """
-    for folder in sorted(plans.glob(f"{FOLDER}/*/*")):
-        copies = [path for path in folder.iterdir() if path.name != ENDED]
+    for folder in (run for dag in _below(plans / FOLDER) for run in _below(dag)):
+        copies = [path for path in _below(folder) if path.name not in (ENDED, SURVEY)]
         if any(_is_over(folder, copy) for copy in copies):
             with contextlib.suppress(OSError):  # another parser was faster, or it is not ours to remove
                 for path in folder.iterdir():
@@ -72,8 +78,17 @@ def kept_plans(plans: Path) -> Iterator[KeptPlan]:
                 folder.rmdir()
                 folder.parent.rmdir()
             continue
+        survey = folder / SURVEY if (folder / SURVEY).exists() else None
         for copy in copies:
-            yield KeptPlan(copy, plans / copy.name, folder.parent.name)
+            yield KeptPlan(copy, plans / copy.name, folder.parent.name, survey)
+
+
+def _below(folder: Path) -> list[Path]:
+    """List what is in a folder; nothing where another parser has removed it meanwhile, or it cannot be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _is_over(folder: Path, copy: Path) -> bool:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class SurveyOperator(BaseOperator):
     """Finds every VM of a plan at its vCenter, and keeps what waves need to know of it beside the plan.
 
-    Returns the survey (``plans.survey.Survey`` as JSON). A VM that is not found is told in ``missing``.
+    Returns the survey (``plans.survey.Survey`` as JSON). A VM that is not found is told in ``missing``, and keeps the
+    entry that it had: one that was finalized since has another name, and the waves it is in must stay what they are.
 
     :param plan: the plan's name; templated
     :param folder: of the plans
@@ -43,7 +44,7 @@ class SurveyOperator(BaseOperator):
 
         try:
             plan = self.read()
-            survey = self.ask(plan)
+            survey = with_earlier(self.ask(plan), plan)
             path = write_survey(plan.path, plan.name, survey)
         except VsphereError as fault:
             self.tell(context, fault)
@@ -51,7 +52,8 @@ class SurveyOperator(BaseOperator):
         except (AirflowFailException, OSError) as fault:
             self.tell(context, fault)
             raise
-        self.log.info("%d VM(s) found, %d not; kept in %s", len(survey.vms), len(survey.missing), path)
+        found = len(survey.vms.keys() - survey.missing.keys())
+        self.log.info("%d VM(s) found, %d not; kept in %s", found, len(survey.missing), path)
         return survey.model_dump(mode="json")
 
     def tell(self, context: Context, fault: Exception) -> None:
@@ -104,3 +106,16 @@ class SurveyOperator(BaseOperator):
             placements = read_placements(session, list(dict.fromkeys(morefs.values())))
             vms = {slug: SurveyedVm.model_validate(placements[moref]) for slug, moref in morefs.items()}
         return Survey(asked=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), vms=vms, missing=missing)
+
+
+def with_earlier(survey: Survey, plan: Plan) -> Survey:
+    """Add what the survey before knew of VMs that are missing now; nothing where that one cannot be read."""
+    from hyperflow.plans.plan import PlanError
+    from hyperflow.plans.survey import read_survey
+
+    try:
+        earlier = read_survey(plan.path, plan.name).vms
+    except PlanError:
+        return survey
+    kept = {slug: earlier[slug] for slug in survey.missing if slug in earlier}
+    return survey.model_copy(update={"vms": {**kept, **survey.vms}})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from hyperflow.operators.base import keep_failure
 from hyperflow.operators.preflight import plan_location
@@ -66,7 +66,7 @@ def telling(context: Context, function: Any, *arguments: Any) -> Any:
     except AirflowSkipException as skip:
         context["ti"].xcom_push(key=SKIPPED_KEY, value=str(skip))
         raise
-    except AirflowException as fault:
+    except Exception as fault:
         keep_failure(context, context["ti"].task_id, fault)
         raise
 

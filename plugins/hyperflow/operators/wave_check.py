@@ -56,8 +56,10 @@ class CheckWaveOperator(WaveOperator):
 
     def check(self, context: Context) -> list[str]:
         """Do so."""
+        from hyperflow.plans.survey import survey_path
+
         plan, wave = load_wave(self.plan_file, self.wave)
-        keep_plan(plan_location(self.plan_file), run_key(context))
+        keep_plan(plan_location(self.plan_file), run_key(context), survey_path(plan.path, plan.name))
         asked = {key: value for key, value in (context["dag_run"].conf or {}).items() if value}
         audit_start(context, f"wave {wave.name}", {"plan": plan.name, "members": list(wave.members), **asked})
         opening = None if is_rehearsal(context) else self.opening(context, wave, datetime.now(UTC))

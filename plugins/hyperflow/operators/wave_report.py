@@ -127,8 +127,11 @@ class WriteWaveReportOperator(WaveOperator):
         summary = ti.xcom_pull(task_ids=task, key=SUMMARY_KEY, map_indexes=-1)
         vm_dag = f"migrate.{plan_of(context['dag'].dag_id)}.{slug}"
         document: dict[str, Any] = {"outcome": "not started", "dag_id": vm_dag, "slug": slug}
-        # Airflow calls a task removed when the plan has its VM in this wave no more, however it had ended.
-        if isinstance(summary, dict) and state in ("success", "failed", REMOVED):
+        # Airflow calls a task removed when the plan has its VM in this wave no more, however it had ended, and skips
+        # those of a run that is cleared as a whole after its time, whatever they had brought about before.
+        if isinstance(summary, dict) and (
+            state in ("success", "failed", REMOVED) or self.is_of_its_run(ti, task, summary)
+        ):
             document |= summary
         failure = self.failure(context, task, state)
         if failure is not None:
@@ -138,6 +141,11 @@ class WriteWaveReportOperator(WaveOperator):
         elif document["outcome"] == "not started":
             document |= self.not_started(context, vm_dag, slug, states)
         return VmSummary.model_validate(document)
+
+    def is_of_its_run(self, ti: Any, task: str, summary: Mapping[str, Any]) -> bool:
+        """Whether a summary tells of the run that the VM's task has started last."""
+        started = ti.xcom_pull(task_ids=task, key=RUN_KEY, map_indexes=-1)
+        return isinstance(started, str) and summary.get("run_id") == started
 
     def failure(self, context: Context, task: str, state: str | None) -> str | None:
         """Why a VM's task failed; None where it did not."""

@@ -49,8 +49,9 @@ POLL = 5  # seconds between looks at a VM's run
 class MigrateVmOperator(TriggerDagRunOperator):
     """Starts the DAG of one VM of a wave, and waits for its end without a worker.
 
-    Not started, and skipped with the reason, is a VM whose wave was not approved, whose predecessor did not arrive,
-    which cannot begin within the window, or after a failure where the plan says so. One that is migrated and proven
+    Not started, and skipped with the reason, is a VM whose wave was not approved, which came to the wave after that had
+    begun, whose predecessor did not arrive, which cannot begin within the window, or after a failure where the plan
+    says so. One that is migrated and proven
     already is left as it is. A try after a crash, and a person's clearing, goes on with a run that still works.
 
     In a rehearsal every VM is started that is not proven already: it only looks, so no window, no order that was not
@@ -125,18 +126,19 @@ class MigrateVmOperator(TriggerDagRunOperator):
         return telling(context, self.begin, context)
 
     def begin(self, context: Context) -> Any:
-        """Do so."""
+        """Do so; a run of an earlier try comes first: going on with it starts nothing, and what is proven by then is
+        proven by that run, and told as its.
+        """
+        if self.run_of_an_earlier_try(context) is not None:
+            return self.start(context)
         states = self.states(context)
         self.refuse_unapproved(context, states)
+        self.refuse_newcomer(context)
+        if (proven := self.proven_already(context)) is not None:
+            return proven
         if not is_rehearsal(context):
             self.refuse_without(states)
-        if self.run_of_an_earlier_try(context) is None:  # else what is proven is proven by that run, and is told as its
-            if (proven := self.proven_already(context)) is not None:
-                return proven
-            if not is_rehearsal(context):
-                self.refuse_beside_another(context)
-                self.refuse_outside_window(context)
-                self.heed_failures(context, states)
+            self.refuse_start(context, states)
         return self.start(context)
 
     def states(self, context: Context) -> dict[str, str | None]:
@@ -154,11 +156,26 @@ class MigrateVmOperator(TriggerDagRunOperator):
             if not isinstance(answer, dict) or answer.get("chosen_options") != ["Approve"]:
                 raise AirflowSkipException("the wave was not approved")
 
+    def refuse_newcomer(self, context: Context) -> None:
+        """Skip where the plan has put the VM into the wave after this had begun: nobody was asked about it."""
+        members = context["ti"].xcom_pull(task_ids=CHECK, map_indexes=-1)
+        if isinstance(members, list) and self.slug not in members:
+            raise AirflowSkipException("not started: it came to the wave after that had begun; start the wave again")
+
     def refuse_without(self, states: dict[str, str | None]) -> None:
         """Skip when a VM that must be there before has not arrived."""
         missing = [slug for slug in self.needs if states.get(task_of(slug)) != "success"]
         if missing:
             raise AirflowSkipException(f"not started: it comes after {', '.join(missing)}, which did not arrive")
+
+    def refuse_start(self, context: Context, states: dict[str, str | None]) -> None:
+        """Skip, or ask, where a run of the VM may not begin now.
+
+        :raises TaskAwaitingInput: a person is asked
+        """
+        self.refuse_beside_another(context)
+        self.refuse_outside_window(context)
+        self.heed_failures(context, states)
 
     def refuse_beside_another(self, context: Context) -> None:
         """Skip when a VM that it takes turns with is at work all the same: its task in the wave was ended by a person,
@@ -293,11 +310,13 @@ class MigrateVmOperator(TriggerDagRunOperator):
         }
         keep_decision(context, decision)
         self.log.info("decided by %s: %s", decision["by"] or "nobody in time", answer)
+        if (
+            self.run_of_an_earlier_try(context) is not None
+        ):  # it drifted, and is started over or not by what was decided
+            return self.start(context)
         if answer != GO_ON:
             raise AirflowSkipException(f"not started: {', '.join(failed)} failed, and it was decided to stop")
-        self.refuse_outside_window(context)
-        self.refuse_beside_another(context)
-        self.heed_failures(context, self.states(context))  # another one may have failed, or was decided on, meanwhile
+        self.refuse_start(context, self.states(context))  # another one may have failed, or was decided on, meanwhile
         return self.start(context)
 
     def start(self, context: Context) -> Any:
@@ -406,15 +425,18 @@ class MigrateVmOperator(TriggerDagRunOperator):
         return summary
 
     def starts_over(self, context: Context, summary: Any) -> bool:
-        """Whether a VM that drifted is to be migrated anew: once, where the plan says so and the time is left."""
+        """Whether a VM that drifted is to be migrated anew: once, where the plan says so and it may begin now.
+
+        :raises TaskAwaitingInput: a person is asked
+        """
         if not self.start_over or not isinstance(summary, dict) or not summary.get("drifted"):
             return False
         if _store(context).get("started_over"):
             return False
         try:
-            self.refuse_outside_window(context)
-        except AirflowSkipException as late:
-            self.log.warning("%s drifted, and is not started over: %s", self.slug, late)
+            self.refuse_start(context, self.states(context))
+        except AirflowSkipException as reason:
+            self.log.warning("%s drifted, and is not started over: %s", self.slug, reason)
             return False
         return True
 

@@ -41,6 +41,7 @@ def load_plan(
     profiles: Path | None = None,
     original: Path | None = None,
     *,
+    survey_copy: Path | None = None,
     waves: bool = True,
     notifiers: Judge | None = None,
 ) -> Plan:
@@ -50,6 +51,7 @@ def load_plan(
     :param profiles: folder of profiles; when None, ``profiles/`` beside the plan or beside its folder, then
         the project's own
     :param original: where the plan was, when ``path`` is a copy: it is this path that the plan then has
+    :param survey_copy: the survey that was kept with such a copy; when None, the one beside the plan
     :param waves: resolve the waves too; not for who makes the survey that they may need
     :param notifiers: who tells whether the notifiers that the plan names can be used; nobody is asked when None
     :raises PlanError: with every fault, as ``path: found X, expected Y (line L, column C)``
@@ -58,7 +60,7 @@ def load_plan(
     written, faults = validate(PlanFile, document)
     library = Library([profiles] if profiles is not None else folders_near(original or path))
     faults += rules.faults(document.value, library, notifiers)
-    survey, damaged = _survey(document.value, original or path)
+    survey, damaged = _survey(document.value, original or path, survey_copy)
     resolved: tuple[Wave, ...] = ()
     if waves and not damaged:
         resolved, wrong = resolve_waves(document.value, _candidates(document.value, survey))
@@ -72,7 +74,7 @@ def load_plan(
     return _plan(written, library, original or path, resolved, survey)
 
 
-def _survey(plan: Any, path: Path) -> tuple[Survey, list[Fault]]:
+def _survey(plan: Any, path: Path, kept: Path | None) -> tuple[Survey, list[Fault]]:
     """Read the survey of a plan file's plain data, where anything asks it; and what is wrong with it."""
     if not isinstance(plan, dict):
         return NOTHING, []
@@ -80,7 +82,7 @@ def _survey(plan: Any, path: Path) -> tuple[Survey, list[Fault]]:
     if not plan.get("waves") and not (isinstance(pools, dict) and pools.get("nfc_streams_per_esxi")):
         return NOTHING, []
     try:
-        return read_survey(path, str(plan.get("plan"))), []
+        return read_survey(path, str(plan.get("plan")), kept), []
     except PlanError as error:
         return NOTHING, error.faults
 
@@ -150,6 +152,6 @@ def _candidate(index: int, settings: dict[str, Any], selector: Selector, slug: s
         else frozenset(),
         tags=frozenset(seen.tags) if seen else frozenset(),
         host=seen.host if seen else None,
-        surveyed=seen is not None,
+        surveyed=seen is not None or slug in survey.missing,
         expected_minutes=expected if type(expected) is int else None,
     )

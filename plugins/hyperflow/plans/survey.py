@@ -40,10 +40,10 @@ class SurveyedVm(BaseModel):
 
 
 class Survey(BaseModel):
-    """All VMs of a plan that were found.
+    """All VMs of a plan that were found, now or by an earlier survey.
 
     :param asked: when, ISO 8601 in UTC; None when nobody has asked yet
-    :param vms: by slug
+    :param vms: by slug; of one that is missing now, what an earlier survey knew, if it did
     :param missing: slug -> why a VM was not found
     """
 
@@ -62,12 +62,13 @@ def survey_path(plan_file: Path, plan: str) -> Path:
     return plan_file.parent / FOLDER / f"{plan}.json"
 
 
-def read_survey(plan_file: Path, plan: str) -> Survey:
+def read_survey(plan_file: Path, plan: str, kept: Path | None = None) -> Survey:
     """Read the survey of a plan; an empty one when nobody has asked yet.
 
+    :param kept: the file, where it is a copy that was kept elsewhere
     :raises PlanError: with one fault: the file cannot be read, or is not what was written there
     """
-    path = survey_path(plan_file, plan)
+    path = kept or survey_path(plan_file, plan)
     try:
         state = path.stat()
         if state.st_size <= SIZE_LIMIT:
@@ -95,6 +96,15 @@ def write_survey(plan_file: Path, plan: str, survey: Survey) -> Path:
     partial.write_text(survey.model_dump_json(indent=2) + "\n", encoding="utf-8")
     partial.rename(path)
     return path
+
+
+def not_found(survey: Survey) -> list[str]:
+    """Say of each VM that was not found why, and by what the rules of waves go: a line each."""
+    known = "rules go by what an earlier survey knew of it"
+    return [
+        f"{slug}: {why}; {known if slug in survey.vms else 'no rule on tag, host or folder fits it'}"
+        for slug, why in sorted(survey.missing.items())
+    ]
 
 
 @lru_cache(maxsize=64)

@@ -24,6 +24,14 @@ FIRES_LOOKED_AT = 60  # of a cron schedule, held to the window
 PAUSE_AFTER = "pause_after"  # key of a run's conf: the wave's DAG was paused before, and is to be when the run is over
 
 
+def wants_the_wave(run_type: Any, conf: Any) -> bool:
+    """Whether a run that waits for a rehearsal to be over keeps the wave from being paused then: a person wants it.
+
+    One that the schedule has made, while the wave was un-paused for its rehearsal, nobody wants.
+    """
+    return str(getattr(run_type, "value", run_type)) != "scheduled" and not (conf or {}).get(PAUSE_AFTER)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A VM of the plan as waves choose it.
@@ -32,6 +40,7 @@ class Candidate:
     :param name: its name, the last part of an inventory path
     :param path: its inventory path, None where neither plan nor survey tells
     :param host: ESXi host it ran on when it was surveyed
+    :param surveyed: a survey has looked for it, and may not have found it
     """
 
     index: int
@@ -53,6 +62,7 @@ class Wave:
     :param members: slugs, in the plan's order
     :param after: slug -> slugs of those that must have arrived before it starts
     :param turns: slug -> slugs of those that must be over, well or not, because two of them may not be at work at once
+    :param apart: slug -> slugs of all with whom it may not be at work; ``turns`` tells only who comes next
     :param approvers: ``{"id", "name"}`` of those who may answer; empty for whoever may run the DAG
     """
 
@@ -63,6 +73,7 @@ class Wave:
     members: tuple[str, ...]
     after: Mapping[str, tuple[str, ...]]
     turns: Mapping[str, tuple[str, ...]]
+    apart: Mapping[str, tuple[str, ...]]
     approvers: tuple[dict[str, str], ...] = field(default=())
 
     @property
@@ -165,6 +176,7 @@ class _Resolving:
         slugs = [one.slug for one in members]
         after = self.after(members)
         order = self.order(slugs, after)
+        turns, apart = self.turns(members, order)
         self.schedule(members)
         self.window(members)
         return Wave(
@@ -174,7 +186,8 @@ class _Resolving:
             time_zone=self.zone,
             members=tuple(slugs),
             after={slug: tuple(sorted(after[slug], key=slugs.index)) for slug in slugs if after.get(slug)},
-            turns=self.turns(members, order),
+            turns=turns,
+            apart=apart,
             approvers=tuple(self.approvers(self.entry.approval, people)),
         )
 
@@ -211,7 +224,7 @@ class _Resolving:
         if rule.tag is not None or rule.host is not None:
             return "tag or host, which are", [one.slug for one in self.candidates if not one.surveyed]
         if rule.folder is not None:  # a VM that is given by its path says its folder itself
-            return "folder, which is", [one.slug for one in self.candidates if one.path is None]
+            return "folder, which is", [one.slug for one in self.candidates if one.path is None and not one.surveyed]
         return "", []
 
     def called(
@@ -272,8 +285,12 @@ class _Resolving:
             self.refuse(("after",), f"a ring: {ring}", "an order with a beginning")
             return list(slugs)
 
-    def turns(self, members: Sequence[Candidate], order: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    def turns(
+        self, members: Sequence[Candidate], order: Sequence[str]
+    ) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+        """Tell whom each VM waits for, and with whom it may not be at work."""
         turns: dict[str, list[str]] = {}
+        apart: dict[str, list[str]] = {}
         for index, words in enumerate(self.entry.apart):
             found = [
                 self.called(("apart", index, place), word, members, self.groups) for place, word in enumerate(words)
@@ -285,7 +302,9 @@ class _Resolving:
                 self.refuse(("apart", index), f"{show(queue[0])} alone", "two VMs or more of the wave")
             for first, second in pairwise(queue):
                 turns.setdefault(second, []).append(first)
-        return {slug: tuple(dict.fromkeys(before)) for slug, before in turns.items()}
+            for slug in queue:
+                apart.setdefault(slug, []).extend(other for other in queue if other != slug)
+        return _without_repeats(turns), _without_repeats(apart)
 
     def schedule(self, members: Sequence[Candidate]) -> None:
         schedule = self.entry.schedule
@@ -413,6 +432,10 @@ def _moment(written: str, where: ZoneInfo) -> datetime:
 def _longest(members: Iterable[Candidate]) -> tuple[str, int]:
     """Find the VM that is expected to take longest: its slug and its minutes, 0 where none is known."""
     return max(((one.slug, one.expected_minutes or 0) for one in members), key=lambda one: one[1], default=("", 0))
+
+
+def _without_repeats(lists: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:
+    return {slug: tuple(dict.fromkeys(others)) for slug, others in lists.items()}
 
 
 def _is_pattern(word: str) -> bool:

@@ -112,6 +112,7 @@ def _kept(folder: Path, kind: str, known: set[str]) -> Iterator[tuple[str, Plan]
         if kept.dag in known or not kept.dag.startswith(kind):
             continue
         try:
-            yield kept.dag, load_plan(kept.copy, original=kept.original)
+            waves = kind == "wave."  # a VM's run needs none, so nothing that is wrong with them takes its DAG away
+            yield kept.dag, load_plan(kept.copy, original=kept.original, survey_copy=kept.survey, waves=waves)
         except PlanError:  # its profile is gone as well, or the copy was half-written
             continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import pendulum
@@ -20,7 +19,6 @@ from hyperflow.operators.wave_check import CheckWaveOperator
 from hyperflow.operators.wave_report import WriteWaveReportOperator
 from hyperflow.operators.wave_vm import MigrateVmOperator
 from hyperflow.plans.pools import wave_pool
-from hyperflow.plans.survey import read_survey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,10 +86,9 @@ def add_tasks(plan: Plan, wave: Wave) -> None:
         first = asking
     tasks: dict[str, MigrateVmOperator] = {}
     places = {slug: place for place, slug in enumerate(slug for step in wave.steps() for slug in step)}
-    apart = kept_apart(plan, wave)
     with TaskGroup(GROUP):
         for slug in wave.members:
-            tasks[slug] = migrate(plan, wave, slug, places[slug], apart[slug])
+            tasks[slug] = migrate(plan, wave, slug, places[slug])
     # A teardown, as in a migration: it runs also when a person sets the state of the whole run.
     report = WriteWaveReportOperator(
         task_id=REPORT, on_success_callback=told, on_failure_callback=told, **common
@@ -107,36 +104,10 @@ def notices(plan: Plan, wave: Wave) -> Sequence[Notice]:
     return plan.notify if wave.entry.notify is None else wave.entry.notify
 
 
-def kept_apart(plan: Plan, wave: Wave) -> dict[str, list[str]]:
-    """Tell with whom each member may not be at work: slug -> slugs of all others of each ``apart`` that it is in.
-
-    The wave's turns tell only who comes next, and not which of them are of one set. So the words are looked up once
-    more, as ``plans.wave`` does: a group, a pattern, a slug, else the VM's name or what the plan calls it.
-    """
-    seen = read_survey(plan.path, plan.name).vms if wave.entry.apart else {}
-    named = [(vm.slug, vm.selector.value) for vm in plan.vms if vm.slug in wave.members]
-    known = [(slug, seen[slug].name if slug in seen else value.rpartition("/")[2], value) for slug, value in named]
-
-    def called(word: str) -> list[str]:
-        if "*" in word or "?" in word:
-            return [slug for slug, name, _ in known if fnmatchcase(name, word) or fnmatchcase(slug, word)]
-        own = [slug for slug, _, _ in known if slug == word]
-        return own or [slug for slug, name, value in known if word in (name, value)]
-
-    apart = {slug: dict.fromkeys(wave.turns.get(slug, ())) for slug in wave.members}
-    for words in wave.entry.apart:
-        plain = [each for word in words for each in wave.entry.groups.get(word, [word])]
-        queue = dict.fromkeys(slug for word in plain for slug in called(word))
-        for slug in queue:
-            apart[slug] |= queue
-    return {slug: [other for other in others if other != slug] for slug, others in apart.items()}
-
-
-def migrate(plan: Plan, wave: Wave, slug: str, place: int, apart: Sequence[str]) -> MigrateVmOperator:
+def migrate(plan: Plan, wave: Wave, slug: str, place: int) -> MigrateVmOperator:
     """Make the task that starts one VM's DAG.
 
     :param place: where the VM stands in the wave's order, from 0
-    :param apart: slugs of those with whom it may not be at work
     """
     vm = plan.vm(slug)
     is_behind = bool(wave.turns.get(slug) or wave.after.get(slug))
@@ -148,7 +119,7 @@ def migrate(plan: Plan, wave: Wave, slug: str, place: int, apart: Sequence[str])
         slug=slug,
         vm_dag=vm.dag_id,
         needs=list(wave.after.get(slug, ())),
-        apart=[plan.vm(one).dag_id for one in apart],
+        apart=[plan.vm(one).dag_id for one in wave.apart.get(slug, ())],
         approved_by_people=approval is not None,
         on_failure=wave.entry.on_failure,
         approvers=list(wave.approvers),
