@@ -128,7 +128,7 @@ def expectations(guest: dict[str, Any] | None, nics: Iterable[NicFacts] = ()) ->
         if network["addresses"]
     ]
     mounts = [
-        {key: mount[key] for key in ("path", "uuid", "fstype", "options")}
+        {key: mount[key] for key in ("path", "uuid", "options")}
         for mount in guest["mounts"]
         if mount["path"].startswith("/") and mount["uuid"] and mount["fstype"] != "swap"
     ]
