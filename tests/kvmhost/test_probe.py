@@ -167,6 +167,33 @@ def test_a_mac_address_that_the_guest_gives_its_card_itself_is_no_difference() -
     assert evidence.differences(found, wanted, []) == []
 
 
+ANY = {"name": "", "mac": None}
+
+
+@pytest.mark.parametrize(
+    ("network", "difference"),
+    [
+        ({**ANY, "addresses": ["192.0.2.10/24"]}, None),
+        ({**ANY, "addresses": ["192.0.2.1/24"]}, "address 192.0.2.1/24: found it on no interface, expected it on one"),
+        ({"name": "", "mac": MAC, "addresses": ["192.0.2.10/24"]}, None),
+        ({"name": "ens192", "mac": None, "addresses": ["192.0.2.10"]}, None),
+        (
+            {"name": "ens192", "mac": None, "addresses": ["192.0.2.1"]},
+            "interface ens192: found 192.0.2.10/24, expected 192.0.2.1",
+        ),
+        (
+            {"name": "ens192", "mac": None, "addresses": ["192.0.2.10/32"]},
+            "interface ens192: found 192.0.2.10/24, expected 192.0.2.10/32",
+        ),
+    ],
+)
+def test_an_address_is_expected_as_far_as_the_guests_files_tell_of_it(
+    network: dict[str, Any], difference: str | None
+) -> None:
+    found = evidence.differences(observed(), {"networks": [network]}, [MAC])
+    assert found == ([] if difference is None else [difference])
+
+
 def test_a_report_arrives_in_any_pieces_and_between_other_lines() -> None:
     data = b"[   12.3] kernel says\n" + lines({"state": "degraded", "kernel": "6.1.0\n"}) + b"web01 login: "
     reader = evidence.Reader(NONCE)

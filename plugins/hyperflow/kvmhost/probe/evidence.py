@@ -106,7 +106,11 @@ def differences(evidence: dict[str, Any], expect: dict[str, Any], macs: list[str
 def _network_differences(network: dict[str, Any], by_mac: dict[str, Any], nics: list[dict[str, Any]]) -> list[str]:
     mac, name = (network.get("mac") or "").lower().replace("-", ":"), network.get("name") or ""
     if not mac and not name:
-        return []
+        return [
+            f"address {one}: found it on no interface, expected it on one"
+            for one in network.get("addresses") or []
+            if not any(_has_address(nic, one) for nic in nics)
+        ]
     label = f"interface {' '.join(part for part in (name, mac) if part)}"
     nic = next((one for one in nics if one["name"] == name), None) or by_mac.get(mac)
     if nic is None:
@@ -118,11 +122,16 @@ def _network_differences(network: dict[str, Any], by_mac: dict[str, Any], nics: 
     if mac and nic["mac"].lower() != mac and owner["name"] != nic["name"]:
         # names that were swapped have their addresses, each in the other's network
         found.append(f"{label}: found {nic['name']} on {nic['mac']}, and {mac} on {owner['name']}")
-    missing = [one for one in network.get("addresses") or [] if one.lower() not in nic["addresses"]]
+    missing = [one for one in network.get("addresses") or [] if not _has_address(nic, one)]
     if missing:
         has = ", ".join(nic["addresses"]) or "no address"
         found.append(f"{label}: found {has}, expected {', '.join(missing)}")
     return found
+
+
+def _has_address(nic: dict[str, Any], address: str) -> bool:
+    """Whether an interface has an address; one without a prefix length is had with any."""
+    return any(address.lower() in (one, one.split("/")[0]) for one in nic["addresses"])
 
 
 def _has_ipv4(card: str, nics: list[dict[str, Any]]) -> bool:

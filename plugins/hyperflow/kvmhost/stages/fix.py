@@ -170,6 +170,7 @@ class Fix:
             "fstab": tables,
             "boot_entries": [entry.as_json() for entry in entries],
             "network": links,
+            "network_without_card": list(naming.gone),
             "vmware_tools": vmware_tools,
             "configuration": configured,
         }
