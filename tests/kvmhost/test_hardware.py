@@ -13,9 +13,18 @@ from typing import Any
 
 import pytest
 from hyperflow.kvmhost import firmware
-from hyperflow.kvmhost.hardware import Hardware, Image, Nic, qemu_arguments, require_sound
+from hyperflow.kvmhost.hardware import (
+    Hardware,
+    Image,
+    Nic,
+    disk_elements,
+    qemu_arguments,
+    require_sound,
+    virt_install_arguments,
+)
 from hyperflow.kvmhost.probe.machine import Machine
 from hyperflow.kvmhost.stage import BadRequest, Job, StageError
+from hyperflow.kvmhost.stages import define
 
 from lab import kvmhost
 from tests.kvmhost.stages import running
@@ -188,3 +197,18 @@ def test_a_host_without_uefi_says_which_package_brings_it(tmp_path: Path) -> Non
 def test_a_mac_that_is_there_twice_is_refused(images: list[Image]) -> None:
     with pytest.raises(BadRequest, match="twice"):
         require_sound(Hardware("bios", 1, 64, [Nic("00:50:56:9A:77:01"), Nic("00-50-56-9a-77-01")]), images)
+
+
+def test_a_domain_has_no_tpm_for_its_boot_was_proven_without_one(images: list[Image]) -> None:
+    """virt-install gives every UEFI guest one where the host has swtpm."""
+    hardware = Hardware("bios", 1, 64)
+    arguments = virt_install_arguments(hardware, images, "tcg")
+    assert arguments[arguments.index("--tpm") + 1] == "none"
+    domain = ET.Element("domain")
+    devices = ET.SubElement(domain, "devices")
+    devices.extend(disk_elements(hardware, images))
+    options = define.Options("web01", str(uuid.uuid4()), images, hardware, {"vm": "test"})
+    assert len(define._require_devices(options, ET.tostring(domain, encoding="unicode"), "libvirt")["disks"]) == 2
+    ET.SubElement(devices, "tpm", model="tpm-crb")
+    with pytest.raises(StageError, match="libvirt: found a TPM, expected none"):
+        define._require_devices(options, ET.tostring(domain, encoding="unicode"), "libvirt")

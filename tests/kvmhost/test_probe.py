@@ -38,19 +38,26 @@ def observed(**changes: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("options", ["noauto,user", "defaults,x-systemd.automount,x-systemd.idle-timeout=60"])
 def test_what_is_mounted_when_somebody_asks_for_it_is_not_expected(options: str) -> None:
-    wanted = {"mounts": [{"path": "/mnt/backup", "uuid": "b", "fstype": "ext4", "options": options}]}
+    wanted = {"mounts": [{"path": "/mnt/backup", "uuid": "b", "options": options}]}
     assert evidence.differences(observed(), wanted, []) == []
 
 
 @pytest.mark.parametrize("options", ["defaults", "nofail", "rw,noautodefrag"])
 def test_what_a_boot_mounts_is_expected(options: str) -> None:
-    wanted = {"mounts": [{"path": "/mnt/backup", "uuid": "b", "fstype": "ext4", "options": options}]}
+    wanted = {"mounts": [{"path": "/mnt/backup", "uuid": "b", "options": options}]}
     assert evidence.differences(observed(), wanted, []) == ["/mnt/backup: found nothing mounted, expected b"]
 
 
 def test_a_slash_at_the_end_of_a_path_means_nothing() -> None:
-    wanted = {"mounts": [{"path": "/srv/my data/", "uuid": "cccc", "fstype": "ext4"}]}
+    wanted = {"mounts": [{"path": "/srv/my data/", "uuid": "cccc"}]}
     assert evidence.differences(observed(), wanted, []) == []
+
+
+@pytest.mark.parametrize(("found", "kind"), [("ext4", "ext3"), ("fuseblk", "ntfs")])
+def test_a_file_system_is_known_by_its_uuid_and_not_by_the_driver_that_mounts_it(found: str, kind: str) -> None:
+    mounts = f'TARGET="/data" SOURCE="/dev/vdb1" FSTYPE="{found}" UUID="cccc"\n'
+    wanted = {"mounts": [{"path": "/data", "uuid": "cccc", "fstype": kind}]}
+    assert evidence.differences(observed(mounts=mounts), wanted, []) == []
 
 
 def several(*nics: str, **facts: str) -> dict[str, Any]:
@@ -65,7 +72,7 @@ def expectation(**changes: Any) -> dict[str, Any]:
     return {
         "root": {"uuid": "AAAA-BBBB", "device": "/dev/sda1"},
         "networks": [{"name": "ens192", "mac": MAC.upper(), "addresses": ["192.0.2.10/24"]}],
-        "mounts": [{"path": "/srv/my data", "uuid": "cccc", "fstype": "ext4"}],
+        "mounts": [{"path": "/srv/my data", "uuid": "cccc"}],
         **changes,
     }
 
@@ -158,6 +165,33 @@ def test_a_mac_address_that_the_guest_gives_its_card_itself_is_no_difference() -
     found = several("ens192\n02:00:00:00:00:01\nvirtio_net\nup")
     wanted = {"networks": [{"name": "ens192", "mac": MAC, "addresses": []}]}
     assert evidence.differences(found, wanted, []) == []
+
+
+ANY = {"name": "", "mac": None}
+
+
+@pytest.mark.parametrize(
+    ("network", "difference"),
+    [
+        ({**ANY, "addresses": ["192.0.2.10/24"]}, None),
+        ({**ANY, "addresses": ["192.0.2.1/24"]}, "address 192.0.2.1/24: found it on no interface, expected it on one"),
+        ({"name": "", "mac": MAC, "addresses": ["192.0.2.10/24"]}, None),
+        ({"name": "ens192", "mac": None, "addresses": ["192.0.2.10"]}, None),
+        (
+            {"name": "ens192", "mac": None, "addresses": ["192.0.2.1"]},
+            "interface ens192: found 192.0.2.10/24, expected 192.0.2.1",
+        ),
+        (
+            {"name": "ens192", "mac": None, "addresses": ["192.0.2.10/32"]},
+            "interface ens192: found 192.0.2.10/24, expected 192.0.2.10/32",
+        ),
+    ],
+)
+def test_an_address_is_expected_as_far_as_the_guests_files_tell_of_it(
+    network: dict[str, Any], difference: str | None
+) -> None:
+    found = evidence.differences(observed(), {"networks": [network]}, [MAC])
+    assert found == ([] if difference is None else [difference])
 
 
 def test_a_report_arrives_in_any_pieces_and_between_other_lines() -> None:

@@ -18,7 +18,7 @@ from hyperflow.operators.retries import WaitForHost
 from hyperflow.plans.load import load_plan
 from hyperflow.plans.migration import effective
 from hyperflow.plans.overrides import parse_overrides
-from hyperflow.workflows.migration import build_dag
+from hyperflow.workflows.migration import build_dag, left_by
 
 ROOT = Path(__file__).resolve().parents[2]
 DAGS = ROOT / "dags"
@@ -100,6 +100,14 @@ def test_the_stages_run_in_the_order_of_the_design(plans: Path) -> None:
     order = [task.task_id for task in one(plans, "migrate.autumn.web01").topological_sort()]
     stages = ["preflight", "snapshot", "export", "manifest", "checksum", "inspect", "fix", "convert", "validate"]
     assert [name for name in order if name != "remove_snapshot"] == [*stages, "boot", "define", "cleanup", "report"]
+
+
+def test_what_is_asked_of_the_guest_is_told_from_what_inspect_and_fix_have_found(plans: Path) -> None:
+    (plans / "autumn.yaml").write_text(GOOD + "  - name: cold\n    cutover: {strategy: cold}\n")
+    dag = load().dags["migrate.autumn.cold"]
+    for task in ("boot", "start"):
+        assert (dag.get_task(task).guest, dag.get_task(task).fix) == (left_by("inspect"), left_by("fix"))
+        assert {"guest", "fix"} <= set(dag.get_task(task).template_fields)
 
 
 def test_export_checksum_and_convert_run_once_per_disk_within_the_plans_limit(plans: Path) -> None:

@@ -271,8 +271,8 @@ def use_fault(image: Path, existing: list[Domain]) -> str | None:
         used = [os.path.realpath(disk["path"]) for disk in devices(domain.xml)["disks"] if disk["path"]]
         if os.path.realpath(image) in used:
             return (
-                f"{image}: is a disk of the domain {domain.name}; undefine it ('virsh undefine {domain.name}') to "
-                "convert again, or take another output directory"
+                f"{image}: is a disk of the domain {domain.name}; undefine it ('virsh undefine {domain.name} --nvram "
+                "--managed-save') to convert again, or take another output directory"
             )
     return None
 

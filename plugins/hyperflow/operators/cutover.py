@@ -41,6 +41,7 @@ from hyperflow.operators.decisions import keep_decision, moment, user_name
 from hyperflow.operators.drift import heed_drift
 from hyperflow.operators.preflight import STATE_KEY
 from hyperflow.operators.source import SourceOperator, at_vcenter, refuse_switched_on
+from hyperflow.operators.target import configured_networks
 from hyperflow.operators.window import time_left
 
 if TYPE_CHECKING:
@@ -257,14 +258,16 @@ class StartTargetOperator(HostStageOperator, VmOperator):
     """Starts the target for good, and waits until it answers as the plan wants.
 
     :param guest: what :class:`InspectGuestOperator` returned, for the guest's own addresses; templated
+    :param fix: what :class:`FixGuestOperator` returned, None when it was skipped; templated
     """
 
     stage = "start"
-    template_fields: Sequence[str] = (*VmOperator.template_fields, "guest")
+    template_fields: Sequence[str] = (*VmOperator.template_fields, "guest", "fix")
 
-    def __init__(self, *, guest: Any, **kwargs: Any) -> None:
+    def __init__(self, *, guest: Any, fix: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.guest = guest
+        self.fix = fix
 
     def options(self, context: Context) -> dict[str, Any]:
         """Give the domain, and what it must answer."""
@@ -274,7 +277,7 @@ class StartTargetOperator(HostStageOperator, VmOperator):
         else:
             addresses = [
                 {"address": address.split("/")[0], "mac": network.get("mac")}
-                for network in (self.guest or {}).get("network", [])
+                for network in configured_networks(self.guest, self.facts.nics, self.fix)
                 for address in network["addresses"]
                 if ":" not in address
             ]

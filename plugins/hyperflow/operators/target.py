@@ -57,14 +57,16 @@ class ProveBootOperator(TargetOperator):
     Returns the proof: ``{"proven", "accelerator", "seconds_to_up", "evidence", "console_log", "screenshot"}``.
 
     :param guest: what :class:`InspectGuestOperator` returned, for what must be found again; templated
+    :param fix: what :class:`FixGuestOperator` returned, None when it was skipped; templated
     """
 
     stage = "boot"
-    template_fields: Sequence[str] = (*TargetOperator.template_fields, "guest")
+    template_fields: Sequence[str] = (*TargetOperator.template_fields, "guest", "fix")
 
-    def __init__(self, *, guest: Any, **kwargs: Any) -> None:
+    def __init__(self, *, guest: Any, fix: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.guest = guest
+        self.fix = fix
 
     def options(self, context: Context) -> dict[str, Any]:
         """Give images, hardware, and what the guest must say of itself."""
@@ -79,7 +81,7 @@ class ProveBootOperator(TargetOperator):
             "artifacts_directory": self.settings.boot_directory,
             "hardware": hardware,
             "timeout_seconds": self.settings.boot_timeout_seconds,
-            "expect": expectations(self.guest, self.facts.nics),
+            "expect": expectations(self.guest, self.facts.nics, self.fix),
         }
 
     def resume(self, context: Context, event: dict[str, Any], **kept: Any) -> Any:
@@ -108,11 +110,32 @@ class DefineDomainOperator(TargetOperator):
         }
 
 
-def expectations(guest: dict[str, Any] | None, nics: Iterable[NicFacts] = ()) -> dict[str, Any]:
+def configured_networks(
+    guest: dict[str, Any] | None, nics: Iterable[NicFacts], fix: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """List the interfaces that the guest's files give addresses, without those of cards that the VM has no more.
+
+    :param fix: what the fix stage observed: it tells the cards that are there from those whose files were left behind
+    """
+    gone = set((fix or {}).get("network_without_card") or ())
+    cards = {nic.mac.lower() for nic in nics}
+    return [
+        network
+        for network in (guest or {}).get("network", [])
+        if network["addresses"]
+        and network["name"] not in gone
+        and (network["name"] or not network.get("mac") or network["mac"] in cards)
+    ]
+
+
+def expectations(
+    guest: dict[str, Any] | None, nics: Sequence[NicFacts] = (), fix: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Tell what a booted guest must show: the root file system, addresses and mounts that it had before.
 
     :param guest: facts of the inspect stage; nothing is expected where there are none
     :param nics: of the source; an IPv4 address that VMware Tools saw and no file of the guest has came by DHCP
+    :param fix: what the fix stage observed, where it ran
     """
     if not guest:
         return {"root": None, "networks": [], "mounts": [], "leases": []}
@@ -124,11 +147,10 @@ def expectations(guest: dict[str, Any] | None, nics: Iterable[NicFacts] = ()) ->
     ]
     networks = [
         {"name": network["name"], "addresses": network["addresses"], "mac": network.get("mac")}
-        for network in guest["network"]
-        if network["addresses"]
+        for network in configured_networks(guest, nics, fix)
     ]
     mounts = [
-        {key: mount[key] for key in ("path", "uuid", "fstype", "options")}
+        {key: mount[key] for key in ("path", "uuid", "options")}
         for mount in guest["mounts"]
         if mount["path"].startswith("/") and mount["uuid"] and mount["fstype"] != "swap"
     ]

@@ -148,9 +148,8 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
         task_id="convert", **staged, fix=left_by("fix"), pool=pools.job, **onward, **per_disk
     ).expand(disk=disks)
     validate = ValidateImagesOperator(task_id="validate", **staged, images=images, pool=pools.job)
-    boot = ProveBootOperator(
-        task_id="boot", **source, images=images, guest=left_by("inspect"), pool=pools.guest, **onward
-    )
+    seen = {"guest": left_by("inspect"), "fix": left_by("fix")}
+    boot = ProveBootOperator(task_id="boot", **source, images=images, **seen, pool=pools.guest, **onward)
     define = DefineDomainOperator(task_id="define", **source, images=images, **onward)
     # What closes a run is a teardown, of nothing in particular: it runs whatever became of the rest, and also when a
     # person sets the state of the whole run. Airflow skips all other tasks then, those with the rule all_done too.
@@ -182,7 +181,7 @@ def add_tasks(plan: Plan, vm: PlannedVm) -> None:
         after = [
             *ask(vm, cutover, asked, "start", f"Start {shown(vm.selector.value)} on KVM for good?"),
             DisconnectSourceOperator(task_id="disconnect", **source, **onward),
-            StartTargetOperator(task_id="start", **source, guest=left_by("inspect"), **onward),
+            StartTargetOperator(task_id="start", **source, **seen, **onward),
             rollback,
         ]
     chain(preflight, *before, snapshot, export, manifest, checksum, inspect, fix, convert, validate, boot, define)

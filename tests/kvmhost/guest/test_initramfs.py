@@ -8,6 +8,7 @@ from hyperflow.kvmhost.guest import initramfs, network
 from hyperflow.kvmhost.guest.backups import Changes
 from hyperflow.kvmhost.guest.files import GuestFiles
 from hyperflow.kvmhost.guest.initramfs import Image, Kernel
+from hyperflow.kvmhost.stage import Job
 
 from tests.kvmhost.guest.memory import Memory
 
@@ -128,3 +129,13 @@ def test_files_of_configuration_are_read_one_by_one_and_changed_where_they_resum
     assert memory.files[f"{folder}/a"] == b"RESUME=UUID=5a5a\n"
     assert b"\nMODULES=most\n" in memory.files[initramfs.DEBIAN_OVERRIDE]
     assert b"virtio_blk" in memory.files[initramfs.DEBIAN_MODULES]
+
+
+def test_a_guest_whose_kernels_have_no_initramfs_is_left_alone() -> None:
+    """xargs without arguments runs its program once, which then fails for want of a kernel."""
+    ran: list[list[str]] = []
+    there = GuestFiles(Memory({}, lambda arguments: ran.append(arguments) or b""))
+    kernel = Kernel("6.1", "/boot/vmlinuz-6.1", None, initramfs.MODULES, ())
+    for program in ("update-initramfs", "dracut"):
+        initramfs.rebuild(there, Changes(there, False, "/b"), program, [kernel], Job("fix"))
+    assert ran == []

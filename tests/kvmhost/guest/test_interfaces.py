@@ -143,6 +143,64 @@ def test_ifcfg_files_of_red_hat_and_suse_are_read() -> None:
     assert interfaces.ifcfg("/etc/sysconfig/network/ifcfg-eth0.rpmsave", WICKED, interfaces.WICKED) == []
 
 
+SCRIPTS = "/etc/sysconfig/network-scripts/ifcfg-"
+STATIC = "IPADDR=192.0.2.11\nPREFIX=24\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "name", "mac"),
+    [
+        (f"{SCRIPTS}eth0:1", f"DEVICE=eth0:1\n{STATIC}", "eth0", None),
+        (f"{SCRIPTS}Wired_connection_1", f"HWADDR=00:50:56:9A:10:01\n{STATIC}", "", "00:50:56:9a:10:01"),
+        (f"{SCRIPTS}Wired_connection_1", STATIC, "", None),
+        (f"{SCRIPTS}ens192", STATIC, "ens192", None),
+        ("/etc/sysconfig/network/ifcfg-bond0", STATIC, "bond0", None),
+        ("/etc/systemd/network/a.network", "[Match]\nName=en*\n[Network]\nAddress=192.0.2.11/24\n", "", None),
+        ("/etc/systemd/network/a.network", "[Match]\nName=en1 en2\n[Network]\nAddress=192.0.2.11/24\n", "", None),
+    ],
+)
+def test_a_file_that_names_no_interface_names_none(path: str, text: str, name: str, mac: str | None) -> None:
+    (found,) = interfaces.read(guest({path: text}), Job("inspect")).interfaces
+    assert (found.name, found.mac, found.addresses) == (name, mac, ["192.0.2.11/24"])
+
+
+@pytest.mark.parametrize(
+    ("label", "match", "name"),
+    [
+        ("lan0", 'match: {macaddress: "00:50:56:9A:10:01"}, ', ""),
+        ("ens192", 'match: {macaddress: "00:50:56:9A:10:01"}, ', "ens192"),
+        ("lan0", 'match: {macaddress: "00:50:56:9A:10:01"}, set-name: lan7, ', "lan7"),
+        ("all", 'match: {name: "en*"}, ', ""),
+        ("all", "match: {name: ens192}, ", "ens192"),
+        ("lan0", "", "lan0"),
+    ],
+)
+def test_with_a_match_the_id_of_netplan_is_a_label_and_no_name(label: str, match: str, name: str) -> None:
+    text = f"network: {{ethernets: {{{label}: {{{match}addresses: [192.0.2.11/24]}}}}}}\n"
+    (found,) = interfaces.netplan_file("/etc/netplan/a.yaml", text)
+    assert (found.name, found.addresses) == (name, ["192.0.2.11/24"])
+
+
+def test_an_alias_that_does_not_start_with_its_interface_has_no_address() -> None:
+    (found,) = interfaces.ifcfg(f"{SCRIPTS}eth0:1", f"DEVICE=eth0:1\nONPARENT=no\n{STATIC}", interfaces.IFCFG)
+    assert (found.addresses, found.starts) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "address"),
+    [
+        (f"{SCRIPTS}eth0", "DEVICE=eth0\nIPADDR=192.0.2.11\n", "192.0.2.11"),
+        (f"{SCRIPTS}eth0", "DEVICE=eth0\nIPV6ADDR=2001:DB8::11\n", "2001:db8::11"),
+        ("/etc/network/interfaces", "auto eth0\niface eth0 inet static\naddress 192.0.2.11\n", "192.0.2.11"),
+        (f"{SCRIPTS}eth0", "DEVICE=eth0\nIPADDR=192.0.2.11\nPREFIX=32\n", "192.0.2.11/32"),
+        (f"{SCRIPTS}eth0", "DEVICE=eth0\nIPADDR=192.0.2.11\nNETMASK=255.255.255.0\n", "192.0.2.11/24"),
+    ],
+)
+def test_an_address_without_a_mask_is_told_without_one(path: str, text: str, address: str) -> None:
+    (found,) = interfaces.read(guest({path: text}), Job("inspect")).interfaces
+    assert found.addresses == [address]
+
+
 def test_the_only_interface_belongs_to_the_only_card() -> None:
     naming = network.assign([Interface("ens192", "ifupdown", "f")], [Nic("00:50:56:9A:10:01")], {})
     assert naming == network.Naming((("ens192", "00:50:56:9a:10:01"),), ())
@@ -236,6 +294,20 @@ def test_of_more_names_than_cards_the_kernels_are_meant_where_udev_gives_none() 
 def test_names_that_nothing_tells_apart_are_not_guessed(names: tuple[str, ...]) -> None:
     with pytest.raises(StageError, match="there are 1 network cards left for them: it is not known"):
         network.assign([Interface(name, "i", "f") for name in names], [ONLY], {})
+
+
+def gone(seen: list[str], *configured: Interface, fixed: dict[str, str] | None = None) -> tuple[str, ...]:
+    return network.assign(configured, [Nic(ONLY.mac, seen)], fixed or {}).gone
+
+
+def test_a_name_is_of_a_card_that_is_gone_when_every_card_certainly_has_another() -> None:
+    here = Interface("ens192", "i", "f", addresses=["192.0.2.10/24"])
+    left = Interface("ens224", "i", "f", addresses=["198.51.100.5/24"])
+    assert gone(["192.0.2.10"], here, left) == ("ens224",)
+    assert gone(["192.0.2.10", "198.51.100.5"], here, left, fixed={"ens192": ONLY.mac}) == (), "it was seen on the card"
+    assert gone([], left, fixed={"eth0": ONLY.mac}) == (), "a rule was left over, of a name that nothing configures"
+    guessed = Interface("eth0", "i", "f", addresses=["198.51.100.5/24"])
+    assert gone([], here, guessed) == (), "the boot shows whether the guess holds"
 
 
 def test_a_name_too_many_does_no_harm_where_every_card_has_its_own() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hyperflow.kvmhost import jobs
+from hyperflow.kvmhost import domains, jobs
 
 from lab import kvmhost
 from tests.kvmhost.images import images, vmdk_writer
@@ -381,6 +381,13 @@ def test_an_image_that_a_domain_uses_is_never_replaced(tmp_path: Path, host: kvm
         refused({**asked, "compress": True}, "is a disk of the domain test-keeps-its-disk")
     finally:
         subprocess.run([*virsh, "undefine", "test-keeps-its-disk"], check=True, capture_output=True)
+
+
+def test_how_to_undefine_a_domain_is_told_as_libvirt_takes_it_of_one_with_uefi_that_ran(tmp_path: Path) -> None:
+    image = tmp_path / "disk-0.qcow2"
+    xml = f"<domain><devices><disk type='file'><source file='{image}'/></disk></devices></domain>"
+    fault = domains.use_fault(image, [domains.Domain("web01", "", (), "", "", xml)])
+    assert "undefine it ('virsh undefine web01 --nvram --managed-save')" in str(fault)
 
 
 @pytest.mark.parametrize("moment", [0.02, 0.1, 0.2, 0.3, 0.5, 0.8])

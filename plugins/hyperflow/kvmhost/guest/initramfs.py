@@ -201,8 +201,10 @@ def dracut_config(links: Sequence[str]) -> str:
 
 
 def rebuild(files: GuestFiles, changes: Changes, program: str, found: Sequence[Kernel], job: Job) -> None:
-    """Make the initramfs of each kernel anew, each once."""
+    """Make the initramfs of each kernel anew, each once; nothing where no kernel has one."""
     images = [kernel for kernel in found if kernel.initramfs is not None]
+    if not images:
+        return  # xargs would run the program once without a kernel
     if program == "update-initramfs":
         arguments, count, command = [kernel.version for kernel in images], 1, ["update-initramfs", "-u", "-k"]
     else:

@@ -46,7 +46,8 @@ _IN_QUOTES = re.compile(r"\\([\"\\])")
 class Interface:
     """An interface as one file configures it.
 
-    :param addresses: static ones that come up at boot, with prefix length: ``192.0.2.10/24``
+    :param name: nothing where the file takes whatever card has the MAC address, or any card at all
+    :param addresses: static ones that come up at boot, with prefix length where the file has one: ``192.0.2.10/24``
     :param file: the file in the guest
     :param starts: whether the file brings it up at boot
     """
@@ -154,7 +155,9 @@ def netplan_file(path: str, text: str) -> list[Interface]:
         for key, value in _mapping(network.get(kind)).items():
             settings = _mapping(value)
             match = _mapping(settings.get("match"))
-            name = str(settings.get("set-name") or match.get("name") or key)
+            name = _text(settings.get("set-name")) or _one_name(_text(match.get("name")) or "")
+            if not name and (not match or is_physical(key)):  # with a match it is no more than a label
+                name = str(key)
             one = Interface(name, NETPLAN, path, mac_address(_text(match.get("macaddress"))))
             for address in settings.get("addresses") or []:
                 one.addresses += _address(next(iter(address), "") if isinstance(address, dict) else str(address), "")
@@ -187,14 +190,14 @@ def keyfile(path: str, text: str) -> list[Interface]:
 
 
 def networkd(path: str, text: str) -> list[Interface]:
-    """Read a .network file of systemd-networkd; a pattern for names is kept as it is."""
+    """Read a .network file of systemd-networkd; one that matches any interface without a word is left out."""
     sections = _ini(text)
     match = sections.get("Match", [])
     mac = mac_address(_last(match, "MACAddress") or _last(match, "PermanentMACAddress"))
     name = _last(match, "Name")
     if not name and not mac:
         return []
-    one = Interface(name, NETWORKD, path, mac)
+    one = Interface(_one_name(name), NETWORKD, path, mac)
     for section in ("Network", "Address"):
         for key, value in sections.get(section, []):
             if key == "Address":
@@ -216,10 +219,13 @@ def ifcfg(path: str, text: str, stack: str) -> list[Interface]:
         key, equals, value = line.strip().partition("=")
         if equals and not key.startswith("#"):
             values[key] = first_word(value)
-    name = values.get("DEVICE") or file_name
+    name = (values.get("DEVICE") or file_name).split(":")[0]  # eth0:1 is an alias of eth0
+    if stack == IFCFG and not values.get("DEVICE") and name != "lo" and not is_physical(name):
+        name = ""  # NetworkManager's, named like its connection: Wired_connection_1
     mac = mac_address(values.get("HWADDR") or values.get("LLADDR"))
     one = Interface(name, stack, path, mac, gateway=values.get("GATEWAY") or None)
-    if values.get("ONBOOT", "yes").lower() == "no" or values.get("STARTMODE", "auto") in ("off", "manual"):
+    starts = {values.get("ONBOOT", "yes").lower(), values.get("ONPARENT", "yes").lower()}  # the latter of an alias
+    if "no" in starts or values.get("STARTMODE", "auto") in ("off", "manual"):
         one.starts = False
         return [one]
     for suffix in ("", *(f"{separator}{number}" for separator in ("", "_") for number in range(10))):
@@ -330,10 +336,15 @@ class _Reading:
 
 
 def _address(value: str, mask: str) -> list[str]:
-    """An address with its prefix length; nothing for what is no address, such as a variable or ``dhcp``."""
+    """An address with its prefix length; nothing for what is no address, such as a variable or ``dhcp``.
+
+    Without a mask it stays without: the guest's programs take that of the address' class, or others.
+    """
     value = value.strip()
     try:
-        return [ipaddress.ip_interface(f"{value}/{mask}" if mask and "/" not in value else value).with_prefixlen]
+        if not mask and "/" not in value:
+            return [str(ipaddress.ip_address(value))]
+        return [ipaddress.ip_interface(f"{value}/{mask}" if "/" not in value else value).with_prefixlen]
     except ValueError:
         return []
 
@@ -358,6 +369,11 @@ def _ini(text: str) -> dict[str, list[tuple[str, str]]]:
 
 def _last(pairs: Iterable[tuple[str, str]], key: str) -> str:
     return next((value for name, value in reversed(list(pairs)) if name == key), "")
+
+
+def _one_name(text: str) -> str:
+    """Give the name that a match is of; nothing where it is a pattern, or a list of names."""
+    return "" if re.search(r"[*?\[!\s]", text) else text
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -42,10 +42,12 @@ class Naming:
 
     :param pairs: (name in the guest, MAC address)
     :param doubts: what was assumed, for a person
+    :param gone: names that the guest configures, which are certainly of cards that it has no more
     """
 
     pairs: tuple[tuple[str, str], ...]
     doubts: tuple[str, ...]
+    gone: tuple[str, ...] = ()
 
 
 def assign(
@@ -70,6 +72,7 @@ def assign(
     macs = [mac for nic in nics for mac in [mac_address(nic.mac)] if mac]
     found: dict[str, str] = {name: mac for name, mac in fixed.items() if mac in macs}
     doubts = []
+    gone: tuple[str, ...] = ()
     for one in interfaces:
         if one.name and one.mac in macs and one.name not in found and is_physical(one.name):
             found[one.name] = str(one.mac)
@@ -97,12 +100,13 @@ def assign(
         names = []
     elif len(names) > len(free):
         doubts.append(f"the guest configures {', '.join(names)}, and there are {len(free)} network cards left for them")
+        gone = _gone(names, found, interfaces, by_address)
     elif len(names) > 1 or (names and len(free) > len(names)):
         doubts.append(
             f"{', '.join(names)} were given to network cards in VMware's order; the boot shows whether that holds"
         )
     found.update(zip(names, free))
-    return Naming(tuple(sorted(found.items(), key=lambda pair: slot_order(pair[0]))), tuple(doubts))
+    return Naming(tuple(sorted(found.items(), key=lambda pair: slot_order(pair[0]))), tuple(doubts), gone)
 
 
 def _of_cards(names: list[str], count: int, interfaces: Sequence[Interface], kernel_names: bool) -> list[str]:
@@ -122,6 +126,20 @@ def _of_cards(names: list[str], count: int, interfaces: Sequence[Interface], ker
         f"network: the guest configures {', '.join(names)}, and there are {count} network cards left for them: it "
         "is not known whose names these are; remove the configuration of cards that are gone from the source VM"
     )
+
+
+def _gone(
+    names: Sequence[str], found: Iterable[str], interfaces: Sequence[Interface], seen: Iterable[str]
+) -> tuple[str, ...]:
+    """Tell which names are certainly of no card, where every card has another that the guest configures.
+
+    :param found: the names of the cards
+    :param seen: addresses that cards had on VMware; a name with one of them is of a card, whatever the files say
+    """
+    if not set(found) <= {one.name for one in interfaces if one.starts}:
+        return ()
+    there = {one.name for one in interfaces if not set(map(_bare, one.addresses)).isdisjoint(seen)}
+    return tuple(name for name in names if name not in there)
 
 
 def _left_for(names: Sequence[str], free: list[str], interfaces: Sequence[Interface]) -> list[str]:

@@ -75,7 +75,7 @@ def read(report: Report) -> dict[str, Any]:
 def differences(evidence: dict[str, Any], expect: dict[str, Any], macs: list[str]) -> list[str]:
     """Compare evidence with what was expected, each difference as ``what: found X, expected Y``.
 
-    :param expect: root {uuid}, networks [{name, mac, addresses}], mounts [{path, uuid, fstype, options}], as inspection
+    :param expect: root {uuid}, networks [{name, mac, addresses}], mounts [{path, uuid, options}], as inspection
         found them, leases [mac] of interfaces that DHCP gives an address; what is None or missing is not compared
     :param macs: the interfaces the guest was given
     """
@@ -106,7 +106,11 @@ def differences(evidence: dict[str, Any], expect: dict[str, Any], macs: list[str
 def _network_differences(network: dict[str, Any], by_mac: dict[str, Any], nics: list[dict[str, Any]]) -> list[str]:
     mac, name = (network.get("mac") or "").lower().replace("-", ":"), network.get("name") or ""
     if not mac and not name:
-        return []
+        return [
+            f"address {one}: found it on no interface, expected it on one"
+            for one in network.get("addresses") or []
+            if not any(_has_address(nic, one) for nic in nics)
+        ]
     label = f"interface {' '.join(part for part in (name, mac) if part)}"
     nic = next((one for one in nics if one["name"] == name), None) or by_mac.get(mac)
     if nic is None:
@@ -118,11 +122,16 @@ def _network_differences(network: dict[str, Any], by_mac: dict[str, Any], nics: 
     if mac and nic["mac"].lower() != mac and owner["name"] != nic["name"]:
         # names that were swapped have their addresses, each in the other's network
         found.append(f"{label}: found {nic['name']} on {nic['mac']}, and {mac} on {owner['name']}")
-    missing = [one for one in network.get("addresses") or [] if one.lower() not in nic["addresses"]]
+    missing = [one for one in network.get("addresses") or [] if not _has_address(nic, one)]
     if missing:
         has = ", ".join(nic["addresses"]) or "no address"
         found.append(f"{label}: found {has}, expected {', '.join(missing)}")
     return found
+
+
+def _has_address(nic: dict[str, Any], address: str) -> bool:
+    """Whether an interface has an address; one without a prefix length is had with any."""
+    return any(address.lower() in (one, one.split("/")[0]) for one in nic["addresses"])
 
 
 def _has_ipv4(card: str, nics: list[dict[str, Any]]) -> bool:
@@ -139,11 +148,10 @@ def _mount_differences(mount: dict[str, Any], mounted: dict[str, dict[str, Any]]
     there = mounted.get(path)
     if there is None:
         return [f"{path}: found nothing mounted, expected {mount.get('spec') or mount.get('uuid') or 'a file system'}"]
-    return [
-        f"{path}: found {key} {there[key] or 'unknown'}, expected {mount[key]}"
-        for key in ("uuid", "fstype")
-        if mount.get(key) and mount[key] != "auto" and there[key].lower() != mount[key].lower()
-    ]
+    uuid = mount.get("uuid") or ""
+    if uuid and there["uuid"].lower() != uuid.lower():
+        return [f"{path}: found uuid {there['uuid'] or 'unknown'}, expected {uuid}"]
+    return []  # its type is the mounting driver's name: ext4 of an ext3, fuseblk of an NTFS
 
 
 def _text(report: Report, key: str) -> str:

@@ -38,8 +38,8 @@ class Options:
     :param artifacts_directory: takes console.log and screenshot.png
     :param timeout_seconds: for the whole boot
     :param silence_seconds: without a sign of life from the guest
-    :param expect: root {uuid, device, fstype}, networks [{name, mac, addresses}], mounts [{path, uuid,
-        fstype, options}], as inspection found them; leases [mac], interfaces that DHCP gave an address on the source
+    :param expect: root {uuid, device, fstype}, networks [{name, mac, addresses}], mounts [{path, uuid, options}], as
+        inspection found them; leases [mac], interfaces that DHCP gave an address on the source
     """
 
     images: list[Image]

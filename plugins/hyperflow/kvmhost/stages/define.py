@@ -184,7 +184,10 @@ def _name_formats(root: ET.Element, uefi: firmware.Firmware) -> None:
 
 
 def _require_devices(options: Options, xml: str, who: str) -> dict[str, Any]:
-    """Read disks and interfaces back, and refuse any that is not what was asked for."""
+    """Read disks and interfaces back, and refuse any that is not what was asked for, and a TPM, which never is.
+
+    :raises StageError: with what was found
+    """
     there = domains.devices(xml)
     disks = [(one["path"], one["format"], one["bus"], one["boot_order"]) for one in there["disks"]]
     expected = [
@@ -197,4 +200,6 @@ def _require_devices(options: Options, xml: str, who: str) -> dict[str, Any]:
         raise StageError(f"{who}: found the disks {disks}, expected {expected}")
     if nics != wanted:
         raise StageError(f"{who}: found the interfaces {nics}, expected {wanted}")
+    if ET.fromstring(xml).find("devices/tpm") is not None:  # noqa: S314 - libvirt or virt-install wrote it
+        raise StageError(f"{who}: found a TPM, expected none: the boot was proven without one")
     return there

@@ -170,6 +170,7 @@ class Fix:
             "fstab": tables,
             "boot_entries": [entry.as_json() for entry in entries],
             "network": links,
+            "network_without_card": list(naming.gone),
             "vmware_tools": vmware_tools,
             "configuration": configured,
         }
@@ -224,8 +225,11 @@ class Fix:
                 raise StageError(f"fstab reads back without {printable(mount.path)}")
 
     def _initramfs(self, kernels: list[initramfs.Kernel], links: list[str]) -> list[dict[str, Any]]:
-        """Rebuild the images, and list them."""
+        """Rebuild the images, and list them; a guest whose kernels need none has no program for them either."""
         rebuild = self._options.regen_initramfs
+        if not any(kernel.initramfs for kernel in kernels):
+            self._require(rebuild, initramfs.faults(kernels, {}, links, required=rebuild))
+            return [initramfs.as_json(kernel, {}) for kernel in kernels]
         try:
             program = initramfs.tool(self._files)
         except StageError as fault:
