@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 import yaml
 
 FILE = Path(__file__).resolve().parents[1] / "docker-compose.yaml"
+PAGE = FILE.parent / "docs" / "production.md"
+UID = 50000  # AIRFLOW_UID's default
 COMPONENTS = {
     "airflow-apiserver": "api-server",
     "airflow-scheduler": "scheduler",
@@ -99,6 +103,16 @@ def test_the_image_has_all_that_hyperflow_itself_needs() -> None:
     wanted = FILE.with_name("requirements.in").read_text().partition("# tests and linters")[0]
     names = {re.split(r"[<=>;]", line)[0].lower() for line in wanted.splitlines() if line and not line.startswith("#")}
     assert names <= _locked(FILE.with_name("requirements-production.txt")).keys()
+
+
+def test_after_the_steps_of_its_page_the_containers_can_read_the_key_and_others_no_secret(tmp_path: Path) -> None:
+    steps = re.findall(r"^((?: {7}.+\n)+)", PAGE.read_text().partition("## Users")[0], re.MULTILINE)
+    script = textwrap.dedent("".join(steps))
+    subprocess.run(["sh", "-e", "-c", f"umask 022\n{script}"], cwd=tmp_path, check=True)
+    found = {name: (tmp_path / name).stat() for name in (".env", "ssh", "ssh/id_ed25519")}
+    modes = {name: stat.S_IMODE(status.st_mode) for name, status in found.items()}
+    assert modes == {".env": 0o600, "ssh": 0o755, "ssh/id_ed25519": 0o600}
+    assert found["ssh/id_ed25519"].st_uid == UID
 
 
 def _locked(path: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import threading
 import time
@@ -70,7 +71,7 @@ class KvmHostHook(SSHHook):
         """Open one connection for several commands.
 
         :raises KvmHostAway: naming the connection, what went wrong and what to look at
-        :raises KvmHostRefused: another host key, or no admission
+        :raises KvmHostRefused: another host key, no admission, or a key_file that cannot be read
         """
         import paramiko
 
@@ -88,13 +89,22 @@ class KvmHostHook(SSHHook):
                 "connection's login, key_file or private_key, and authorized_keys on the host"
             ) from fault
         except (OSError, paramiko.SSHException, EOFError) as fault:
-            raise KvmHostAway(
-                f"connection {self.ssh_conn_id}: no SSH session with {self.remote_host}:{self.port} ({fault})"
-            ) from fault
+            raise self._no_session(fault) from fault
         try:
             yield client
         finally:
             client.close()
+
+    def _no_session(self, fault: Exception) -> KvmHostAway | KvmHostRefused:
+        """Tell a fault of the connection's own, which paramiko raises as one of the network's, from the network's."""
+        if isinstance(fault, OSError) and self.key_file and fault.filename == self.key_file:
+            return KvmHostRefused(
+                f"connection {self.ssh_conn_id}: key_file {self.key_file}: found {fault.strerror}, expected a private "
+                f"key that this worker's user (uid {os.geteuid()}) can read"
+            )
+        return KvmHostAway(
+            f"connection {self.ssh_conn_id}: no SSH session with {self.remote_host}:{self.port} ({fault})"
+        )
 
     def run(
         self, client: paramiko.SSHClient, command: list[str], stdin: bytes = b"", limit: float = COMMAND_LIMIT
