@@ -391,6 +391,7 @@ SCENARIOS: dict[str, list[DAG]] = {
         later("dark", RollBackLaterOperator, "back", lose_host("dark")),
         later("dark", RollBackLaterOperator, "off", target_is_off=True),
     ],
+    "early": [tasks("early", *CUTOVER[:2], lose_host("early"), fail)],
     "untold": [tasks("untold", *CUTOVER), later("untold", RollBackLaterOperator, "back", stop_untold("untold"))],
     "unasked": [tasks("unasked", *CUTOVER[:2], partial(start_unheard, then=lose_host("unasked")), cleanup=True)],
     "woken": [

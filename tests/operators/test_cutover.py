@@ -254,6 +254,13 @@ def test_a_rollback_whose_host_is_away_changes_nothing_unless_a_person_answers_f
     assert "dark may still be defined there: undefine it" in warning
 
 
+def test_a_host_that_is_lost_before_the_target_was_started_keeps_no_source_off(runs: Runs) -> None:
+    (done,) = runs["early"]
+    assert (done["states"]["rollback"], done["phase"]) == ("success", "rolled back")
+    assert (done["source"], done["nics"]) == ("poweredOn", AS_BUILT)
+    assert "early may still be defined there" in done["taken_back"]["warnings"][0]
+
+
 def test_a_target_that_an_earlier_try_has_stopped_is_not_taken_for_one_that_was_moved(runs: Runs) -> None:
     _, back = runs["untold"]
     assert (back["phase"], back["source"], back["nics"]) == ("rolled back", "poweredOn", AS_BUILT)

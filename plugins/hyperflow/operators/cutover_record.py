@@ -35,6 +35,7 @@ ROLLING_BACK = "rolling back"
 ROLLED_BACK = "rolled back"
 FINALIZING = "finalizing"  # the source may have its new name already: only finalize goes on from here
 FINALIZED = "finalized"
+NOT_STARTED = (SHUTTING_DOWN, SOURCE_OFF, OFF_NETWORK)  # of its target
 MOVED = (CUT_OVER, FINALIZING, FINALIZED)  # its target is the machine now
 
 RECORD_KEY = "cutover"  # XCom of the shutdown: the record as it was first

@@ -23,6 +23,7 @@ from hyperflow.operators.base import (
 from hyperflow.operators.cutover import require_disconnected, require_off
 from hyperflow.operators.cutover_record import (
     CUT_OVER,
+    NOT_STARTED,
     ROLLED_BACK,
     ROLLING_BACK,
     START,
@@ -95,7 +96,8 @@ def roll_back(
     Before the target is touched the vCenter has said that the source can come back: better a target that is not well
     than none of the two. Then the target first: the two may never be on the network together. A target that was well
     and does not run on its host may have been moved to another one: it is left, and the record stays as it was. So it
-    does when the host cannot be asked. Bears being called again. A source whose VMware Tools ran before runs again when
+    does when the host cannot be asked, unless the target was never started: a host that is lost in the middle of a
+    conversion keeps no source off. Bears being called again. A source whose VMware Tools ran before runs again when
     they do; that they do not in time is a warning.
 
     :param record: of :func:`hyperflow.operators.cutover_record.cutover_of`
@@ -108,9 +110,10 @@ def roll_back(
         return dict(record["taken_back"])
     if record["phase"] != ROLLING_BACK:
         require_restorable(record)
-    target = Target(context, dag_id, record, is_off=target_is_off)
+    never_started = bool(record.get("never_started")) or record["phase"] in NOT_STARTED
+    target = Target(context, dag_id, record, is_off=target_is_off or never_started)
     target.look()  # before anything is written: a host that is away leaves the cutover as it is
-    record = {**record, "stopping": True}
+    record = {**record, "stopping": True, "never_started": never_started}
     put(dag_id, {**record, "phase": ROLLING_BACK})
     name = target.take_down()
     done = {"target": name, **bring_back(operator, record)}
@@ -126,7 +129,7 @@ class Target:
     """The target of a cutover on its host, which is to be taken down.
 
     :param record: of the cutover, as it is before the target is touched
-    :param is_off: a person says that it runs nowhere
+    :param is_off: it was never started, or a person says that it runs nowhere
     :ivar warnings: what a person must be told
     """
 
