@@ -247,10 +247,10 @@ class Fix:
         return [initramfs.as_json(kernel, images) for kernel in kernels]
 
     def _boot_entries(self) -> list[bootloader.BootEntry]:
-        """Rewrite and regenerate the boot entries, and read them."""
+        """Rewrite the boot entries, or have the guest make them anew where that is not enough, and read them."""
         if self._options.update_grub:
             bootloader.stabilize(self._files, self._changes, self._guest.devices, self._job)
-            bootloader.regenerate(self._files, self._changes, self._guest.devices, self._job)
+            bootloader.regenerate(self._files, self._changes, self._guest.devices, self._guest.root.uuid, self._job)
         efi.keep_bootable(self._files, self._changes, self._options.update_grub, self._job)
         entries = bootloader.read_entries(self._files, self._job)
         wrong = bootloader.faults(entries, self._guest.devices, self._guest.root.uuid)
