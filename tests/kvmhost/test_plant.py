@@ -47,7 +47,7 @@ class Images:
         return any(place + one == path for place, tree in self.mounted.items() for one in tree)
 
     def is_file(self, path: str, followsymlinks: bool = False) -> bool:
-        return self.is_dir(path) and path.endswith("/systemd")
+        return self.is_dir(path) and path.endswith(("/systemd", plant.RELABEL))
 
     def realpath(self, path: str) -> str:
         return path
@@ -63,8 +63,9 @@ def planted(monkeypatch: pytest.MonkeyPatch, trees: Trees, root: Root) -> bool:
     images = Images(trees)
     monkeypatch.setattr(plant, "Appliance", lambda *_, **__: images)
     found = plant.plant([], root, "nonce", Job("boot"))
-    assert found is (plant.UNIT in images.written)
-    return found
+    assert found.nonce == ("nonce" if plant.UNIT in images.written else None)
+    assert found.relabels is images.is_dir(plant.RELABEL)
+    return found.nonce is not None
 
 
 USR = {("r", ""): {"/etc", "/usr"}, ("u", ""): {"/lib/systemd/systemd"}}
@@ -77,6 +78,11 @@ def test_a_usr_of_its_own_is_mounted_to_find_systemd_in_it(monkeypatch: pytest.M
 def test_a_guest_without_systemd_is_given_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     trees: Trees = {("r", ""): {"/etc", "/usr"}, ("u", ""): set()}
     assert not planted(monkeypatch, trees, Root("r", "/dev/sda1", "ext4", "u"))
+
+
+def test_a_guest_that_will_relabel_its_files_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    trees: Trees = {("r", ""): {"/etc", "/usr/lib/systemd/systemd", "/.autorelabel"}}
+    assert planted(monkeypatch, trees, Root("r", "/dev/sda1", "xfs"))
 
 
 def test_a_usr_that_is_in_none_of_the_images_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

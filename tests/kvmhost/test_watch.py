@@ -24,6 +24,8 @@ NONCE = "00112233445566778899aabbccddeeff"
 
 WRITE = bytes.fromhex("b80103 b90100 ba8000 bb007c cd13 f4")  # int 0x13, ah 3: a sector to the first disk; hlt
 RESET = b"\xb0\xfe\xe6\x64\xf4"  # mov al, 0xfe; out 0x64, al (the keyboard's controller pulls the reset); hlt
+# Byte 0x50 of the clock's memory, which a reset leaves: where it is 0x42, hlt for ever; else set it, and reset
+RESET_ONCE = bytes.fromhex("b050 e670 e471 3c42 7409 b042 e671") + RESET + bytes.fromhex("f4 ebfd")
 
 
 def failure(folder: Path, console: bytes | None, *, sector: bytes = b"", no_space: bool = False, **changes: Any) -> str:
@@ -46,7 +48,8 @@ def failure(folder: Path, console: bytes | None, *, sector: bytes = b"", no_spac
     job = Job("boot")
     arguments = qemu_arguments(Hardware("bios", 1, 256), [drive], acceleration.detect(job))
     wanted = {"nonce": NONCE, "expect": {}, "macs": [], "timeout": 120, "silence": 60, **changes}
-    with Machine([emulator, *arguments], folder, folder / "console.log") as machine:
+    restarts = bool(wanted.get("restarts"))
+    with Machine([emulator, *arguments], folder, folder / "console.log", restarts) as machine:
         with pytest.raises(StageError) as raised:
             watch.Watch(machine, watch.Expectation(**wanted), job).until_up()
         assert machine.screenshot(folder / "screenshot.png").stat().st_size > 0
@@ -74,6 +77,16 @@ def test_a_disk_without_a_boot_loader_is_told_from_the_screen(tmp_path: Path) ->
 
 def test_a_guest_that_restarts_is_told_and_its_screen_is_still_there(tmp_path: Path) -> None:
     assert "switched itself off or reset (QEMU calls it guest-reset)" in failure(tmp_path, None, sector=RESET)
+
+
+def test_a_guest_that_has_to_restart_may_do_so_once(tmp_path: Path) -> None:
+    told = failure(tmp_path, None, sector=RESET_ONCE, restarts=1, silence=5)
+    assert "gave no sign of life" in told, "it was let, and came to its end"
+
+
+def test_a_guest_that_restarts_again_and_again_is_told_though_it_may_once(tmp_path: Path) -> None:
+    told = failure(tmp_path, None, sector=RESET, restarts=1)
+    assert "the guest switched itself off or reset, more often than it has to" in told
 
 
 def test_a_guest_that_qemu_stops_for_want_of_room_is_told_at_once(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hyperflow.operators.target import configured_networks, expectations
+from hyperflow.operators.target import ProveBootOperator, configured_networks, expectations
 from hyperflow.vsphere.facts import NicFacts
 
 ROOT = {"uuid": "1111", "device": "/dev/sda1", "fstype": "ext4", "disk_id": "disk-0"}
@@ -58,3 +59,21 @@ def test_an_interface_of_a_card_that_the_vm_has_no_more_is_not_expected() -> Non
     assert configured_networks(guest, [nic], fix) == there
     assert expectations(guest, [nic], fix)["networks"] == there
     assert left_behind[0] in configured_networks(guest, [nic], None), "without fix nobody knows it"
+
+
+def test_the_proof_is_asked_what_inspect_and_fix_have_found() -> None:
+    guest = {"root": ROOT, "network": [{"name": "ens224", "mac": None, "addresses": ["192.0.2.5/24"]}], "mounts": []}
+    folders = {"work_directory": "/w", "boot_directory": "/b"}
+    operator: Any = SimpleNamespace(
+        settings=SimpleNamespace(skip_boot=False, boot_memory_mb=None, boot_timeout_seconds=60, **folders),
+        vm={"nics": []},
+        facts=SimpleNamespace(nics=()),
+        guest=guest,
+        fix={"network_without_card": ["ens224"]},
+        hardware=dict,
+        ordered_images=list,
+    )
+    context: Any = {}
+    assert ProveBootOperator.options(operator, context)["expect"]["networks"] == []
+    operator.fix = None
+    assert [one["name"] for one in ProveBootOperator.options(operator, context)["expect"]["networks"]] == ["ens224"]

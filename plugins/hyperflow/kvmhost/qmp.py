@@ -9,6 +9,7 @@ from typing import Any
 
 from hyperflow.kvmhost.stage import StageError
 
+RESET_SECONDS = 3  # what comes in them is one restart: SeaBIOS resets the machine once more by itself
 LINE_LIMIT = 4 * 1024 * 1024  # bytes of one answer
 
 
@@ -22,17 +23,20 @@ class Qmp:
     :param connection: one end of a socket pair whose other end is QEMU's ``-mon mode=control`` character device
     :ivar shutdown: QEMU's word for why its guest runs no more, such as ``guest-reset`` (ShutdownCause of QEMU's
         run-state.json); None while it has told none
+    :ivar resets: how often the guest has restarted itself, where QEMU lets it
     """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._buffer = b""
         self.shutdown: str | None = None
+        self.resets = 0
+        self._reset_at = 0
         self._read(30.0)  # the greeting
         self.execute("qmp_capabilities")
 
     def execute(self, command: str, limit: float = 30.0, **arguments: Any) -> Any:
-        """Run a command and return its answer; of events that come meanwhile only a shutdown is kept.
+        """Run a command and return its answer; of events that come meanwhile a shutdown and a reset are kept.
 
         :param limit: seconds
         :raises QmpError: when QEMU refuses it, ends, or does not answer in time
@@ -47,10 +51,17 @@ class Qmp:
             answer = self._read(deadline - time.monotonic())
             if answer.get("event") == "SHUTDOWN":
                 self.shutdown = str(answer["data"].get("reason"))
+            if answer.get("event") == "RESET" and answer["data"].get("guest"):
+                self._count_reset(int(answer["timestamp"]["seconds"]))
             if "return" in answer:
                 return answer["return"]
             if "error" in answer:
                 raise QmpError(f"QEMU refused {command}: {answer['error'].get('desc')}")
+
+    def _count_reset(self, at: int) -> None:
+        if abs(at - self._reset_at) > RESET_SECONDS:
+            self.resets += 1
+            self._reset_at = at
 
     def _read(self, limit: float) -> dict[str, Any]:
         deadline = time.monotonic() + limit

@@ -71,6 +71,9 @@ class Memory:
     def chmod(self, mode: int, path: str) -> None:
         assert path in self.files
 
+    def chown(self, owner: int, group: int, path: str) -> None:
+        assert path in self.files
+
     def mkdir_p(self, path: str) -> None:
         """Folders are there with their files."""
 

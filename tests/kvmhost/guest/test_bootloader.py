@@ -156,7 +156,7 @@ def test_entries_on_the_efi_system_partition_are_read_and_changed_and_never_made
     assert "/dev/sda1" in {one.root for one in bootloader.read_entries(files, job)}
     changes = Changes(files, False, "/b")
     bootloader.stabilize(files, changes, GUEST, job)
-    assert bootloader.regenerate(files, changes, GUEST, job) is None
+    assert bootloader.regenerate(files, changes, GUEST, UUID, job) is None
     assert {one.root for one in bootloader.read_entries(files, job)} - {""} == {f"UUID={UUID}"}
 
 
@@ -191,6 +191,39 @@ def test_of_what_grub_mkconfig_says_the_end_is_logged(capsys: pytest.CaptureFixt
     there = {"/boot/grub/grub.cfg": GRUB_CFG, "/usr/sbin/grub-mkconfig": ""}
     said = "".join(f"said {number}\n" for number in range(100_000))
     files = GuestFiles(Memory(there, lambda _: said.encode()))
-    assert bootloader.regenerate(files, Changes(files, False, "/b"), GUEST, Job("fix")) == "/boot/grub/grub.cfg"
+    assert bootloader.regenerate(files, Changes(files, False, "/b"), GUEST, UUID, Job("fix")) == "/boot/grub/grub.cfg"
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"/usr/sbin/grub-mkconfig: said {number}" for number in range(99_980, 100_000)]
+
+
+ROOT_BY_NAME = "menuentry 'CentOS 7' {\n\tlinux16 /vmlinuz-3.10 root=%s ro fips=1 ipv6.disable=1\n}\n"
+MADE_BY_GUEST = f"menuentry 'CentOS 7' {{\n\tlinux16 /vmlinuz-3.10 root=UUID={UUID} ro\n}}\n"
+
+
+def made_anew(root: str, made: str) -> Memory:
+    """Fix the entries of a RHEL 7 whose grubby has written arguments into grub.cfg; what its grub-mkconfig makes."""
+    path = "/boot/grub2/grub.cfg"
+    memory = Memory({path: ROOT_BY_NAME % root, "/usr/sbin/grub2-mkconfig": ""})
+    memory._command = lambda _: memory.write(path, made.encode()) or b"done\n"
+    files = GuestFiles(memory)
+    changes = Changes(files, False, "/b")
+    bootloader.stabilize(files, changes, GUEST, Job("fix"))
+    bootloader.regenerate(files, changes, GUEST, UUID, Job("fix"))
+    return memory
+
+
+@pytest.mark.parametrize(
+    ("root", "after"), [("/dev/mapper/centos-root", "/dev/mapper/centos-root"), ("/dev/sda1", f"UUID={UUID}")]
+)
+def test_entries_that_find_the_root_keep_arguments_that_stand_nowhere_else(root: str, after: str) -> None:
+    assert made_anew(root, MADE_BY_GUEST).files["/boot/grub2/grub.cfg"].decode() == ROOT_BY_NAME % after
+
+
+def test_entries_that_cannot_be_rewritten_are_made_anew_by_the_guest() -> None:
+    made = ROOT_BY_NAME % f"UUID={UUID}"
+    assert made_anew("/dev/sdz9", made).files["/boot/grub2/grub.cfg"].decode() == made
+
+
+def test_arguments_that_the_guests_own_program_takes_away_stop_fix() -> None:
+    with pytest.raises(StageError, match=r"taken arguments away from /vmlinuz-3\.10: fips=1 ipv6\.disable=1; write"):
+        made_anew("/dev/sdz9", MADE_BY_GUEST)

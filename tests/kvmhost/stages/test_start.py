@@ -364,11 +364,17 @@ def test_another_state_is_waited_for(target: Target, state: str) -> None:
 
 
 def options_of(health: dict[str, Any]) -> Options:
-    """The stage's options, of a VM in which a static address and one of IPv6 were found."""
+    """The stage's options, of a VM with a static address, one of IPv6, and one of a card that is gone."""
     operator: Any = SimpleNamespace(
         settings=SimpleNamespace(cutover=Cutover.model_validate({"health": health})),
-        facts=SimpleNamespace(bios_uuid=UUID, instance_uuid="vm-1"),
-        guest={"network": [{"mac": MAC, "addresses": [f"{ADDRESS}/24", "2001:db8::7/64"]}]},
+        facts=SimpleNamespace(bios_uuid=UUID, instance_uuid="vm-1", nics=()),
+        guest={
+            "network": [
+                {"name": "ens192", "mac": MAC, "addresses": [f"{ADDRESS}/24", "2001:db8::7/64"]},
+                {"name": "ens224", "mac": None, "addresses": ["198.51.100.5/24"]},
+            ]
+        },
+        fix={"network_without_card": ["ens224"]},
     )
     context: Any = {"dag": SimpleNamespace(dag_id="migrate.plan.vm"), "run_id": "manual:1"}
     return parse_options(Options, json.dumps(StartTargetOperator.options(operator, context)))

@@ -28,6 +28,7 @@ class Changes:
         self._keep = keep
         self._folder = folder
         self._done: dict[str, dict[str, str | None]] = {}
+        self._new_folders: list[str] = []
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file of the guest; an existing one keeps its mode and owner, and links stay links.
@@ -42,7 +43,7 @@ class Changes:
         if old is None:
             if handle.is_symlink(path) or handle.exists(path):
                 raise StageError(f"{path} in the guest: no regular file, expected one or nothing")
-            self._make_parent(path)
+            self._make_folder(posixpath.dirname(path))
             handle.write(path, content)
             handle.chmod(mode, path)
             self._note(path, CREATED, None)
@@ -78,7 +79,7 @@ class Changes:
         :raises StageError: when it does not read back the same
         """
         handle = self._files.handle
-        self._make_parent(path)
+        self._make_folder(posixpath.dirname(path))
         self._files.run(["cp", source, path])
         self._note(path, CREATED, None)
         if handle.checksum("sha256", path) != handle.checksum("sha256", source):
@@ -86,7 +87,7 @@ class Changes:
 
     def linked(self, path: str, target: str) -> None:
         """Make a symbolic link where nothing is."""
-        self._make_parent(path)
+        self._make_folder(posixpath.dirname(path))
         self._files.handle.ln_s(target, path)
         self._note(path, CREATED, None)
 
@@ -101,9 +102,9 @@ class Changes:
         self._note(path, CREATED, None)
 
     def paths(self) -> list[str]:
-        """The files that are there after the change, and the originals that were kept."""
+        """The folders that are new, the files that are there after the change, and the originals that were kept."""
         there = [path for path, entry in self._done.items() if entry["change"] != REMOVED]
-        return there + [entry["backup"] for entry in self._done.values() if entry["backup"]]
+        return self._new_folders + there + [entry["backup"] for entry in self._done.values() if entry["backup"]]
 
     def listed(self) -> list[dict[str, Any]]:
         """The books: path, what happened to it, and where the original is."""
@@ -116,10 +117,15 @@ class Changes:
             for path, entry in self._done.items()
         ]
 
-    def _make_parent(self, path: str) -> None:
-        folder = posixpath.dirname(path)
-        if not self._files.is_directory(folder):  # mkdir_p refuses a link to a directory
-            self._files.handle.mkdir_p(folder)
+    def _make_folder(self, folder: str) -> None:
+        """Make a folder and those above it; of the new ones the topmost is remembered, for the others are below it."""
+        if self._files.is_directory(folder):  # mkdir_p refuses a link to a directory
+            return
+        new, above = folder, posixpath.dirname(folder)
+        while above != "/" and not self._files.exists(above):
+            new, above = above, posixpath.dirname(above)
+        self._files.handle.mkdir_p(folder)
+        self._new_folders.append(new)
 
     def _note(self, path: str, change: str, backup: str | None) -> None:
         known = self._done.get(path)
@@ -135,9 +141,9 @@ class Changes:
         handle = self._files.handle
         backup = self._folder + path
         if not handle.is_dir(FOLDER, followsymlinks=True):
-            handle.mkdir_p(FOLDER)
+            self._make_folder(FOLDER)
             handle.chmod(0o700, FOLDER)
-        handle.mkdir_p(posixpath.dirname(backup))
+        self._make_folder(posixpath.dirname(backup))
         handle.write(backup, content)
         status = handle.statns(path)
         handle.chmod(status["st_mode"] & 0o7777, backup)

@@ -11,7 +11,7 @@ from typing import Callable
 from hyperflow.kvmhost.guest.backups import Changes
 from hyperflow.kvmhost.guest.devices import Devices, hangs_on_hardware
 from hyperflow.kvmhost.guest.files import GuestFiles, printable
-from hyperflow.kvmhost.stage import Job
+from hyperflow.kvmhost.stage import Job, StageError
 
 GRUB_CONFIGS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
 # With UEFI RHEL 7 and 8 have grub.cfg, and RHEL 6 grub.conf, in their vendor's folder there and nowhere else. Others
@@ -196,13 +196,13 @@ def stabilize_environment(block: str, uuid_name: Callable[[str], str | None]) ->
 
 
 def stabilize(files: GuestFiles, changes: Changes, devices: Devices, job: Job) -> None:
-    """Change what boot entries are made from, and the entries that no program makes."""
+    """Rewrite the boot entries of whatever loader, and what programs of the guest will make later ones from."""
     defaults = [f"{GRUB_DEFAULTS_FOLDER}/{name}" for name in files.names(GRUB_DEFAULTS_FOLDER, r"[^\0]*\.cfg")]
     for path in (GRUB_DEFAULTS, *defaults):
         _edit(files, changes, path, lambda text: stabilize_defaults(text, devices.uuid_name))
     entries = [f"{BLS_FOLDER}/{name}" for name in files.names(BLS_FOLDER, r"[^\0]*\.conf")]
     others = (*OTHERS["grub1"], *OTHERS["extlinux"], *_on_esp(files, "grub.cfg"), *_on_esp(files, "grub.conf"))
-    for path in (*GRUB_HAND_WRITTEN, KERNEL_COMMAND_LINE, *entries, *others):
+    for path in (*GRUB_CONFIGS, *GRUB_HAND_WRITTEN, KERNEL_COMMAND_LINE, *entries, *others):
         _edit(files, changes, path, lambda text: stabilize_arguments(text, devices.uuid_name))
     for path in GRUB_ENVIRONMENTS:
         _edit(files, changes, path, lambda text: stabilize_environment(text, devices.uuid_name))
@@ -215,16 +215,19 @@ def stabilize(files: GuestFiles, changes: Changes, devices: Devices, job: Job) -
         job.warn(f"boot loader: found {kind}; its entries were rewritten where they name devices, and nothing else")
 
 
-def regenerate(files: GuestFiles, changes: Changes, devices: Devices, job: Job) -> str | None:
-    """Make grub.cfg anew by the guest's grub-mkconfig; the path, or None where the guest needs none."""
+def regenerate(files: GuestFiles, changes: Changes, devices: Devices, root_uuid: str, job: Job) -> str | None:
+    """Make grub.cfg anew by the guest's grub-mkconfig where an entry still would not find the root; the path, or None.
+
+    Where the entries could be rewritten they are left: arguments may stand in them and nowhere else, for grubby of
+    RHEL 7 writes them there, and grub-mkconfig would take them away.
+
+    :raises StageError: when a kernel has lost arguments by it
+    """
     path = files.first(GRUB_CONFIGS)
     program = files.program("grub-mkconfig", "grub2-mkconfig")
-    if path is None:
+    before = "" if path is None else files.read_text(path) or ""
+    if path is None or program is None or not faults(grub_entries(path, before), devices, root_uuid):
         return None
-    if program is None:
-        job.warn(f"the guest has no grub-mkconfig: {path} was edited instead of made anew")
-        _edit(files, changes, path, lambda text: stabilize_arguments(text, devices.uuid_name))
-        return path
     defaults = files.read_text(GRUB_DEFAULTS) or ""
     if re.search(r"^GRUB_ENABLE_BLSCFG=[\"']?true", defaults, re.M) and files.names(BLS_FOLDER, r"[^\0]*\.conf"):
         return None  # grub.cfg has no entries then; those in the folder were rewritten
@@ -236,7 +239,29 @@ def regenerate(files: GuestFiles, changes: Changes, devices: Devices, job: Job) 
     text = files.read_text(path)
     if text is None or not any(grub_entries(path, text)):
         job.warn(f"{path}: {program} made no entry with a kernel")
+    lost = _lost_arguments(before, text or "")
+    if lost:
+        raise StageError(
+            f"{path}: {program} has taken arguments away from {printable(lost)[:SHOWN]}; write them into "
+            f"GRUB_CMDLINE_LINUX of {GRUB_DEFAULTS} in the source VM, or name the root by UUID in {path} there"
+        )
     return path
+
+
+def _lost_arguments(before: str, after: str) -> str:
+    """Tell which arguments, but for the root, kernels had in a grub.cfg and have no more: ``/vmlinuz-1: fips=1``."""
+    old, new = _arguments(before), _arguments(after)
+    gone = {kernel: sorted(set(words) - set(new.get(kernel, ()))) for kernel, words in old.items()}
+    return "; ".join(f"{kernel}: {' '.join(words)}" for kernel, words in gone.items() if words)
+
+
+def _arguments(text: str) -> dict[str, list[str]]:
+    """Read the arguments of each kernel's first entry in a grub.cfg; later ones are for recovery."""
+    found: dict[str, list[str]] = {}
+    for match in filter(None, map(_LINUX.match, text.split("\n"))):
+        words = [word for word in match[2].split() if not _ROOT.match(word)]
+        found.setdefault(match[1].strip("\"'"), words)
+    return found
 
 
 def faults(entries: Iterable[BootEntry], devices: Devices, root_uuid: str) -> list[str]:

@@ -33,6 +33,8 @@ IMAGE = "//image "
 LIST = f'for image in "$@"; do printf "\\n{IMAGE}%s\\n" "$image"; {{}} "$image" || exit 1; done'
 
 _KERNEL = re.compile(r"vmlinuz-([0-9][^/\s]*)")
+_VERSION = re.compile(r"(\d+)(?:\.(\d+))?")
+_RHEL_7 = re.compile(r"3\.10\.0-(\d+)\b")
 _NOT_FOR_BOOT = re.compile(r"rescue|kdump|\.old$|\.bak$|\.dpkg-")
 _MODULE = re.compile(r"(?:^|/|\s)([A-Za-z0-9_-]+)\.ko(?:\.(?:gz|xz|zst|bz2|lzma))?$")
 _MODULES_SETTING = re.compile(r"^[ \t]*(?:export[ \t]+)?MODULES=[\"']?(\w+)", re.M)
@@ -58,6 +60,16 @@ class Kernel:
     def lacks(self, names: Sequence[str]) -> list[str]:
         """Those of some drivers that the kernel does not have at all."""
         return [name for name in names if name not in self.builtin and name not in self.modules]
+
+    def speaks_virtio_1(self) -> bool:
+        """Whether its drivers are of virtio 1.0, by its version: behind a PCI Express port QEMU offers nothing older.
+
+        It came with Linux 4.0, and Red Hat gave it to RHEL 7.2.
+        """
+        red_hat, version = _RHEL_7.match(self.version), _VERSION.match(self.version)
+        if red_hat:
+            return int(red_hat[1]) >= 327
+        return version is not None and (int(version[1]), int(version[2] or 0)) >= (4, 0)
 
 
 @dataclass(frozen=True)

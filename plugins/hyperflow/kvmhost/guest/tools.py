@@ -25,6 +25,8 @@ UNITS = (
 UNIT_FOLDERS = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 TARBALL = "/usr/bin/vmware-uninstall-tools.pl"  # of VMware's own installer, outside any package manager
 DAEMON = ("/usr/bin/vmtoolsd", "/usr/sbin/vmtoolsd")
+# What a package manager writes besides the package's own files. On Fedora rpm's list is below /usr.
+WRITTEN = ("/etc/ld.so.cache", "/var/cache/ldconfig", "/var/lib/dpkg", "/var/lib/rpm", "/usr/lib/sysimage/rpm")
 QEMU_AGENT = ("/usr/sbin/qemu-ga", "/usr/bin/qemu-ga")
 
 
@@ -98,7 +100,7 @@ def handle(files: GuestFiles, changes: Changes, remove: bool, job: Job) -> dict[
     action = "none" if not was_installed and not before else "left"
     if remove and before:
         try:
-            _remove(files, before)
+            _remove(files, changes, before)
             action = "removed"
         except StageError as fault:
             job.warn(f"VMware Tools could not be removed: {fault}; their services are disabled instead")
@@ -120,13 +122,17 @@ def handle(files: GuestFiles, changes: Changes, remove: bool, job: Job) -> dict[
     }
 
 
-def _remove(files: GuestFiles, found: Sequence[Package]) -> None:
+def _remove(files: GuestFiles, changes: Changes, found: Sequence[Package]) -> None:
     names = [one.name for one in found]
-    if files.is_file(DPKG_STATUS):
-        # --remove keeps configuration files; nothing is downloaded and nothing else is removed
-        files.run(["dpkg", "--remove", *names], ["DEBIAN_FRONTEND=noninteractive"])
-    else:
-        files.run(["rpm", "-e", *names])
+    try:
+        if files.is_file(DPKG_STATUS):
+            # --remove keeps configuration files; nothing is downloaded and nothing else is removed
+            files.run(["dpkg", "--remove", *names], ["DEBIAN_FRONTEND=noninteractive"])
+        else:
+            files.run(["rpm", "-e", *names])
+    finally:
+        for path in filter(files.exists, WRITTEN):
+            changes.regenerated(path)
 
 
 def _silence(files: GuestFiles, changes: Changes) -> list[dict[str, Any]]:

@@ -53,15 +53,16 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?=]*[a-zA-Z]|\x1b[()][A-Z0-9]|\x1b[=>c78]|[\x0
 class Machine:
     """A running QEMU, killed when the block ends, and by the kernel when the stage itself is killed.
 
-    A guest that switches itself off or restarts is stopped there, so that its screen can still be seen.
+    A guest that switches itself off or restarts is stopped there, so that its screen can still be seen; ``restarts``
+    lets it restart.
 
     :param arguments: the emulator and its arguments, without consoles, monitor and the probe's port
     :param folder: where QEMU may leave small files
     :param console_log: takes what comes over the serial console
     """
 
-    def __init__(self, arguments: list[str], folder: Path, console_log: Path) -> None:
-        self._arguments = arguments
+    def __init__(self, arguments: list[str], folder: Path, console_log: Path, restarts: bool = False) -> None:
+        self._arguments = [*arguments, "-display", "none", "-no-shutdown", *([] if restarts else ["-no-reboot"])]
         self._folder = folder
         self._console_log = console_log
         self._console_file: BinaryIO | None = None
@@ -74,7 +75,7 @@ class Machine:
         pairs = {name: socket.socketpair() for name in ("monitor", "console", "probe")}
         self._sockets = [ours for ours, _ in pairs.values()]
         theirs = {name: pair[1] for name, pair in pairs.items()}
-        arguments = [*self._arguments, "-display", "none", "-no-reboot", "-no-shutdown"]
+        arguments = list(self._arguments)
         for name, end in theirs.items():
             arguments += ["-chardev", f"socket,id={name},fd={end.fileno()}"]
         arguments += ["-mon", "chardev=monitor,mode=control", "-serial", "chardev:console"]

@@ -14,6 +14,7 @@ from hyperflow.kvmhost.stage import Job, StageError
 LIMIT = 600.0  # seconds; mounting a file system with a long journal takes a while
 SCRIPT = "/etc/hyperflow-probe"  # below /etc: always on the root file system, which /usr need not be
 UNIT = "/etc/systemd/system/hyperflow-probe.service"
+RELABEL = "/.autorelabel"  # SELinux: the guest gives all its files labels at its next boot, and restarts
 WANTS = "/etc/systemd/system/multi-user.target.wants"
 SYSTEMD = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
 SUBVOLUME = re.compile(r"subvol=[A-Za-z0-9_@./-]+")
@@ -35,20 +36,31 @@ class Root:
     usr_options: str = ""
 
 
-def plant(overlays: list[Path], root: Root, nonce: str, job: Job) -> bool:
+@dataclass(frozen=True)
+class Planted:
+    """What was seen of the guest and put into it.
+
+    :param nonce: what the probe repeats; None where the guest does not run systemd, so that it has none
+    :param relabels: whether it restarts once before it is up, when it has given its files SELinux labels
+    """
+
+    nonce: str | None  # never read at run time, unlike a stage's options
+    relabels: bool
+
+
+def plant(overlays: list[Path], root: Root, nonce: str, job: Job) -> Planted:
     """Mount the root file system of the overlays in libguestfs' appliance and enable the probe in it.
 
     :param nonce: what the probe must repeat
-    :return: False where the guest does not run systemd, so that nothing can be planted
     :raises StageError: when there are no such file systems, or no guestfs on this host
     """
     with Appliance(overlays, job, limit=LIMIT) as handle:
         _mount(handle, root)
         _mount_usr(handle, root)
-        if not any(handle.is_file(path, followsymlinks=True) for path in SYSTEMD):
-            return False
-        _write(handle, nonce)
-    return True
+        has_systemd = any(handle.is_file(path, followsymlinks=True) for path in SYSTEMD)
+        if has_systemd:
+            _write(handle, nonce)
+        return Planted(nonce if has_systemd else None, bool(handle.is_file(RELABEL)))
 
 
 def _mount(handle: Any, root: Root) -> None:
@@ -92,7 +104,8 @@ def _write(handle: Any, nonce: str) -> None:
     unit = (
         "[Unit]\nDescription=Hyperflow boot probe\n\n"
         # simple, not oneshot: a boot waits for its oneshot units, and the probe waits for the boot
-        f"[Service]\nType=simple\nExecStart={SCRIPT} {nonce}\nStandardOutput=null\nStandardError=null\n\n"
+        # by its shell: a relabelling gives the script a label with which SELinux may not start it
+        f"[Service]\nType=simple\nExecStart=/bin/sh {SCRIPT} {nonce}\nStandardOutput=null\nStandardError=null\n\n"
         "[Install]\nWantedBy=multi-user.target\n"
     )
     link = f"{WANTS}/hyperflow-probe.service"

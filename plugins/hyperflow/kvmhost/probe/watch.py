@@ -30,6 +30,7 @@ class Expectation:
     :param macs: the interfaces it has
     :param timeout: seconds in all
     :param silence: seconds without a sign of life
+    :param restarts: how often the guest may restart before it is up; the machine must let it
     """
 
     nonce: str | None  # never read at run time, unlike a stage's options
@@ -37,6 +38,7 @@ class Expectation:
     macs: list[str]
     timeout: float
     silence: float
+    restarts: int = 0
 
 
 class Watch:
@@ -117,6 +119,8 @@ class Watch:
         if reason and (stopped or self._suspicion == reason):  # twice, so that the lines after it are in the log
             raise self._failure(reason)
         self._suspicion = reason or ""
+        if self._machine.qmp.resets > self._wanted.restarts:
+            raise self._failure("the guest switched itself off or reset, more often than it has to")
         if stopped:
             if word := self._machine.qmp.shutdown:
                 raise self._failure(f"the guest switched itself off or reset (QEMU calls it {word})")

@@ -22,7 +22,7 @@ from hyperflow.kvmhost.hardware import Hardware, Image, mac, qemu_arguments, req
 from hyperflow.kvmhost.overlay import create
 from hyperflow.kvmhost.probe import watch
 from hyperflow.kvmhost.probe.machine import Machine
-from hyperflow.kvmhost.probe.plant import Root, plant
+from hyperflow.kvmhost.probe.plant import Planted, Root, plant
 from hyperflow.kvmhost.qmp import QmpError
 from hyperflow.kvmhost.stage import BadRequest, Job, StageError
 
@@ -71,14 +71,15 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     options.artifacts_directory.mkdir(parents=True, exist_ok=True)
     try:
         overlays = _overlays(options.images, folder, job)
-        nonce = secrets.token_hex(16)
-        planted = plant(overlays, root, nonce, job)
-        job.log(f"boot: {'the probe is in the overlay' if planted else 'no systemd, so no probe'}")
+        planted = plant(overlays, root, secrets.token_hex(16), job)
+        job.log(f"boot: {'the probe is in the overlay' if planted.nonce else 'no systemd, so no probe'}")
+        if planted.relabels:
+            job.log("boot: the guest gives its files SELinux labels first (/.autorelabel), and restarts once for it")
         if options.expect.get("leases") and not _has_dhcp(str(acceleration.find_emulator())):
             job.warn("this QEMU is built without slirp: that the guest is given addresses by DHCP was not tried")
             options = dataclasses.replace(options, expect={**options.expect, "leases": []})
         arguments = _arguments(options, overlays, folder, accelerator.kind, job)
-        observed = _boot(options, folder, arguments, nonce if planted else None, job)
+        observed = _boot(options, folder, arguments, planted, job)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if _state(options.images) != before:
@@ -91,17 +92,18 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     }
 
 
-def _boot(options: Options, folder: Path, arguments: list[str], nonce: str | None, job: Job) -> dict[str, Any]:
+def _boot(options: Options, folder: Path, arguments: list[str], planted: Planted, job: Job) -> dict[str, Any]:
     """Run the guest until it is up, and keep its console and its screen."""
     console_log = options.artifacts_directory / "console.log"
     wanted = watch.Expectation(
-        nonce=nonce,
+        nonce=planted.nonce,
         expect=options.expect,
         macs=[mac(nic) for nic in options.hardware.nics],
         timeout=options.timeout_seconds,
         silence=options.silence_seconds,
+        restarts=int(planted.relabels),
     )
-    with Machine(arguments, folder, console_log) as machine:
+    with Machine(arguments, folder, console_log, planted.relabels) as machine:
         version = machine.qmp.execute("query-version")["qemu"]
         job.tools["qemu-system"] = f"{version['major']}.{version['minor']}.{version['micro']}"
         try:
@@ -113,7 +115,7 @@ def _boot(options: Options, folder: Path, arguments: list[str], nonce: str | Non
                 job.log(f"boot: there is no screenshot: {fault}")
             raise
         screenshot = machine.screenshot(options.artifacts_directory / "screenshot.png")
-    _warn(evidence, nonce, screenshot, job)
+    _warn(evidence, planted.nonce, screenshot, job)
     return {
         "seconds_to_up": seconds,
         "evidence": evidence,

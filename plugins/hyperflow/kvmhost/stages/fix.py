@@ -247,10 +247,10 @@ class Fix:
         return [initramfs.as_json(kernel, images) for kernel in kernels]
 
     def _boot_entries(self) -> list[bootloader.BootEntry]:
-        """Rewrite and regenerate the boot entries, and read them."""
+        """Rewrite the boot entries, or have the guest make them anew where that is not enough, and read them."""
         if self._options.update_grub:
             bootloader.stabilize(self._files, self._changes, self._guest.devices, self._job)
-            bootloader.regenerate(self._files, self._changes, self._guest.devices, self._job)
+            bootloader.regenerate(self._files, self._changes, self._guest.devices, self._guest.root.uuid, self._job)
         efi.keep_bootable(self._files, self._changes, self._options.update_grub, self._job)
         entries = bootloader.read_entries(self._files, self._job)
         wrong = bootloader.faults(entries, self._guest.devices, self._guest.root.uuid)
@@ -290,12 +290,17 @@ def require_virtio(kernels: list[initramfs.Kernel], job: Job) -> None:
 
     :raises StageError: when there is none
     """
-    fit = [kernel for kernel in kernels if not kernel.lacks(initramfs.TO_BOOT)]
-    if not fit:
-        names = ", ".join(kernel.version for kernel in kernels) or "none"
+    with_drivers = [kernel for kernel in kernels if not kernel.lacks(initramfs.TO_BOOT)]
+    fit = [kernel for kernel in with_drivers if kernel.speaks_virtio_1()]
+    names = ", ".join(kernel.version for kernel in kernels) or "none"
+    if not with_drivers:
         raise StageError(f"no kernel with virtio_pci and virtio_blk; found {names}; install one in the source VM")
+    if not fit:
+        raise StageError(
+            f"no kernel with virtio 1.0, which KVM's disks need here; found {names}, expected Linux 4.0 or newer, or "
+            "3.10.0-327 or newer of RHEL 7; install a newer kernel in the source VM"
+        )
     for kernel in kernels:
         if kernel not in fit:
-            job.warn(
-                f"kernel {kernel.version}: has no {', '.join(kernel.lacks(initramfs.TO_BOOT))}, so it will not boot"
-            )
+            lacks = ", ".join(kernel.lacks(initramfs.TO_BOOT)) or "virtio 1.0"
+            job.warn(f"kernel {kernel.version}: has no {lacks}, so it will not boot")
