@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hyperflow.cli import migrate, wave
 
 FILE = Path(__file__).resolve().parents[1] / "docker-compose.yaml"
 PAGE = FILE.parent / "docs" / "production.md"
@@ -89,6 +90,12 @@ def test_every_component_sees_the_records_and_may_write_into_the_folder_of_plans
         assert ["${HYPERFLOW_PLANS_DIRECTORY:-./include/plans}", "/opt/airflow/include/plans"] in mounts
         settings = compose["services"][service]["environment"]
         assert settings["AIRFLOW__HYPERFLOW__RECORDS_FOLDER"] == "/opt/airflow/records"
+
+
+def test_the_command_line_waits_for_a_plan_until_airflow_has_read_it(compose: dict[str, Any]) -> None:
+    settings = compose["services"]["airflow-dag-processor"]["environment"]
+    interval = float(settings["AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL"])
+    assert min(migrate.DAG_LIMIT, wave.READ_LIMIT) >= 2 * interval  # reading takes its time, too
 
 
 def test_the_image_has_the_versions_that_the_tests_run_with() -> None:
