@@ -90,6 +90,7 @@ EXAMPLES = (
     "/var/lib/hyperflow/staging/.hyperflow/ledger/dag/run: Permission denied",
     "qemu-img info: Could not open '/x.vmdk': unsupported VMDK version 3",
     "The conn_id `kvm01` isn't defined",
+    "python: found 3.6, expected 3.9 or newer",
     "esxi1.example.org:443: Connection refused",
     "esxi1.example.org:443: No route to host",
     "esxi1.example.org:443: Network is unreachable",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import paramiko
 import pytest
 from airflow.sdk.exceptions import AirflowNotFoundException
 from hyperflow.errors.catalogue import find
-from hyperflow.hooks.kvmhost import KvmHostHook, KvmHostRefused
+from hyperflow.hooks.kvmhost import KvmHostError, KvmHostHook, KvmHostRefused
 
 CONNECTION = "kvm01"
 
@@ -138,3 +139,26 @@ def test_a_connection_that_airflow_does_not_find_may_be_there_at_the_next_try() 
     with pytest.raises(AirflowNotFoundException) as fault:
         KvmHostHook(ssh_conn_id="kvm02", directory="/var/lib/hyperflow/.hyperflow")
     assert code(str(fault.value)) == "HF-RUN-008"
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "known"),
+    [
+        (1, "python: found 3.6, expected 3.9 or newer\n", "HF-HOST-012"),
+        (127, "bash: /usr/bin/python3: No such file or directory\n", "HF-HOST-008"),
+        (-9, "looking for tools\nlooking \x1b[2Jat space\n", "HF-HOST-008"),
+        (-9, "", "HF-HOST-008"),
+    ],
+)
+def test_a_stage_without_a_result_is_told_with_the_last_that_it_said(
+    monkeypatch: pytest.MonkeyPatch, server: Server, status: int, said: str, known: str
+) -> None:
+    host = hook(monkeypatch, server, host_key=server.host_key)
+    monkeypatch.setattr(host, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(host, "ensure_program", lambda _client: "/program")
+    monkeypatch.setattr(host, "run", lambda *_: (status, b"", said.encode()))
+    with pytest.raises(KvmHostError, match="left no result") as fault:
+        host.run_stage("check", {})
+    last = said.replace("\x1b", "\\x1b").strip().split("\n")[-1] or "nothing"
+    assert str(fault.value).endswith(f"exit status {status} and left no result; last it said: {last}")
+    assert code(str(fault.value)) == known

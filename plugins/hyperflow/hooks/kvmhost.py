@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PYTHON = "/usr/bin/python3"  # the distribution's own: it is the one that has guestfs and nbd
 CHUNK = 32 * 1024  # bytes per read from a channel
 ANSWER_LIMIT = 16 * 1024 * 1024  # bytes that a command may say; ours say kilobytes
+SAID_LIMIT = 500  # characters of a command's last line in an error
 COMMAND_LIMIT = 120.0  # seconds for a command that takes some 0.2 s; a job that is ended may take 15 s to die
 STAGE_LIMIT = 600.0  # seconds for a stage that is waited for: a check, a report, a cleanup
 # What a connection's extra may say for a host's key not to be verified, by the task or by its trigger.
@@ -284,9 +285,10 @@ class KvmHostHook(SSHHook):
         except (ValueError, RecursionError):
             result = None
         if not isinstance(result, dict):
+            said = errors.decode(errors="replace").rstrip().rpartition("\n")[2]
             raise KvmHostError(
                 f"connection {self.ssh_conn_id}: stage {stage} on {self.remote_host} ended with exit status "
-                f"{status} and left no result"
+                f"{status} and left no result; last it said: {shown(said[:SAID_LIMIT]) or 'nothing'}"
             )
         return result
 
