@@ -16,7 +16,7 @@ faults: install system          ## whole runs and a whole wave while all around 
 	$(PYTHON) -m pytest -m night
 
 production: install system      ## docker-compose.yaml brought up for real on a Docker engine, a wave, a worker killed
-	lab/install-packages debootstrap docker-compose docker.io
+	lab/install-packages debian-archive-keyring debootstrap docker-compose docker.io
 	$(PYTHON) -m pytest -m production
 
 bench: install system           ## measure against the usual tools; some names only: make bench ONLY="convert_qcow2 fix"

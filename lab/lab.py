@@ -6,15 +6,18 @@ import json
 import os
 import secrets
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hyperflow.cli.airflow_api import AirflowUnavailable, Refused
 from rich.console import Console
 
 from lab import airflow, guest, inventory, kvmhost, processes, vcenter
+from lab.guest import build, machine
 
 ROOT = Path(__file__).resolve().parent.parent
 VCENTER_CONNECTION = "lab_vcenter"
@@ -22,6 +25,13 @@ HOST_CONNECTION = "lab_kvm"
 SECOND_HOST_CONNECTION = "lab_kvm2"
 PLAN = "lab"
 VM = "web01"
+
+EXIT_FAILED = 1
+# What the parts raise when a program, a package or a port that they need is not to be had, or Airflow does not answer.
+FAULTS = (
+    *(build.BuildError, machine.ConsoleError, vcenter.LabError, RuntimeError, subprocess.CalledProcessError),
+    *(AirflowUnavailable, Refused),
+)
 
 Say = Callable[[str], None]
 
@@ -76,10 +86,27 @@ def command(action: str) -> int:
 
     :return: the exit status; of status, 0 when all parts run
     """
-    console = Console(highlight=False)
+    return plainly(lambda: _command(action))
+
+
+def plainly(work: Callable[[], int]) -> int:
+    """Do what a person asked of the lab, and tell in words what keeps a part of it from being built or started.
+
+    :return: the exit status; 1 also without root
+    """
+    errors = Console(stderr=True, highlight=False)
     if os.geteuid() != 0:
-        console.print("the lab runs sshd, libvirtd and QEMU as root: run this as root, or with sudo")
-        return 1
+        errors.print("the lab runs sshd, libvirtd and QEMU as root: run this as root, or with sudo")
+        return EXIT_FAILED
+    try:
+        return work()
+    except FAULTS as fault:
+        errors.print(str(fault), style="red", markup=False, soft_wrap=True)
+        return EXIT_FAILED
+
+
+def _command(action: str) -> int:
+    console = Console(highlight=False)
     if action == "up":
         up(console.print)
         return 0

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hyperflow.cli import migrate, wave
 
 FILE = Path(__file__).resolve().parents[1] / "docker-compose.yaml"
 PAGE = FILE.parent / "docs" / "production.md"
@@ -56,6 +57,24 @@ def test_docker_compose_names_a_secret_that_is_not_set(missing: str) -> None:
     assert missing in done.stderr
 
 
+@pytest.mark.parametrize(("setting", "workers"), [({}, 1), ({"AIRFLOW_WORKERS": "3"}, 3)])
+def test_there_are_as_many_workers_as_the_environment_says_whatever_up_is_told(
+    setting: dict[str, str], workers: int
+) -> None:
+    command = ["docker-compose", "--file", str(FILE), "config"]
+    environment = {**os.environ, **dict.fromkeys(SECRETS, "a-secret"), **setting}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert yaml.safe_load(said)["services"]["airflow-worker"]["scale"] == workers
+
+
+def test_docker_compose_has_the_commands_that_the_page_names() -> None:
+    told = subprocess.run(["docker-compose", "--help"], capture_output=True, text=True, check=True).stdout
+    known = set(re.findall(r"^  (\w+) ", told.partition("Commands:")[2], re.MULTILINE))
+    named = set(re.findall(r"docker compose (\w+)", PAGE.read_text()))
+    assert named
+    assert named <= known
+
+
 def test_every_component_of_airflow_runs_with_a_health_check(compose: dict[str, Any]) -> None:
     for service, command in COMPONENTS.items():
         assert compose["services"][service]["command"] == command
@@ -89,6 +108,12 @@ def test_every_component_sees_the_records_and_may_write_into_the_folder_of_plans
         assert ["${HYPERFLOW_PLANS_DIRECTORY:-./include/plans}", "/opt/airflow/include/plans"] in mounts
         settings = compose["services"][service]["environment"]
         assert settings["AIRFLOW__HYPERFLOW__RECORDS_FOLDER"] == "/opt/airflow/records"
+
+
+def test_the_command_line_waits_for_a_plan_until_airflow_has_read_it(compose: dict[str, Any]) -> None:
+    settings = compose["services"]["airflow-dag-processor"]["environment"]
+    interval = float(settings["AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL"])
+    assert min(migrate.DAG_LIMIT, wave.READ_LIMIT) >= 2 * interval  # reading takes its time, too
 
 
 def test_the_image_has_the_versions_that_the_tests_run_with() -> None:

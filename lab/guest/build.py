@@ -16,12 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lab.guest import machine, proof
+from lab.guest.sources import Source, debian_sources
 
 NAME = "web01"
 SUITE = "bookworm"
 TIMEZONE = "Europe/Berlin"
 RECIPE = Path(__file__).parent / "recipe"
-MIRROR_VARIABLE = "HYPERFLOW_LAB_MIRROR"
 MIB = 1 << 20
 PARTITION_START = MIB
 # Files that the chroot takes from this machine while packages are installed, and from the recipe at the end.
@@ -53,14 +53,6 @@ DISKS = (
 )
 
 
-@dataclass(frozen=True)
-class Source:
-    """A package source of Debian, as apt names it."""
-
-    uri: str
-    suite: str
-
-
 def recipe_digest() -> str:
     """Name a recipe by its content: 16 hex digits over what decides how the guest looks."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
@@ -82,7 +74,7 @@ def build(folder: Path, say: Say) -> None:
     log = Log(folder / "build.log", say)
     root = folder / "root"
     log.step("Debian's base system (debootstrap)")
-    sources = debian_sources()
+    sources = debian_sources(SUITE)
     bootstrap(root, sources, log)
     log.step("packages and two kernels (apt)")
     kernels = install_packages(root, sources, log)
@@ -142,37 +134,14 @@ class Log:
             raise BuildError(f"{command[0]} failed with status {result.returncode}:\n{said}")
 
 
-def debian_sources() -> list[Source]:
-    """Find where this machine has Debian from, for the guest has it from there, too.
-
-    :raises BuildError: it has it from nowhere
-    """
-    if mirror := os.environ.get(MIRROR_VARIABLE):
-        return [Source(mirror, SUITE)]
-    listed = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.split("\n")
-    found = [line.split() for line in listed if line.endswith(" main")]
-    suites = (SUITE, f"{SUITE}-updates", f"{SUITE}-security")
-    sources = [Source(uri, suite) for suite in suites for uri, release, _ in found if release == suite]
-    if not sources or sources[0].suite != SUITE:
-        raise BuildError(
-            f"this machine's apt has no source of Debian {SUITE}: set {MIRROR_VARIABLE} to a mirror's address "
-            "(and run apt-get update, where it has one)"
-        )
-    return sources
-
-
 def bootstrap(root: Path, sources: Sequence[Source], log: Log) -> None:
-    """Make Debian's base system."""
+    """Make Debian's base system; without a source from debootstrap's own mirror."""
     log.run(
         [
             # A mount namespace of its own: whatever debootstrap mounts goes when it ends, killed or not.
             *("unshare", "--mount", "--propagation", "private"),
-            *("debootstrap", "--variant=minbase", "--arch=amd64", SUITE, str(root), sources[0].uri),
+            *("debootstrap", "--variant=minbase", "--arch=amd64", SUITE, str(root)),
+            *(source.uri for source in sources[:1]),
         ]
     )
 
@@ -208,7 +177,8 @@ def install_packages(root: Path, sources: Sequence[Source], log: Log) -> list[st
     policy.chmod(0o755)
     lines = [f"deb {source.uri} {source.suite} main\n" for source in sources]
     apt_list = root / "etc/apt/sources.list"
-    apt_list.write_text("".join(lines))
+    if lines:
+        apt_list.write_text("".join(lines))  # else it names debootstrap's own mirror
     log.run(in_chroot(root, "apt-get", "update"), environment)
     kernels = newest_kernels(root, environment)
     names = [line for line in (RECIPE / "packages.txt").read_text().split("\n") if line and line[0] != "#"]

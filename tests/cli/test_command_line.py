@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAN = (ROOT / "include/plans/example.yaml").read_text()
+PLAN = (ROOT / "include/example-plan.yaml").read_text()
 
 
 def hyperflow(*arguments: str) -> tuple[int, str]:
@@ -49,7 +49,7 @@ def manifest(tmp_path: Path) -> Path:
 
 
 def test_a_good_plan_passes() -> None:
-    status, said = hyperflow("plan", "check", str(ROOT / "include/plans/example.yaml"))
+    status, said = hyperflow("plan", "check", str(ROOT / "include/example-plan.yaml"))
     assert status == 0
     assert "plan example, 2 VM(s)" in said
 
@@ -58,7 +58,7 @@ def test_an_airflow_that_is_named_and_cannot_be_asked_is_told_also_of_a_plan_tha
     tmp_path: Path,
 ) -> None:
     nowhere = str(tmp_path / "none.json")
-    status, said = hyperflow("plan", "check", str(ROOT / "include/plans/example.yaml"), "--airflow", nowhere)
+    status, said = hyperflow("plan", "check", str(ROOT / "include/example-plan.yaml"), "--airflow", nowhere)
     assert status == 69
     assert "plan example, 2 VM(s)" in said
     assert f"pools, approvers and connections were not looked at: {nowhere}: not found" in said
@@ -135,7 +135,7 @@ def test_an_airflow_that_does_not_answer_is_told_from_one_that_is_not_named(tmp_
 
 
 def test_a_vm_that_the_plan_does_not_have_is_named_with_those_it_has() -> None:
-    status, said = hyperflow("migrate", str(ROOT / "include/plans/example.yaml"), "web02")
+    status, said = hyperflow("migrate", str(ROOT / "include/example-plan.yaml"), "web02")
     assert status == 2
     assert "web02" in said
     assert "web01" in said
@@ -186,7 +186,7 @@ def test_a_survey_is_not_asked_for_of_a_file_that_is_not_there(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "command", [["explain"], ["plan", "check", "include/plans/example.yaml"], ["manifest", "schema"]]
+    "command", [["explain"], ["plan", "check", "include/example-plan.yaml"], ["manifest", "schema"]]
 )
 def test_a_full_standard_output_is_told_in_a_sentence(command: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:

@@ -11,7 +11,7 @@ from hyperflow.cli import aftermath, host, janitor, migrate, wave
 from hyperflow.cli.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAN = str(ROOT / "include/plans/example.yaml")
+PLAN = str(ROOT / "include/example-plan.yaml")
 COMMANDS = {
     "hyperflow_rollback": ["rollback", PLAN, "web01"],
     "hyperflow_finalize": ["finalize", PLAN, "web01"],

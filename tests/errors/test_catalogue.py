@@ -89,6 +89,8 @@ EXAMPLES = (
     "/var/lib/hyperflow/staging/web01/disk-0.vmdk: No such file or directory",
     "/var/lib/hyperflow/staging/.hyperflow/ledger/dag/run: Permission denied",
     "qemu-img info: Could not open '/x.vmdk': unsupported VMDK version 3",
+    "The conn_id `kvm01` isn't defined",
+    "python: found 3.6, expected 3.9 or newer",
     "esxi1.example.org:443: Connection refused",
     "esxi1.example.org:443: No route to host",
     "esxi1.example.org:443: Network is unreachable",

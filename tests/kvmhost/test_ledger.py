@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hyperflow.hooks.kvmhost_program import pack
 from hyperflow.kvmhost import ledger
 from hyperflow.kvmhost.ledger import Entry, Ledger, LedgerError
 
@@ -51,6 +53,21 @@ def test_what_is_added_is_open_until_it_is_struck_off_and_again_when_it_is_added
     book.add(RUN, [OVERLAY])
     assert OVERLAY in book.read(RUN).open
     assert book.read(RUN).owners == [OWNER]
+
+
+def test_the_command_of_the_page_lists_what_is_open_where_an_update_has_left_a_second_program(
+    tmp_path: Path, book: Ledger
+) -> None:
+    book.add(RUN, [OVERLAY], OWNER)
+    programs = tmp_path / ".hyperflow" / "bin"
+    programs.mkdir()
+    for number, content in enumerate((b"an older one", pack().content)):
+        program = programs / f"hyperflow-kvmhost-{number}.pyz"
+        program.write_bytes(content)
+        os.utime(program, (number, number))
+    (line,) = re.findall(r"^    (python3 .* ledger list .*)$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+    done = subprocess.run(line.replace("STAGING", str(tmp_path)), shell=True, capture_output=True, check=True)  # noqa: S602
+    assert [each["run"] for each in json.loads(done.stdout)["runs"]] == [RUN]
 
 
 def test_a_ledger_that_is_only_signed_has_an_owner_for_what_stages_add(tmp_path: Path, book: Ledger) -> None:

@@ -1,4 +1,4 @@
-"""The host's program on the oldest Python that a host has: RHEL 9's 3.9."""
+"""The host's program on the oldest Python that a host may have, RHEL 9's 3.9; and what it says on an older one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hyperflow.hooks.kvmhost_program import pack
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 PYENV = Path.home() / ".pyenv" / "versions"
@@ -46,3 +47,16 @@ def test_a_stage_runs_to_its_end(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(result.read_text())["observed"]["sha256"] == disk["checksum"].removeprefix("sha256:")
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.8"])
+def test_on_an_older_one_the_program_says_so(tmp_path: Path, version: str) -> None:
+    found = sorted(PYENV.glob(f"{version}.*/bin/python{version}"))
+    if not found:
+        pytest.skip(f"this machine has no Python {version} of pyenv")
+    program = tmp_path / "hyperflow-kvmhost.pyz"
+    program.write_bytes(pack().content)
+    command = [found[0], program, "check", "--result", "-"]
+    done = subprocess.run(command, input="{}", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"python: found {version}, expected 3.9 or newer\n"

@@ -127,8 +127,3 @@ def test_another_recipe_is_another_guest(tmp_path, monkeypatch):
     (recipe / "packages.txt").write_text("nothing\n")
     monkeypatch.setattr(build, "RECIPE", recipe)
     assert build.recipe_digest() != before
-
-
-def test_the_guest_comes_from_the_mirror_that_a_person_names(monkeypatch):
-    monkeypatch.setenv(build.MIRROR_VARIABLE, "http://mirror.example/debian")
-    assert build.debian_sources() == [build.Source("http://mirror.example/debian", "bookworm")]

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from lab.guest import build as guest_build
+from lab.guest.sources import debian_sources
 from tests.production.engine import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,14 +69,15 @@ def _build(engine: Engine, tag: str, folder: Path) -> None:
 
 def _import_debian(engine: Engine) -> None:
     """Make Debian's base system an image, with this machine's package sources and certificates."""
-    sources = guest_build.debian_sources()
+    sources = debian_sources(guest_build.SUITE)
     with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch:
         root, archive = Path(scratch, "root"), Path(scratch, "root.tar")
         alone = ["unshare", "--mount", "--propagation", "private"]  # what is mounted goes with its process
         command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}"]
-        _run(*alone, *command, guest_build.SUITE, str(root), sources[0].uri)
+        _run(*alone, *command, guest_build.SUITE, str(root), *(source.uri for source in sources[:1]))
         lines = [f"deb {source.uri} {source.suite} main\n" for source in sources]
-        (root / "etc/apt/sources.list").write_text("".join(lines))
+        if lines:
+            (root / "etc/apt/sources.list").write_text("".join(lines))  # else it names debootstrap's own mirror
         shutil.copy(Path("/", CERTIFICATES), root / CERTIFICATES)
         (root / "etc/pip.conf").write_text(_pip_settings())
         _run("tar", "--create", "--file", str(archive), "--directory", str(root), "--one-file-system", ".")

@@ -123,6 +123,7 @@ def make(engine: Engine, folder: Path, plans: Path, key: Path) -> Stack:
         "AIRFLOW_JWT_SECRET": secrets.token_hex(32),
         "AIRFLOW_SECRET_KEY": secrets.token_hex(32),
         "AIRFLOW_ADMIN_PASSWORD": secrets.token_urlsafe(18),
+        "AIRFLOW_WORKERS": str(WORKERS),
         "AIRFLOW_PORT": str(processes.free_port()),
         "HYPERFLOW_PLANS_DIRECTORY": str(plans),
         "HYPERFLOW_SSH_DIRECTORY": str(keys),
@@ -135,7 +136,7 @@ def make(engine: Engine, folder: Path, plans: Path, key: Path) -> Stack:
 
 def up(stack: Stack) -> None:
     """Start everything, with two workers, and wait until it is healthy."""
-    stack.compose("up", "--detach", "--no-build", "--scale", f"airflow-worker={WORKERS}")
+    stack.compose("up", "--detach", "--no-build")
     stack.until_healthy()
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 POLL = 2.0  # seconds between two looks at a run
-DAG_LIMIT = 60.0  # seconds that Airflow may need to see a plan that was just written
+DAG_LIMIT = 300.0  # seconds that Airflow may need to see a plan that was just written; 120 in docker-compose.yaml
 PROGRESS = "progress: "
 
 
@@ -128,7 +128,10 @@ def wait_for_dag(api: AirflowApi, dag_id: str, console: Console) -> None:
     said = False
     while not api.has_dag(dag_id):
         if not said:
-            told = f"Airflow has no DAG {dag_id} yet; waiting up to {DAG_LIMIT:.0f} s for it to read the plan"
+            told = (
+                f"Airflow has no DAG {dag_id} yet; waiting up to {DAG_LIMIT:.0f} s for it to read the plan, which "
+                "it does as often as [dag_processor] min_file_process_interval says"
+            )
             console.print(told, style="yellow", markup=False, soft_wrap=True)
             said = True
         if time.monotonic() > limit:

@@ -40,7 +40,7 @@ from hyperflow.plans.wave import PAUSE_AFTER, Wave, fires, wants_the_wave
 SURVEY_DAG = "hyperflow_survey"
 PROVEN_VARIABLE = "hyperflow_proven_"
 DATES_SHOWN = 3
-READ_LIMIT = 120.0  # seconds until Airflow must have read a changed plan and its survey; 30 s by default
+READ_LIMIT = 300.0  # seconds until Airflow must have read a changed plan and its survey; 120 in docker-compose.yaml
 END_LIMIT = 30.0  # seconds until a rehearsal that was set to failed must be over; less than the minute before a start
 GROUP = "vms."
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.ssh.hooks.ssh import SSHHook
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowNotFoundException
 
 from hyperflow.hooks.audit import audit
 from hyperflow.hooks.kvmhost_program import pack
@@ -22,12 +22,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import paramiko
+    from airflow.sdk import Connection
 
 PYTHON = "/usr/bin/python3"  # the distribution's own: it is the one that has guestfs and nbd
 CHUNK = 32 * 1024  # bytes per read from a channel
 ANSWER_LIMIT = 16 * 1024 * 1024  # bytes that a command may say; ours say kilobytes
+SAID_LIMIT = 500  # characters of a command's last line in an error
 COMMAND_LIMIT = 120.0  # seconds for a command that takes some 0.2 s; a job that is ended may take 15 s to die
 STAGE_LIMIT = 600.0  # seconds for a stage that is waited for: a check, a report, a cleanup
+# What a connection's extra may say for a host's key not to be verified, by the task or by its trigger.
+UNVERIFIED = {
+    "no_host_key_check": "true",
+    "ignore_hostkey_verification": "true",
+    "allow_host_key_change": "true",
+    "known_hosts": "none",
+}
+KEY_UNKNOWN = "not found in known_hosts"  # as paramiko says it
 
 
 class KvmHostError(AirflowException):
@@ -50,16 +60,39 @@ class KvmHostHook(SSHHook):
 
     :param ssh_conn_id: the connection of the host
     :param directory: folder on the host that holds the program and the jobs, ``STAGING/.hyperflow``
+    :raises KvmHostRefused: a field of the connection cannot be used, or says that the key is not to be verified
+    :raises AirflowNotFoundException: there is no such connection
     """
 
     def __init__(self, *, ssh_conn_id: str, directory: str) -> None:
-        super().__init__(ssh_conn_id=ssh_conn_id, conn_timeout=20, conn_retry_attempts=3)
+        import paramiko
+
+        try:
+            super().__init__(ssh_conn_id=ssh_conn_id, conn_timeout=20, conn_retry_attempts=3)
+        except (AirflowNotFoundException, KvmHostRefused):
+            raise  # Airflow finds none also when its API server does not answer, so another try may help
+        except (ValueError, TypeError, AttributeError, AirflowException, paramiko.SSHException) as fault:
+            raise KvmHostRefused(
+                f"connection {ssh_conn_id}: one of its fields cannot be used ({shown(str(fault))}); a host_key is a "
+                "type and a key, as ssh-ed25519 AAAA..., without the host's name that ssh-keyscan writes before them"
+            ) from fault
         self.directory = directory
-        if self.no_host_key_check:
-            raise ValueError(
-                f"connection {ssh_conn_id}: found no_host_key_check, expected host_key or known_hosts: "
-                "Hyperflow sends tickets and disks to this host only when it knows that it is this host"
-            )
+
+    @classmethod
+    def get_connection(cls, conn_id: str) -> Connection:
+        """Look a connection up.
+
+        :raises KvmHostRefused: it says that the host's key is not to be verified
+        """
+        connection = super().get_connection(conn_id)
+        extra = connection.extra_dejson
+        for name, value in UNVERIFIED.items():
+            if str(extra.get(name, "")).lower() == value:
+                raise KvmHostRefused(
+                    f"connection {conn_id}: found {name}, expected host_key or known_hosts: "
+                    "Hyperflow sends tickets and disks to this host only when it knows that it is this host"
+                )
+        return connection
 
     @property
     def program(self) -> str:
@@ -71,7 +104,7 @@ class KvmHostHook(SSHHook):
         """Open one connection for several commands.
 
         :raises KvmHostAway: naming the connection, what went wrong and what to look at
-        :raises KvmHostRefused: another host key, no admission, or a key_file that cannot be read
+        :raises KvmHostRefused: another host key or an unknown one, no admission, or a key_file that cannot be read
         """
         import paramiko
 
@@ -101,6 +134,11 @@ class KvmHostHook(SSHHook):
             return KvmHostRefused(
                 f"connection {self.ssh_conn_id}: key_file {self.key_file}: found {fault.strerror}, expected a private "
                 f"key that this worker's user (uid {os.geteuid()}) can read"
+            )
+        if KEY_UNKNOWN in str(fault):
+            return KvmHostRefused(
+                f"connection {self.ssh_conn_id}: the key of {self.remote_host} is not known here: found no host_key in "
+                "the connection's extra and none in this worker's known_hosts; put it into the extra"
             )
         return KvmHostAway(
             f"connection {self.ssh_conn_id}: no SSH session with {self.remote_host}:{self.port} ({fault})"
@@ -247,9 +285,10 @@ class KvmHostHook(SSHHook):
         except (ValueError, RecursionError):
             result = None
         if not isinstance(result, dict):
+            said = errors.decode(errors="replace").rstrip().rpartition("\n")[2]
             raise KvmHostError(
                 f"connection {self.ssh_conn_id}: stage {stage} on {self.remote_host} ended with exit status "
-                f"{status} and left no result"
+                f"{status} and left no result; last it said: {shown(said[:SAID_LIMIT]) or 'nothing'}"
             )
         return result
 

@@ -11,7 +11,10 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent  # plugins/hyperflow
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip file knows: equal sources give equal bytes
+# The host's Python is looked at before anything that an older one could not even read.
 MAIN = b"""import sys
+if sys.version_info < (3, 9):
+    sys.exit("python: found %d.%d, expected 3.9 or newer" % sys.version_info[:2])
 from hyperflow.kvmhost.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """

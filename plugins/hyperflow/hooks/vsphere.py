@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.hook import BaseHook
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
 
     from hyperflow.vsphere.session import Session
+
+
+NO_NAME = re.compile(r"[\s/@]")  # what a pasted address of a page, or two names, have in them
 
 
 class VsphereHook(BaseHook):
@@ -73,14 +77,20 @@ def open_session(connection: Connection, task: Any = None) -> Session:
 def session_arguments(connection: Connection) -> dict[str, Any]:
     """Read a connection as the arguments of :func:`hyperflow.vsphere.session.connect`.
 
-    :raises ValueError: naming the field that is missing
+    :raises ValueError: naming the field that is missing, or a host that is no name
     """
+    host = (connection.host or "").strip()
     missing = [name for name in ("host", "login", "password") if not getattr(connection, name)]
     if missing:
         raise ValueError(f"connection {connection.conn_id}: {', '.join(missing)} missing; a vCenter needs them")
+    if not host or NO_NAME.search(host):
+        raise ValueError(
+            f"connection {connection.conn_id}: host: found {connection.host!r}, expected the vCenter's name or address "
+            "alone, as vcenter.example.org"
+        )
     extra = connection.extra_dejson
     return {
-        "host": connection.host,
+        "host": host,
         "port": connection.port or 443,
         "user": connection.login,
         "password": connection.password,

@@ -163,8 +163,6 @@ def _require_sound(options: Options) -> None:
 def _tools(options: Options, faults: list[str]) -> dict[str, str | None]:
     """Find versions; None for what is not there. What is needed and missing is a fault."""
     found: dict[str, str | None] = {}
-    if sys.version_info < (3, 9):  # noqa: UP036 - the host's Python, not the one this is checked with
-        faults.append(f"python: found {platform.python_version()}, expected 3.9 or newer")
     needed = {"qemu-img", "qemu-nbd"} | (
         {"virsh", "virt-install"} if options.domain or options.any_migration else set()
     )
