@@ -25,6 +25,7 @@ waves:
 """
 FIRST, SECOND = "r.saturday.1", "r.saturday.2"
 DRIFTED = {"outcome": "failed", "drifted": True, "errors": [{"stage": "snapshot", "message": "it drifted"}]}
+BROKEN = {"outcome": "failed", "errors": [{"stage": "boot", "message": "it does not come up"}]}
 
 
 class Store(dict[str, Any]):
@@ -182,3 +183,44 @@ def test_a_vm_that_drifted_after_another_failed_is_started_over_as_a_person_deci
     with pytest.raises(TaskDeferred if started else AirflowFailException):
         night.go_on(FIRST)
     assert night.started == started
+
+
+def test_a_failure_that_was_about_to_be_told_is_told_by_a_try_after_a_crash_and_a_clear_starts_another_run(
+    night: Night,
+) -> None:
+    night.ran(FIRST, "failed", BROKEN)
+    with pytest.raises(AirflowFailException, match="it does not come up"):
+        night.go_on(FIRST)
+
+    with pytest.raises(TaskDeferred) as again:  # the process was killed as it failed, and nobody has asked for more
+        night.task.execute(night.context())
+    assert (again.value.trigger.run_ids, night.started) == ([FIRST], [])
+
+    night.max_tries += 1  # a person clears it
+    with pytest.raises(TaskDeferred):
+        night.task.execute(night.context())
+    assert night.started == [SECOND]
+
+
+def test_what_an_older_version_has_told_counts_as_told(night: Night) -> None:
+    night.ran(FIRST, "failed", BROKEN)
+    night.store["told"] = FIRST
+    with pytest.raises(TaskDeferred):
+        night.task.execute(night.context())
+    assert night.started == [SECOND]
+
+
+def test_a_vm_is_started_over_once_also_when_the_task_is_killed_before_its_run_is_started(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night.ran(FIRST, "failed", DRIFTED)
+    with monkeypatch.context() as killed:
+        killed.setattr(night.task, "next_run", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            night.go_on(FIRST)
+    with pytest.raises(TaskDeferred):
+        night.task.execute(night.context())
+    assert night.started == [SECOND]
+    night.ran(SECOND, "failed", DRIFTED)
+    with pytest.raises(AirflowFailException, match="it drifted"):
+        night.go_on(SECOND)

@@ -362,6 +362,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         clears the task then wants another.
 
         One that failed while nobody looked, because who waited for it was killed, is told first, and starts no second.
+        One that drifted, and that the task has begun to start over, is done with.
         """
         store = _store(context)
         run_id = store.get("run")
@@ -371,7 +372,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         states = list(ACTIVE)
         if not was_rolled_back(self.trigger_dag_id, str(run_id)):
             states.append("success")
-        if store.get("told") != run_id:
+        if store.get("started_over") != run_id and not was_told(context, str(run_id)):
             states.append("failed")
         return run_id if ti.get_dr_count(dag_id=self.trigger_dag_id, run_ids=[run_id], states=states) else None
 
@@ -397,7 +398,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         run_id = event[1]["run_ids"][0]
         state = event[1].get(run_id)
         if state is None:
-            _store(context).set("told", run_id)
+            note_told(context, run_id)
             raise AirflowFailException(
                 f"{self.slug}: run {run_id} of {self.trigger_dag_id} is not there any more: somebody has deleted it in "
                 "Airflow. Look at the VM for what it has left, and clear this task to migrate it anew"
@@ -410,14 +411,13 @@ class MigrateVmOperator(TriggerDagRunOperator):
             ti.xcom_push(key=SUMMARY_KEY, value=summary)
         if state != "success" and self.starts_over(context, summary):
             self.log.warning("%s: run %s found it drifted: starting over, once", self.slug, run_id)
-            _store(context).set("told", run_id)
-            _store(context).set("started_over", "yes")
+            _store(context).set("started_over", run_id)
             return self.start(context)
         if state != "success":
             errors = [f"{one['stage']}: {one['message']}" for one in (summary or {}).get("errors", [])]
             reason = shown("; ".join(errors)) or "it left no report; see its tasks"
             message = f"{self.slug}: run {run_id} of {self.trigger_dag_id} failed: {reason}"
-            _store(context).set("told", run_id)
+            note_told(context, run_id)
             raise AirflowFailException(message)
         if not isinstance(summary, dict):
             raise AirflowFailException(f"{self.slug}: run {run_id} of {self.trigger_dag_id} ended and left no summary")
@@ -467,6 +467,22 @@ def was_rolled_back(dag_id: str, run_id: str) -> bool:
     """Whether the cutover of a run was taken back."""
     record = cutover_of(dag_id)
     return record is not None and (record["run"], record["phase"]) == (run_id, ROLLED_BACK)
+
+
+def note_told(context: Context, run_id: str) -> None:
+    """Note that the task is about to fail with what has become of a run.
+
+    With the number of the task's last try, which a person's clear raises, and a try after a crash does not.
+    """
+    _store(context).set("told", {"run": run_id, "max_tries": cast("Any", context["ti"]).max_tries})
+
+
+def was_told(context: Context, run_id: str) -> bool:
+    """Whether somebody has cleared the task since it was to fail with what had become of a run."""
+    told = _store(context).get("told")
+    if not isinstance(told, dict):  # of an older version
+        return bool(told == run_id)
+    return told.get("run") == run_id and told.get("max_tries") != cast("Any", context["ti"]).max_tries
 
 
 def _store(context: Context) -> Any:
