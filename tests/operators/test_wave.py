@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import AirflowRuntimeError, AirflowSkipException, ErrorType
+from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError, AirflowSkipException, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
 from hyperflow.operators import wave_check, wave_vm
 from hyperflow.operators.kept_plan import kept_plans
@@ -221,3 +221,39 @@ def test_whatever_ends_a_task_of_a_wave_is_told_in_its_report(fault: Exception, 
         telling({"ti": ti}, work)  # type: ignore[typeddict-item]
     assert list(left) == [key]
     assert told in str(left[key])
+
+
+def start_asked(plan: Plan, monkeypatch: pytest.MonkeyPatch, conf: dict[str, Any]) -> dict[str, Any]:
+    """Have a wave's first task look at what its run was asked for; what the audit gets of it."""
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(wave_check, "audit_start", lambda context, what, details: told.update(details))
+    monkeypatch.setattr(wave_check, "heed_limits", lambda *_: [])
+    monkeypatch.setattr(wave_check, "proven_run", lambda *_, **__: None)
+    monkeypatch.setattr(CheckWaveOperator, "opening", lambda *_: None)
+    task = CheckWaveOperator(task_id="check", plan_file=str(plan.path), wave="saturday")
+    ti = SimpleNamespace(task_id="check", xcom_push=lambda key, value: None)
+    dag = SimpleNamespace(dag_id="wave.move.saturday")
+    context: Any = {"ti": ti, "dag_run": SimpleNamespace(conf=conf), "dag": dag, "run_id": "r"}
+    task.execute(context)
+    return told
+
+
+def test_the_audit_tells_what_a_wave_was_asked_for_under_one_key(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = start_asked(plan, monkeypatch, {"again": True, "skip_boot": True, "dry_run": False})
+    assert told == {"plan": "move", "members": ["a", "b", "c", "d"], "asked": ["again", "skip_boot"]}
+
+
+@pytest.mark.parametrize(
+    ("conf", "told"),
+    [
+        ({"dryrun": True}, r"dag_run.conf: dryrun: found an unknown key, expected dry_run \(did you mean that\?\)"),
+        ({"dry_run": "false"}, r'dag_run.conf: dry_run: found "false", expected true or false'),
+        ({"run_type": "scheduled", "plan": "other"}, "plan: found an unknown key"),
+    ],
+)
+def test_a_wave_that_was_asked_for_what_it_does_not_know_starts_nothing(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, conf: dict[str, Any], told: str
+) -> None:
+    """A rehearsal that was mistyped would move the VMs."""
+    with pytest.raises(AirflowFailException, match=told):
+        start_asked(plan, monkeypatch, conf)

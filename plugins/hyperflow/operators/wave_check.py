@@ -58,9 +58,9 @@ class CheckWaveOperator(WaveOperator):
         """Do so."""
         from hyperflow.plans.survey import survey_path
 
+        asked = read_asked(context)
         plan, wave = load_wave(self.plan_file, self.wave)
         keep_plan(plan_location(self.plan_file), run_key(context), survey_path(plan.path, plan.name))
-        asked = {key: value for key, value in (context["dag_run"].conf or {}).items() if value}
         audit_start(context, f"wave {wave.name}", {"plan": plan.name, "members": list(wave.members), **asked})
         opening = None if is_rehearsal(context) else self.opening(context, wave, datetime.now(UTC))
         limits = heed_limits(context, plan, pools_of_wave(plan, wave))
@@ -145,6 +145,21 @@ class CheckWaveOperator(WaveOperator):
         lines.append(f"* {estimate.sentence()}")
         lines += [f"* {step}. {', '.join(slugs)}" for step, slugs in enumerate(wave.steps(), 1)]
         return "\n".join(lines)
+
+
+def read_asked(context: Context) -> dict[str, Any]:
+    """What the run was asked for, as the audit tells it: ``asked``, or nothing.
+
+    :raises AirflowFailException: with every fault of the run's conf
+    """
+    from hyperflow.plans.overrides import parse_wave_overrides
+    from hyperflow.plans.plan import PlanError
+
+    try:
+        asked = parse_wave_overrides(context["dag_run"].conf or {}).model_dump(exclude_defaults=True)
+    except PlanError as fault:
+        raise AirflowFailException(str(fault)) from fault
+    return {"asked": sorted(asked)} if asked else {}
 
 
 def proven_of(plan: Plan, wave: Wave) -> dict[str, dict[str, Any]]:
