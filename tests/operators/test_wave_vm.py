@@ -91,7 +91,7 @@ class Night:
 def no_vcenter(monkeypatch: pytest.MonkeyPatch) -> None:
     """No VM was moved before, and runs are started at once."""
     monkeypatch.setattr(wave_vm, "cutover_of", lambda _: None)
-    monkeypatch.setattr(wave_vm, "proven_run", lambda *_, **__: None)
+    monkeypatch.setattr(wave_vm, "proven_run", lambda *_: (None, None))
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_vm_that_was_proven_before_is_done_though_one_that_it_comes_after_is_n
     night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proven = {"run_id": "earlier", "summary": {"outcome": "migrated"}}
-    monkeypatch.setattr(wave_vm, "proven_run", lambda *_, **__: proven)
+    monkeypatch.setattr(wave_vm, "proven_run", lambda *_: (proven, None))
     night.states["vms.a"] = "skipped"
     assert night.task.execute(night.context())["outcome"] == "already done"
 
@@ -224,3 +224,20 @@ def test_a_vm_is_started_over_once_also_when_the_task_is_killed_before_its_run_i
     night.ran(SECOND, "failed", DRIFTED)
     with pytest.raises(AirflowFailException, match="it drifted"):
         night.go_on(SECOND)
+
+
+@pytest.mark.parametrize(("selector", "done"), [("name 'b'", True), ("inventory_path '/DC2/vm/b'", False)])
+@pytest.mark.parametrize("conf", [{}, {"again": True}])
+def test_a_vm_that_was_cut_over_is_done_where_it_is_the_one_that_the_plan_means_now(
+    night: Night, monkeypatch: pytest.MonkeyPatch, selector: str, done: bool, conf: dict[str, bool]
+) -> None:
+    record = {"run": "earlier", "phase": "finalized", "name": "b", "vcenter": "vc", "selector": selector}
+    monkeypatch.setattr(wave_vm, "cutover_of", lambda _: record)
+    context = night.context()
+    context["dag_run"].conf = conf
+    if done:
+        assert night.task.execute(context)["outcome"] == "already done"
+        return
+    with pytest.raises(TaskDeferred):
+        night.task.execute(context)
+    assert night.started == [FIRST]

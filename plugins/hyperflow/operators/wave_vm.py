@@ -19,7 +19,7 @@ from hyperflow.manifest.shown import shown
 from hyperflow.operators.approval import tell_who_is_asked
 from hyperflow.operators.cutover_record import MOVED, ROLLED_BACK, cutover_of
 from hyperflow.operators.decisions import decisions_of, keep_decision, moment, user_name
-from hyperflow.operators.proven import SUMMARY_KEY, proven_run
+from hyperflow.operators.proven import SUMMARY_KEY, proven_run, why_other
 from hyperflow.operators.wave import (
     APPROVE,
     CHECK,
@@ -70,6 +70,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
     :param approvers: who is asked, ``{"id", "name"}`` each
     :param answer_minutes: how long an answer is waited for; the wave then stops
     :param strategy: how the plan wants the VM to be cut over
+    :param subject: what an earlier proof must be of, to count (``plans.subject``)
     :param expected_minutes: how long the migration takes as the plan says; None where it does not, and what the wave's
         first task has made of sizes and measured rates counts
     :param start_over: whether a run that found the VM drifted is followed by another one, once
@@ -94,6 +95,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         approvers: list[dict[str, str]],
         answer_minutes: int,
         strategy: str,
+        subject: dict[str, str],
         expected_minutes: int | None,
         start_over: bool,
         notifiers: Sequence[BaseNotifier] = (),
@@ -117,6 +119,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         self.approvers = approvers
         self.answer_minutes = answer_minutes
         self.strategy = strategy
+        self.subject = subject
         self.expected_minutes = expected_minutes
         self.start_over = start_over
         self.notifiers = notifiers
@@ -195,7 +198,9 @@ class MigrateVmOperator(TriggerDagRunOperator):
         """
         found = self.cut_over(context)
         if found is None and not asked_again(context):
-            found = proven_run(self.trigger_dag_id, self.strategy)
+            found, why = proven_run(self.trigger_dag_id, self.strategy, self.subject)
+            if why:
+                self.log.warning("%s counts as not migrated: %s", self.slug, why)
         if found is None:
             return None
         self.log.info("%s was migrated by run %s already: it is left as it is", self.slug, found["run_id"])
@@ -206,7 +211,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
     def cut_over(self, context: Context) -> dict[str, Any] | None:
         """The run that cut the VM over, ``{"run_id", "summary"}``; None where there is none, or it was taken back."""
         record = cutover_of(self.trigger_dag_id)
-        if record is None or record["phase"] not in MOVED:
+        if record is None or record["phase"] not in MOVED or why_other(record, self.subject):
             return None
         told = context["ti"].xcom_pull(
             dag_id=self.trigger_dag_id, run_id=record["run"], task_ids=REPORT, key=SUMMARY_KEY, map_indexes=-1
