@@ -195,7 +195,7 @@ def test_a_task_that_is_tried_again_after_its_vms_run_has_proven_the_vm_goes_on_
     monkeypatch.setattr(wave_vm, "cutover_of", lambda dag_id: None)
     monkeypatch.setattr(task, "states", lambda context: {"check": "success"})
     monkeypatch.setattr(task, "start", lambda context: "goes on")
-    ti = SimpleNamespace(xcom_push=lambda key, value: None, xcom_pull=lambda **_: ["a"])
+    ti = SimpleNamespace(task_id="vms.a", xcom_push=lambda key, value: None, xcom_pull=lambda **_: ["a"])
     context: Any = {"dag_run": SimpleNamespace(conf={}), "ti": ti}
 
     monkeypatch.setattr(task, "run_of_an_earlier_try", lambda context: "manual.saturday.1")

@@ -241,3 +241,37 @@ def test_a_vm_that_was_cut_over_is_done_where_it_is_the_one_that_the_plan_means_
     with pytest.raises(TaskDeferred):
         night.task.execute(context)
     assert night.started == [FIRST]
+
+
+def answer(night: Night, monkeypatch: pytest.MonkeyPatch, chosen: str) -> None:
+    """Have alice answer what the task asks, as another VM has failed, and its process be killed after that."""
+    monkeypatch.setattr(decisions, "audit_decision", lambda _: None)
+    night.task.on_failure = "ask"
+    night.states["vms.c"] = "failed"
+    event = {"chosen_options": [chosen], "responded_by_user": {"id": "alice"}}
+    with pytest.raises(TaskDeferred if chosen == "Go on" else AirflowSkipException):
+        night.task.decided(night.context(), event, ["c"])
+    for key in [key for key in night.left if key[0] == "vms.b"]:  # as Airflow does before another try
+        del night.left[key]
+
+
+def test_what_was_decided_is_told_and_counts_after_a_task_was_tried_again(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the wave's report would not tell it, and others would ask about the same failure again."""
+    answer(night, monkeypatch, "Go on")
+    with pytest.raises(TaskDeferred):
+        night.task.execute(night.context())
+    (told,) = night.left["vms.b", "decisions"]
+    assert (told["answer"], told["of"], told["by"]) == ("Go on", ["c"], "alice")
+    decisions.keep_decision(night.context(), {"question": "And now?", "answer": "Stop"})
+    assert [one["answer"] for one in night.left["vms.b", "decisions"]] == ["Go on", "Stop"]
+
+
+def test_who_clears_a_task_after_a_stop_is_asked_anew(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(night, monkeypatch, "Stop")
+    night.max_tries += 1
+    monkeypatch.setattr(wave_vm, "upsert_hitl_detail", lambda **_: None)
+    with pytest.raises(TaskAwaitingInput):
+        night.task.execute(night.context())
+    assert ("vms.b", "decisions") not in night.left

@@ -18,7 +18,7 @@ from hyperflow.links.run import VmReportLink, VmRunLink
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.approval import tell_who_is_asked
 from hyperflow.operators.cutover_record import MOVED, ROLLED_BACK, cutover_of
-from hyperflow.operators.decisions import decisions_of, keep_decision, moment, user_name
+from hyperflow.operators.decisions import decisions_of, keep_decision, moment, recall_decisions, user_name
 from hyperflow.operators.proven import SUMMARY_KEY, proven_run, why_other
 from hyperflow.operators.wave import (
     APPROVE,
@@ -132,6 +132,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         """Do so; a run of an earlier try comes first: going on with it starts nothing, and what is proven by then is
         proven by that run, and told as its.
         """
+        recall_decisions(context)
         if self.run_of_an_earlier_try(context) is not None:
             return self.start(context)
         states = self.states(context)
