@@ -295,3 +295,15 @@ def test_all_that_an_entry_can_say_is_written_so_that_it_is_read_as_it_was(tmp_p
     append(path, Entry("host", '\u2028\n\r\t"\\/\U0001f600', seconds=1e-9, exit=-9, details=strange))
     assert verify(path).findings == ()
     assert read_entry(path.read_bytes().removesuffix(b"\n")) is not None
+
+
+@pytest.mark.parametrize("character", ["\u00e4", "\x00", "\U0001f600"])
+def test_an_entry_of_whatever_size_is_a_line_that_is_read_again(tmp_path: Path, character: str) -> None:
+    """Else an entry that was written would be found to be none, and a good file to be spoilt."""
+    path, text = tmp_path / "dag" / ("r" * 250) / "audit.jsonl", character * 3000
+    big = Entry("run", text, by=text, on=text, said=text, details={f"{number}{text}": text for number in range(20)})
+    append(path, big)
+    append(path, entry(2))
+    assert verify(path).findings == ()
+    first = json.loads(path.read_bytes().splitlines()[0])
+    assert first["details"]["left_out"] + len(first["details"]) - 1 == 20

@@ -110,3 +110,15 @@ def test_a_survey_tells_of_a_vm_that_it_did_not_find_and_draws_no_row_of_what_an
     assert "/dc/w02" in told and "/dc/w01" not in told
     assert "w01: not there; rules go by what an earlier survey knew of it" in told
     assert "w03: not there; no rule" in told
+
+
+def test_a_vm_that_was_proven_as_another_one_is_not_shown_as_migrated(tmp_path: Path) -> None:
+    (tmp_path / "move.yaml").write_text(PLAN)
+    plan = load_plan(tmp_path / "move.yaml")
+    subjects = {"w01": None, "w02": {"vcenter": "vc", "host": "kvm01"}, "w03": {"vcenter": "another"}}
+    kept = {
+        f"hyperflow_proven_migrate.move.{vm}": {"strategy": "live-copy", "summary": {"slug": vm}, "subject": subject}
+        for vm, subject in subjects.items()
+    }
+    api: Any = SimpleNamespace(variables=lambda _: kept)
+    assert set(wave.proven_of(api, plan)) == {"w01", "w02"}

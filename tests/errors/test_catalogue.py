@@ -72,6 +72,7 @@ TEXT_FROM_ELSEWHERE = {
     "operators/survey.py execute": "a VsphereError",
     "operators/survey.py read": "the faults of the plan, which have entries",
     "operators/wave.py load_wave": "the faults of the plan, which have entries",
+    "operators/wave_check.py read_asked": "a PlanError, whose faults have entries",
     "operators/aftermath.py work": "a VsphereError",
     "operators/source.py at_vcenter": "a VsphereError",
     "operators/rollback.py taken_down": "the own error of the stage stop",

@@ -24,7 +24,7 @@ class Tell(BaseOperator):
         self.number = number
 
     def execute(self, context):
-        audit_start(context, "migration", {"vm": "web01"})
+        audit_start(context, "migration", {"vm": "web01", "run_type": "forged"})
         failed = {"state": "failed", "exit_status": 3, "said": "no\\nway"}
         audit("host", f"command {self.number}", on="kvm01", seconds=0.12345, **failed)
         observer_of("vc01")(Change("PowerOnVM_Task", "VirtualMachine:vm-1", "done", {"host": "h"}, "Task:task-1", 0.5))

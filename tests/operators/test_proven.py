@@ -14,6 +14,8 @@ from hyperflow.operators.cutover_record import put
 from hyperflow.operators.proven import forget_proven, proven_run, remember_proven, tell_state
 from hyperflow.plans.cutover import COLD, LIVE_COPY
 from hyperflow.plans.load import load_plan
+from hyperflow.plans.slug import Selector
+from hyperflow.plans.subject import subject
 
 SLUG = "web01.example.org"
 DAG = f"migrate.autumn.{SLUG}"
@@ -58,8 +60,8 @@ def variables(monkeypatch: pytest.MonkeyPatch) -> Variables:
 def test_a_copy_that_was_proven_is_not_the_cold_cutover_that_the_plan_asks_for(variables: Variables) -> None:
     remember_proven(DAG, "copy", SUMMARY)
     assert proven_run(DAG) == proven_run(DAG, LIVE_COPY)
-    assert (proven_run(DAG) or {})["run_id"] == "copy"
-    assert proven_run(DAG, COLD) is None
+    assert (proven_run(DAG)[0] or {})["run_id"] == "copy"
+    assert proven_run(DAG, COLD) == (None, None)
 
 
 def test_the_tag_tells_where_the_vm_stands_whatever_a_run_that_was_refused_came_to(
@@ -113,7 +115,7 @@ def test_a_cold_cutover_is_done_when_the_target_is_the_machine(
     put(DAG, {**RECORD, "phase": phase})
     if remembered:
         remember_proven(DAG, remembered, {**SUMMARY, "run_id": remembered, "bytes": 7}, COLD)
-    found = proven_run(DAG, COLD)
+    found, _ = proven_run(DAG, COLD)
     assert (found is not None) == done
     if found is not None:
         assert (found["run_id"], found["summary"]["run_id"], found["summary"]["slug"]) == ("move", "move", SLUG)
@@ -123,14 +125,58 @@ def test_a_cold_cutover_is_done_when_the_target_is_the_machine(
 def test_a_record_that_somebody_has_changed_does_not_count_as_done(variables: Variables) -> None:
     variables[cutover_record.key_of(DAG)] = '"what a person wrote"'
     remember_proven(DAG, "move", SUMMARY, COLD)
-    assert proven_run(DAG, COLD) is None
+    found, why = proven_run(DAG, COLD)
+    assert (found, "is not the record of a cutover" in str(why)) == (None, True)
 
 
 def test_what_is_forgotten_is_gone(variables: Variables) -> None:
     put(DAG, {**RECORD, "phase": "rolled back"})
     remember_proven(DAG, "move", SUMMARY, COLD)
     forget_proven(DAG)
-    assert proven_run(DAG) is None
+    assert proven_run(DAG) == (None, None)
+
+
+AS_PLANNED = subject("vc", None, Selector("inventory_path", "/DC1/vm/web01"), "kvm01")
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        ({}, None),
+        ({"vcenter": "vc2"}, "vcenter was vc and is vc2"),
+        ({"datacenter": "DC2"}, "datacenter was none and is DC2"),
+        ({"selector": "inventory_path '/DC2/vm/web01'"}, "selector was inventory_path '/DC1/vm/web01' and is"),
+        ({"host": "kvm02"}, "host was kvm01 and is kvm02"),
+    ],
+)
+def test_a_proof_counts_for_what_it_is_a_proof_of_and_else_it_is_said_why_not(
+    variables: Variables, now: dict[str, str], told: str | None
+) -> None:
+    """The plan was edited for the next site: its DAGs have the ids that they had."""
+    remember_proven(DAG, "copy", SUMMARY, subject=AS_PLANNED)
+    found, why = proven_run(DAG, subject={**AS_PLANNED, **now})
+    assert (found is None) == (told is not None)
+    assert (why or "").partition(" than the plan means now: ")[2].startswith(told or "")
+    assert (why is None) == (told is None)
+
+
+@pytest.mark.parametrize(
+    ("now", "done"),
+    [({}, True), ({"host": "kvm02"}, True), ({"vcenter": "vc2"}, False), ({"selector": "name 'web01'"}, False)],
+)
+def test_a_cutover_counts_for_the_vm_that_it_moved_wherever_that_is_now(
+    variables: Variables, now: dict[str, str], done: bool
+) -> None:
+    put(DAG, {**RECORD, **AS_PLANNED, "phase": "cut over"})
+    found, why = proven_run(DAG, COLD, {**AS_PLANNED, **now})
+    assert (found is not None, "run move has cut over another VM" in str(why)) == (done, not done)
+
+
+@pytest.mark.parametrize("strategy", [LIVE_COPY, COLD])
+def test_what_an_older_version_has_remembered_counts_as_it_did(variables: Variables, strategy: str) -> None:
+    remember_proven(DAG, "move", SUMMARY, strategy)
+    put(DAG, {**RECORD, "vcenter": "vc", "phase": "cut over"})
+    assert proven_run(DAG, strategy, AS_PLANNED)[0] is not None
 
 
 def test_the_plan_says_how_a_vm_is_cut_over(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import AirflowRuntimeError, AirflowSkipException, ErrorType
+from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError, AirflowSkipException, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
 from hyperflow.operators import wave_check, wave_vm
 from hyperflow.operators.kept_plan import kept_plans
@@ -130,7 +131,9 @@ def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     write_survey(tmp_path / "move.yaml", "move", Survey(vms=seen))
     run = {"run_id": "r", "summary": {"bytes": 10**10, "seconds": 100}}
     monkeypatch.setattr(wave_check, "audit_start", lambda *_: None)
-    monkeypatch.setattr(wave_check, "proven_run", lambda dag_id, *_: run if dag_id == "migrate.move.d" else None)
+    monkeypatch.setattr(
+        wave_check, "proven_run", lambda dag_id, **_: (run if dag_id == "migrate.move.d" else None, None)
+    )
     left: dict[str, Any] = {"plan": load_plan(tmp_path / "move.yaml")}
     task = CheckWaveOperator(task_id="check", plan_file=str(tmp_path / "move.yaml"), wave="saturday")
     ti = SimpleNamespace(xcom_push=lambda key, value: left.update({key: value}))
@@ -173,7 +176,9 @@ def test_a_copy_that_was_proven_does_not_keep_a_cold_cutover_from_being_made(
     dag = build_wave(plan, plan.wave("saturday"))
     copied = {"run_id": "r", "summary": {"outcome": "migrated"}}
     monkeypatch.setattr(wave_vm, "cutover_of", lambda _: None)
-    monkeypatch.setattr(wave_vm, "proven_run", lambda _, strategy: copied if strategy == "live-copy" else None)
+    monkeypatch.setattr(
+        wave_vm, "proven_run", lambda _, strategy, __: (copied if strategy == "live-copy" else None, None)
+    )
     context = {"dag_run": SimpleNamespace(conf={}), "ti": SimpleNamespace(xcom_push=lambda **_: None)}
     tasks: list[Any] = [dag.get_task(f"vms.{slug}") for slug in "ab"]
     assert [task.proven_already(context) is not None for task in tasks] == [False, True]
@@ -186,11 +191,11 @@ def test_a_task_that_is_tried_again_after_its_vms_run_has_proven_the_vm_goes_on_
     task = build_wave(plan, plan.wave("saturday")).get_task("vms.a")
     assert isinstance(task, wave_vm.MigrateVmOperator)
     proven = {"run_id": "manual.saturday.1", "summary": {"outcome": "migrated"}}
-    monkeypatch.setattr(wave_vm, "proven_run", lambda dag_id, strategy: proven)
+    monkeypatch.setattr(wave_vm, "proven_run", lambda *_: (proven, None))
     monkeypatch.setattr(wave_vm, "cutover_of", lambda dag_id: None)
     monkeypatch.setattr(task, "states", lambda context: {"check": "success"})
     monkeypatch.setattr(task, "start", lambda context: "goes on")
-    ti = SimpleNamespace(xcom_push=lambda key, value: None, xcom_pull=lambda **_: ["a"])
+    ti = SimpleNamespace(task_id="vms.a", xcom_push=lambda key, value: None, xcom_pull=lambda **_: ["a"])
     context: Any = {"dag_run": SimpleNamespace(conf={}), "ti": ti}
 
     monkeypatch.setattr(task, "run_of_an_earlier_try", lambda context: "manual.saturday.1")
@@ -221,3 +226,55 @@ def test_whatever_ends_a_task_of_a_wave_is_told_in_its_report(fault: Exception, 
         telling({"ti": ti}, work)  # type: ignore[typeddict-item]
     assert list(left) == [key]
     assert told in str(left[key])
+
+
+def start_asked(
+    plan: Plan,
+    monkeypatch: pytest.MonkeyPatch,
+    conf: dict[str, Any],
+    proven: Callable[..., Any] = lambda *_, **__: (None, None),
+) -> dict[str, Any]:
+    """Have a wave's first task look at what its run was asked for; what the audit gets of it."""
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(wave_check, "audit_start", lambda context, what, details: told.update(details))
+    monkeypatch.setattr(wave_check, "heed_limits", lambda *_: [])
+    monkeypatch.setattr(wave_check, "proven_run", proven)
+    monkeypatch.setattr(CheckWaveOperator, "opening", lambda *_: None)
+    task = CheckWaveOperator(task_id="check", plan_file=str(plan.path), wave="saturday")
+    ti = SimpleNamespace(task_id="check", xcom_push=lambda key, value: None)
+    dag = SimpleNamespace(dag_id="wave.move.saturday")
+    context: Any = {"ti": ti, "dag_run": SimpleNamespace(conf=conf), "dag": dag, "run_id": "r"}
+    task.execute(context)
+    return told
+
+
+def test_the_audit_tells_what_a_wave_was_asked_for_under_one_key(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = start_asked(plan, monkeypatch, {"again": True, "skip_boot": True, "dry_run": False})
+    assert told == {"plan": "move", "members": ["a", "b", "c", "d"], "asked": ["again", "skip_boot"]}
+
+
+@pytest.mark.parametrize(
+    ("conf", "told"),
+    [
+        ({"dryrun": True}, r"dag_run.conf: dryrun: found an unknown key, expected dry_run \(did you mean that\?\)"),
+        ({"dry_run": "false"}, r'dag_run.conf: dry_run: found "false", expected true or false'),
+        ({"run_type": "scheduled", "plan": "other"}, "plan: found an unknown key"),
+    ],
+)
+def test_a_wave_that_was_asked_for_what_it_does_not_know_starts_nothing(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, conf: dict[str, Any], told: str
+) -> None:
+    """A rehearsal that was mistyped would move the VMs."""
+    with pytest.raises(AirflowFailException, match=told):
+        start_asked(plan, monkeypatch, conf)
+
+
+def test_who_approves_a_wave_sees_which_earlier_proof_does_not_count(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {}
+    run = {"run_id": "r", "summary": {}}
+    looked = {"migrate.move.a": (None, "host was kvm02 and is kvm01"), "migrate.move.b": (run, None)}
+    monkeypatch.setattr(CheckWaveOperator, "question", lambda *_, **given: told.update(given) or "")
+    start_asked(plan, monkeypatch, {}, lambda dag_id, **_: looked.get(dag_id, (None, None)))
+    assert told == {"done": ["b"], "notes": ["a counts as not migrated: host was kvm02 and is kvm01"]}

@@ -25,6 +25,7 @@ waves:
 """
 FIRST, SECOND = "r.saturday.1", "r.saturday.2"
 DRIFTED = {"outcome": "failed", "drifted": True, "errors": [{"stage": "snapshot", "message": "it drifted"}]}
+BROKEN = {"outcome": "failed", "errors": [{"stage": "boot", "message": "it does not come up"}]}
 
 
 class Store(dict[str, Any]):
@@ -90,7 +91,7 @@ class Night:
 def no_vcenter(monkeypatch: pytest.MonkeyPatch) -> None:
     """No VM was moved before, and runs are started at once."""
     monkeypatch.setattr(wave_vm, "cutover_of", lambda _: None)
-    monkeypatch.setattr(wave_vm, "proven_run", lambda *_, **__: None)
+    monkeypatch.setattr(wave_vm, "proven_run", lambda *_: (None, None))
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def test_a_vm_that_was_proven_before_is_done_though_one_that_it_comes_after_is_n
     night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proven = {"run_id": "earlier", "summary": {"outcome": "migrated"}}
-    monkeypatch.setattr(wave_vm, "proven_run", lambda *_, **__: proven)
+    monkeypatch.setattr(wave_vm, "proven_run", lambda *_: (proven, None))
     night.states["vms.a"] = "skipped"
     assert night.task.execute(night.context())["outcome"] == "already done"
 
@@ -182,3 +183,95 @@ def test_a_vm_that_drifted_after_another_failed_is_started_over_as_a_person_deci
     with pytest.raises(TaskDeferred if started else AirflowFailException):
         night.go_on(FIRST)
     assert night.started == started
+
+
+def test_a_failure_that_was_about_to_be_told_is_told_by_a_try_after_a_crash_and_a_clear_starts_another_run(
+    night: Night,
+) -> None:
+    night.ran(FIRST, "failed", BROKEN)
+    with pytest.raises(AirflowFailException, match="it does not come up"):
+        night.go_on(FIRST)
+
+    with pytest.raises(TaskDeferred) as again:  # the process was killed as it failed, and nobody has asked for more
+        night.task.execute(night.context())
+    assert (again.value.trigger.run_ids, night.started) == ([FIRST], [])
+
+    night.max_tries += 1  # a person clears it
+    with pytest.raises(TaskDeferred):
+        night.task.execute(night.context())
+    assert night.started == [SECOND]
+
+
+def test_what_an_older_version_has_told_counts_as_told(night: Night) -> None:
+    night.ran(FIRST, "failed", BROKEN)
+    night.store["told"] = FIRST
+    with pytest.raises(TaskDeferred):
+        night.task.execute(night.context())
+    assert night.started == [SECOND]
+
+
+def test_a_vm_is_started_over_once_also_when_the_task_is_killed_before_its_run_is_started(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night.ran(FIRST, "failed", DRIFTED)
+    with monkeypatch.context() as killed:
+        killed.setattr(night.task, "next_run", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            night.go_on(FIRST)
+    with pytest.raises(TaskDeferred):
+        night.task.execute(night.context())
+    assert night.started == [SECOND]
+    night.ran(SECOND, "failed", DRIFTED)
+    with pytest.raises(AirflowFailException, match="it drifted"):
+        night.go_on(SECOND)
+
+
+@pytest.mark.parametrize(("selector", "done"), [("name 'b'", True), ("inventory_path '/DC2/vm/b'", False)])
+@pytest.mark.parametrize("conf", [{}, {"again": True}])
+def test_a_vm_that_was_cut_over_is_done_where_it_is_the_one_that_the_plan_means_now(
+    night: Night, monkeypatch: pytest.MonkeyPatch, selector: str, done: bool, conf: dict[str, bool]
+) -> None:
+    record = {"run": "earlier", "phase": "finalized", "name": "b", "vcenter": "vc", "selector": selector}
+    monkeypatch.setattr(wave_vm, "cutover_of", lambda _: record)
+    context = night.context()
+    context["dag_run"].conf = conf
+    if done:
+        assert night.task.execute(context)["outcome"] == "already done"
+        return
+    with pytest.raises(TaskDeferred):
+        night.task.execute(context)
+    assert night.started == [FIRST]
+
+
+def answer(night: Night, monkeypatch: pytest.MonkeyPatch, chosen: str) -> None:
+    """Have alice answer what the task asks, as another VM has failed, and its process be killed after that."""
+    monkeypatch.setattr(decisions, "audit_decision", lambda _: None)
+    night.task.on_failure = "ask"
+    night.states["vms.c"] = "failed"
+    event = {"chosen_options": [chosen], "responded_by_user": {"id": "alice"}}
+    with pytest.raises(TaskDeferred if chosen == "Go on" else AirflowSkipException):
+        night.task.decided(night.context(), event, ["c"])
+    for key in [key for key in night.left if key[0] == "vms.b"]:  # as Airflow does before another try
+        del night.left[key]
+
+
+def test_what_was_decided_is_told_and_counts_after_a_task_was_tried_again(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the wave's report would not tell it, and others would ask about the same failure again."""
+    answer(night, monkeypatch, "Go on")
+    with pytest.raises(TaskDeferred):
+        night.task.execute(night.context())
+    (told,) = night.left["vms.b", "decisions"]
+    assert (told["answer"], told["of"], told["by"]) == ("Go on", ["c"], "alice")
+    decisions.keep_decision(night.context(), {"question": "And now?", "answer": "Stop"})
+    assert [one["answer"] for one in night.left["vms.b", "decisions"]] == ["Go on", "Stop"]
+
+
+def test_who_clears_a_task_after_a_stop_is_asked_anew(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(night, monkeypatch, "Stop")
+    night.max_tries += 1
+    monkeypatch.setattr(wave_vm, "upsert_hitl_detail", lambda **_: None)
+    with pytest.raises(TaskAwaitingInput):
+        night.task.execute(night.context())
+    assert ("vms.b", "decisions") not in night.left

@@ -599,6 +599,27 @@ def test_dates_of_a_schedule_are_the_plans_local_time(tmp_path):
     assert fires(dated, datetime(2026, 12, 6, tzinfo=UTC), 5) == []
 
 
+@pytest.mark.parametrize(
+    ("cron", "hours"),
+    [("0 1 * * *", [6]), ("0 1 * * sun", [6]), ("0 */2 * 11 *", [4, 7]), ("0 * * 11 *", [4, 5, 6, 7])],
+)
+def test_of_an_hour_that_clocks_show_twice_a_cron_fires_at_the_second_as_airflow_does(tmp_path, cron, hours):
+    wave = {"name": "one", "members": ["db01"], "schedule": {"cron": cron}}
+    loaded = load(tmp_path, wave, time_zone="America/New_York").wave("one")
+    found = fires(loaded, datetime(2026, 11, 1, 3, 30, tzinfo=UTC), len(hours))
+    assert found == [datetime(2026, 11, 1, hour, tzinfo=UTC) for hour in hours]
+
+
+def test_a_cron_is_held_to_the_window_on_each_night_on_which_clocks_are_set_back(tmp_path):
+    night = {"start": "01:00", "end": "05:00", "latest_start": "01:30"}
+    wave = {"name": "one", "members": ["db01"], "schedule": {"cron": "0 1 * * *"}, "window": night}
+    assert load(tmp_path, wave, time_zone="Asia/Kolkata").waves
+    (said,) = faults(tmp_path, wave, time_zone="America/New_York")
+    assert said.startswith("waves[0].schedule.cron: found Sun 2026-11-01 01:00, when the window does not let VMs start")
+    weekdays = {**wave, "schedule": {"cron": "0 1 * * mon-fri"}}
+    assert load(tmp_path, weekdays, time_zone="America/New_York").waves
+
+
 # How long
 
 

@@ -15,6 +15,7 @@ State = Literal["asked", "done", "failed"]
 FIRST = "0" * 64  # what the first entry has for the digest of the one before
 TEXT_LIMIT = 2000  # characters of one text; vCenter's faults are the longest
 LINE_LIMIT = 64 * 1024  # bytes of a line; an entry has some 500
+CHAIN_ROOM = 4 * 1024  # bytes of a line that its place in the chain takes
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ class Entry:
             "seconds": None if self.seconds is None else round(self.seconds, 3),
             "exit": self.exit,
             "said": bounded(self.said),
-            "details": {bounded(str(key)): bounded(value) for key, value in self.details.items()} or None,
         }
-        return {key: value for key, value in told.items() if value is not None}
+        told = {key: value for key, value in told.items() if value is not None}
+        details = _that_fit(self.details, LINE_LIMIT - CHAIN_ROOM - len(written(told)))
+        return {**told, "details": details} if details else told
 
     def sentence(self) -> str:
         """The entry in one line of a log; texts from outside are in it as they are."""
@@ -70,6 +72,18 @@ class Entry:
         parts.append(f"{self.seconds:.1f} s" if self.seconds is not None else "")
         parts.append(f"({bounded(self.said)})" if self.said else "")
         return " ".join(part for part in parts if part)
+
+
+def _that_fit(details: Mapping[str, Any], room: int) -> dict[str, Any]:
+    """Details as they are written, as many as so many bytes have room for; ``left_out`` counts the others."""
+    fit: dict[str, Any] = {}
+    for number, (key, value) in enumerate(details.items()):
+        one = {bounded(str(key)): bounded(value)}
+        room -= len(written(one))
+        if room < 0:
+            return {**fit, "left_out": len(details) - number}
+        fit |= one
+    return fit
 
 
 def bounded(value: Any) -> Any:

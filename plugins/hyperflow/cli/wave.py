@@ -33,6 +33,7 @@ from hyperflow.plans.check import check_plans, in_no_wave, plans_beside, plans_o
 from hyperflow.plans.estimate import Rates, WaveEstimate, estimate_wave, minutes_text, rates_of, starts_beside
 from hyperflow.plans.plan import Plan
 from hyperflow.plans.pools import pools_of_vm, wave_pool
+from hyperflow.plans.subject import otherwise, subject_of
 from hyperflow.plans.survey import Survey, not_found, read_survey
 from hyperflow.plans.times import MISSED_AFTER, minutes_open, next_opening, opening_at
 from hyperflow.plans.wave import PAUSE_AFTER, Wave, fires, wants_the_wave
@@ -430,7 +431,7 @@ def status_table(rows: list[dict[str, str]]) -> Table:
 def proven_of(api: AirflowApi, plan: Plan) -> dict[str, dict[str, Any]]:
     """Which VMs of a plan are migrated and proven: slug -> what their wave tells of them.
 
-    A copy that was proven does not make one done that is to be cut over cold.
+    A copy that was proven does not make one done that is to be cut over cold, nor does the proof of another VM.
     """
     found = api.variables(f"{PROVEN_VARIABLE}migrate.{plan.name}.")
     done = {}
@@ -438,7 +439,7 @@ def proven_of(api: AirflowApi, plan: Plan) -> dict[str, dict[str, Any]]:
         value = found.get(f"{PROVEN_VARIABLE}{vm.dag_id}")
         if not isinstance(value, dict) or (vm.strategy == "cold" and value.get("strategy") != "cold"):
             continue
-        if isinstance(value.get("summary"), dict):
+        if isinstance(value.get("summary"), dict) and otherwise(value.get("subject"), subject_of(plan, vm)) is None:
             done[vm.slug] = value["summary"]
     return done
 

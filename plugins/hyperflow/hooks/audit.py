@@ -87,7 +87,7 @@ def audit_start(context: Context, what: str, details: Mapping[str, Any]) -> None
     kind = str(getattr(dag_run.run_type, "value", dag_run.run_type))
     by = getattr(dag_run, "triggering_user_name", None)
     file = audit_file(context["dag"].dag_id, str(context["run_id"]))
-    if audit("run", f"{what} started", by=by, details={"run_type": kind, **details}, with_head=True) is None:
+    if audit("run", f"{what} started", by=by, details={**details, "run_type": kind}, with_head=True) is None:
         raise AirflowFailException(
             f"{file}: the run's audit file cannot be written, so nothing is started; the task's log says why. Make "
             "room there, or let Airflow's user write in [hyperflow] records_folder"

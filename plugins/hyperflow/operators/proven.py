@@ -6,7 +6,7 @@ A VM whose plan wants a cold cutover is done when its target is the machine; a c
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Variable
 from airflow.sdk.exceptions import AirflowFailException
@@ -14,23 +14,39 @@ from airflow.sdk.exceptions import AirflowFailException
 from hyperflow.hooks.records import keep_state, safe
 from hyperflow.operators.cutover_record import CUT_OVER, FINALIZED, MOVED, cutover_of
 from hyperflow.plans.cutover import COLD, LIVE_COPY
+from hyperflow.plans.subject import otherwise
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SUMMARY_KEY = "summary"  # XCom: VmSummary as JSON, of a VM's run and of a wave's task
 PROVEN = "proven"  # outcome of a run whose guest was booted
+OF_RECORD = (
+    "vcenter",
+    "datacenter",
+    "selector",
+)  # what a cutover's record tells of its VM; its host is where it is now
 MIGRATED = "migrated"  # outcome that such a run's summary tells, and a wave's
 
 log = logging.getLogger(__name__)
 
 
-def remember_proven(dag_id: str, run_id: str, summary: dict[str, Any], strategy: str = LIVE_COPY) -> None:
+def remember_proven(
+    dag_id: str,
+    run_id: str,
+    summary: dict[str, Any],
+    strategy: str = LIVE_COPY,
+    subject: Mapping[str, str] | None = None,
+) -> None:
     """Remember that a run proved its VM.
 
     :param summary: of the run (``VmSummary`` as JSON)
     :param strategy: how the run cut the VM over
+    :param subject: what it is a proof of (``plans.subject``)
     """
     Variable.set(
         _key(dag_id),
-        {"run_id": run_id, "strategy": strategy, "summary": summary},
+        {"run_id": run_id, "strategy": strategy, "summary": summary, "subject": subject},
         description=f"Hyperflow: run {run_id} of {dag_id} proved its VM",
         serialize_json=True,
     )
@@ -42,26 +58,47 @@ def forget_proven(dag_id: str) -> None:
         Variable.delete(_key(dag_id))
 
 
-def proven_run(dag_id: str, strategy: str = LIVE_COPY) -> dict[str, Any] | None:
-    """The last run after which the VM is done, ``{"run_id", "summary"}``; None when there is none.
+def proven_run(
+    dag_id: str, strategy: str = LIVE_COPY, subject: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any] | None, str | None]:
+    """The last run after which the VM is done, ``{"run_id", "summary"}``, None when there is none; and why one does not
+    count.
 
     :param strategy: how the VM's plan wants it to be cut over; with ``cold`` it is the run whose target is the machine
         now, whatever else was proven
+    :param subject: what it must be a proof of; one of another VM, or for another host, does not count
     """
     found = _remembered(dag_id)
     if strategy != COLD:
-        return found
+        why = _why_no_proof(found, subject)
+        return (None, why) if why else (found, None)
     try:
         record = cutover_of(dag_id)
     except AirflowFailException as fault:
         log.warning("%s", fault)
-        return None
+        return None, str(fault)
     if record is None or record["phase"] not in MOVED:
-        return None
+        return None, None
+    if why := why_other(record, subject):
+        return None, why
     if found is not None and found["run_id"] == record["run"]:
-        return found
+        return found, None
     known = {"dag_id": dag_id, "run_id": record["run"], "slug": dag_id.split(".", 2)[-1], "name": record["name"]}
-    return {"run_id": record["run"], "summary": known}  # its report had errors: the target was well all the same
+    return {"run_id": record["run"], "summary": known}, None  # its report had errors: the target was well all the same
+
+
+def why_other(record: dict[str, Any], subject: Mapping[str, str] | None) -> str | None:
+    """Say why the record of a cutover is not of the VM that a plan means; None where it is.
+
+    :param subject: what it must be of
+    """
+    other = otherwise({key: record.get(key) for key in OF_RECORD}, subject or {})
+    return other and f"run {record['run']} has cut over another VM than the plan means now: {other}"
+
+
+def _why_no_proof(found: dict[str, Any] | None, subject: Mapping[str, str] | None) -> str | None:
+    other = otherwise(found.get("subject"), subject or {}) if found is not None else None
+    return other and f"run {(found or {})['run_id']} has proven something else than the plan means now: {other}"
 
 
 def was_proven_by(dag_id: str, run_id: str) -> bool:

@@ -27,6 +27,7 @@ from hyperflow.operators.wave import (
 )
 from hyperflow.plans.cutover import COLD
 from hyperflow.plans.pools import pools_of_vm, wave_pool
+from hyperflow.plans.subject import subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from hyperflow.plans.estimate import WaveEstimate
-    from hyperflow.plans.plan import Plan, PlannedVm
+    from hyperflow.plans.plan import Plan
     from hyperflow.plans.times import Opening
     from hyperflow.plans.wave import Wave
 
@@ -58,19 +59,20 @@ class CheckWaveOperator(WaveOperator):
         """Do so."""
         from hyperflow.plans.survey import survey_path
 
+        asked = read_asked(context)
         plan, wave = load_wave(self.plan_file, self.wave)
         keep_plan(plan_location(self.plan_file), run_key(context), survey_path(plan.path, plan.name))
-        asked = {key: value for key, value in (context["dag_run"].conf or {}).items() if value}
         audit_start(context, f"wave {wave.name}", {"plan": plan.name, "members": list(wave.members), **asked})
         opening = None if is_rehearsal(context) else self.opening(context, wave, datetime.now(UTC))
         limits = heed_limits(context, plan, pools_of_wave(plan, wave))
         ti = context["ti"]
         ti.xcom_push(key=OPENING_KEY, value=_written(opening))
-        proven = proven_of(plan, wave)
+        proven, passed_over = proven_of(plan, wave)
         estimate = self.estimate(plan, wave, proven)
         ti.xcom_push(key=EXPECTED_KEY, value=by_size(plan, estimate) if opening is not None else {})
-        done = [] if asked_again(context) else [slug for slug in wave.members if is_done(plan.vm(slug), proven)]
-        question = self.question(plan, wave, opening, estimate, done=done, limits=limits)
+        done = [] if asked_again(context) else [s for s in wave.members if is_done(plan, s, proven, passed_over)]
+        notes = [*limits, *(f"{slug} counts as not migrated: {why}" for slug, why in passed_over.items())]
+        question = self.question(plan, wave, opening, estimate, done=done, notes=notes)
         ti.xcom_push(key=QUESTION_KEY, value=question)
         for line in question.splitlines():
             self.log.info("%s", line)
@@ -121,12 +123,12 @@ class CheckWaveOperator(WaveOperator):
         estimate: WaveEstimate,
         *,
         done: Sequence[str],
-        limits: Sequence[str],
+        notes: Sequence[str],
     ) -> str:
         """Write what a person must know to approve, as Markdown.
 
         :param done: slugs of the members that are left out
-        :param limits: what is other about the pools than the plan says
+        :param notes: what is other about the pools than the plan says, and which earlier proofs do not count
         """
         from hyperflow.plans.estimate import minutes_text
 
@@ -137,7 +139,7 @@ class CheckWaveOperator(WaveOperator):
         if done:
             lines.append(f"* already migrated and proven, so left out: {', '.join(done)}")
         lines.append(f"* at most {wave.entry.max_in_flight} at once; after a failure: {wave.entry.on_failure}")
-        lines += [f"* {shown_in_markdown(limit)}" for limit in limits]
+        lines += [f"* {shown_in_markdown(note)}" for note in notes]
         if opening is not None:
             left = (opening.end - datetime.now(UTC)).total_seconds() / 60
             closes = f"{opening.end.astimezone(wave.zone):%a %H:%M %Z}"
@@ -147,24 +149,50 @@ class CheckWaveOperator(WaveOperator):
         return "\n".join(lines)
 
 
-def proven_of(plan: Plan, wave: Wave) -> dict[str, dict[str, Any]]:
-    """What the last runs tell that proved the wave's VMs, and some others whose rates count too, by slug."""
+def read_asked(context: Context) -> dict[str, Any]:
+    """What the run was asked for, as the audit tells it: ``asked``, or nothing.
+
+    :raises AirflowFailException: with every fault of the run's conf
+    """
+    from hyperflow.plans.overrides import parse_wave_overrides
+    from hyperflow.plans.plan import PlanError
+
+    try:
+        asked = parse_wave_overrides(context["dag_run"].conf or {}).model_dump(exclude_defaults=True)
+    except PlanError as fault:
+        raise AirflowFailException(str(fault)) from fault
+    return {"asked": sorted(asked)} if asked else {}
+
+
+def proven_of(plan: Plan, wave: Wave) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """What the last runs tell that proved the wave's VMs, and some others whose rates count too, by slug; and why of
+    members such a run does not count, by slug.
+    """
     others = [vm.slug for vm in plan.vms if vm.slug not in wave.members]
-    return {
-        slug: run["summary"]
-        for slug in (*wave.members, *others[:RATES_OF_OTHERS])
-        if (run := proven_run(plan.vm(slug).dag_id)) is not None
-    }
+    proven, passed_over = {}, {}
+    for slug in (*wave.members, *others[:RATES_OF_OTHERS]):
+        vm = plan.vm(slug)
+        run, why = proven_run(vm.dag_id, subject=subject_of(plan, vm))
+        if run is not None:
+            proven[slug] = run["summary"]
+        elif why and slug in wave.members:
+            passed_over[slug] = why
+    return proven, passed_over
 
 
-def is_done(vm: PlannedVm, proven: Mapping[str, Any]) -> bool:
+def is_done(plan: Plan, slug: str, proven: Mapping[str, Any], passed_over: dict[str, str]) -> bool:
     """Whether a VM is where its plan wants it.
 
     :param proven: of those that were proven, by slug
+    :param passed_over: why a run does not count, by slug; grows
     """
-    if vm.strategy == COLD:
-        return proven_run(vm.dag_id, COLD) is not None
-    return vm.slug in proven
+    vm = plan.vm(slug)
+    if vm.strategy != COLD:
+        return slug in proven
+    run, why = proven_run(vm.dag_id, COLD, subject_of(plan, vm))
+    if why:
+        passed_over[slug] = why
+    return run is not None
 
 
 def pools_of_wave(plan: Plan, wave: Wave) -> list[str]:

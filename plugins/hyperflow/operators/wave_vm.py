@@ -18,8 +18,8 @@ from hyperflow.links.run import VmReportLink, VmRunLink
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.approval import tell_who_is_asked
 from hyperflow.operators.cutover_record import MOVED, ROLLED_BACK, cutover_of
-from hyperflow.operators.decisions import decisions_of, keep_decision, moment, user_name
-from hyperflow.operators.proven import SUMMARY_KEY, proven_run
+from hyperflow.operators.decisions import decisions_of, keep_decision, moment, recall_decisions, user_name
+from hyperflow.operators.proven import SUMMARY_KEY, proven_run, why_other
 from hyperflow.operators.wave import (
     APPROVE,
     CHECK,
@@ -70,6 +70,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
     :param approvers: who is asked, ``{"id", "name"}`` each
     :param answer_minutes: how long an answer is waited for; the wave then stops
     :param strategy: how the plan wants the VM to be cut over
+    :param subject: what an earlier proof must be of, to count (``plans.subject``)
     :param expected_minutes: how long the migration takes as the plan says; None where it does not, and what the wave's
         first task has made of sizes and measured rates counts
     :param start_over: whether a run that found the VM drifted is followed by another one, once
@@ -94,6 +95,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         approvers: list[dict[str, str]],
         answer_minutes: int,
         strategy: str,
+        subject: dict[str, str],
         expected_minutes: int | None,
         start_over: bool,
         notifiers: Sequence[BaseNotifier] = (),
@@ -117,6 +119,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         self.approvers = approvers
         self.answer_minutes = answer_minutes
         self.strategy = strategy
+        self.subject = subject
         self.expected_minutes = expected_minutes
         self.start_over = start_over
         self.notifiers = notifiers
@@ -129,6 +132,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         """Do so; a run of an earlier try comes first: going on with it starts nothing, and what is proven by then is
         proven by that run, and told as its.
         """
+        recall_decisions(context)
         if self.run_of_an_earlier_try(context) is not None:
             return self.start(context)
         states = self.states(context)
@@ -195,7 +199,9 @@ class MigrateVmOperator(TriggerDagRunOperator):
         """
         found = self.cut_over(context)
         if found is None and not asked_again(context):
-            found = proven_run(self.trigger_dag_id, self.strategy)
+            found, why = proven_run(self.trigger_dag_id, self.strategy, self.subject)
+            if why:
+                self.log.warning("%s counts as not migrated: %s", self.slug, why)
         if found is None:
             return None
         self.log.info("%s was migrated by run %s already: it is left as it is", self.slug, found["run_id"])
@@ -206,7 +212,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
     def cut_over(self, context: Context) -> dict[str, Any] | None:
         """The run that cut the VM over, ``{"run_id", "summary"}``; None where there is none, or it was taken back."""
         record = cutover_of(self.trigger_dag_id)
-        if record is None or record["phase"] not in MOVED:
+        if record is None or record["phase"] not in MOVED or why_other(record, self.subject):
             return None
         told = context["ti"].xcom_pull(
             dag_id=self.trigger_dag_id, run_id=record["run"], task_ids=REPORT, key=SUMMARY_KEY, map_indexes=-1
@@ -362,6 +368,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         clears the task then wants another.
 
         One that failed while nobody looked, because who waited for it was killed, is told first, and starts no second.
+        One that drifted, and that the task has begun to start over, is done with.
         """
         store = _store(context)
         run_id = store.get("run")
@@ -371,7 +378,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         states = list(ACTIVE)
         if not was_rolled_back(self.trigger_dag_id, str(run_id)):
             states.append("success")
-        if store.get("told") != run_id:
+        if store.get("started_over") != run_id and not was_told(context, str(run_id)):
             states.append("failed")
         return run_id if ti.get_dr_count(dag_id=self.trigger_dag_id, run_ids=[run_id], states=states) else None
 
@@ -397,7 +404,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         run_id = event[1]["run_ids"][0]
         state = event[1].get(run_id)
         if state is None:
-            _store(context).set("told", run_id)
+            note_told(context, run_id)
             raise AirflowFailException(
                 f"{self.slug}: run {run_id} of {self.trigger_dag_id} is not there any more: somebody has deleted it in "
                 "Airflow. Look at the VM for what it has left, and clear this task to migrate it anew"
@@ -410,14 +417,13 @@ class MigrateVmOperator(TriggerDagRunOperator):
             ti.xcom_push(key=SUMMARY_KEY, value=summary)
         if state != "success" and self.starts_over(context, summary):
             self.log.warning("%s: run %s found it drifted: starting over, once", self.slug, run_id)
-            _store(context).set("told", run_id)
-            _store(context).set("started_over", "yes")
+            _store(context).set("started_over", run_id)
             return self.start(context)
         if state != "success":
             errors = [f"{one['stage']}: {one['message']}" for one in (summary or {}).get("errors", [])]
             reason = shown("; ".join(errors)) or "it left no report; see its tasks"
             message = f"{self.slug}: run {run_id} of {self.trigger_dag_id} failed: {reason}"
-            _store(context).set("told", run_id)
+            note_told(context, run_id)
             raise AirflowFailException(message)
         if not isinstance(summary, dict):
             raise AirflowFailException(f"{self.slug}: run {run_id} of {self.trigger_dag_id} ended and left no summary")
@@ -467,6 +473,22 @@ def was_rolled_back(dag_id: str, run_id: str) -> bool:
     """Whether the cutover of a run was taken back."""
     record = cutover_of(dag_id)
     return record is not None and (record["run"], record["phase"]) == (run_id, ROLLED_BACK)
+
+
+def note_told(context: Context, run_id: str) -> None:
+    """Note that the task is about to fail with what has become of a run.
+
+    With the number of the task's last try, which a person's clear raises, and a try after a crash does not.
+    """
+    _store(context).set("told", {"run": run_id, "max_tries": cast("Any", context["ti"]).max_tries})
+
+
+def was_told(context: Context, run_id: str) -> bool:
+    """Whether somebody has cleared the task since it was to fail with what had become of a run."""
+    told = _store(context).get("told")
+    if not isinstance(told, dict):  # of an older version
+        return bool(told == run_id)
+    return told.get("run") == run_id and told.get("max_tries") != cast("Any", context["ti"]).max_tries
 
 
 def _store(context: Context) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -11,6 +11,8 @@ from hyperflow.manifest.faults import from_validation, place
 from hyperflow.manifest.models import OutputFormat
 from hyperflow.plans.plan import PlanError
 from hyperflow.plans.settings import ConnectionId, HostFolder
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def _moment(text: str) -> str:
@@ -53,12 +55,38 @@ class Overrides(BaseModel):
     dry_run: bool = Field(default=False, title="Dry run", description="Preflight only: nothing is exported or written")
 
 
+class WaveOverrides(BaseModel):
+    """What a run of a wave may be asked for.
+
+    :param pause_after: the wave's DAG was paused before a rehearsal, and is to be when that is over
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    again: bool = False
+    dry_run: bool = False
+    skip_boot: bool = False
+    pause_after: bool = False
+
+
 def parse_overrides(conf: Any) -> Overrides:
     """Read a run's conf.
 
     :raises PlanError: unknown keys, wrong types, bad values, all of them
     """
+    return _parse(Overrides, conf)
+
+
+def parse_wave_overrides(conf: Any) -> WaveOverrides:
+    """Read the conf of a wave's run.
+
+    :raises PlanError: as above: a rehearsal that was mistyped would move the VMs
+    """
+    return _parse(WaveOverrides, conf)
+
+
+def _parse(model: type[Model], conf: Any) -> Model:
     try:
-        return Overrides.model_validate(conf)
+        return model.model_validate(conf)
     except ValidationError as error:
-        raise PlanError("dag_run.conf", place(from_validation(error, Overrides), {})) from None
+        raise PlanError("dag_run.conf", place(from_validation(error, model), {})) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
@@ -46,17 +47,30 @@ def instant(local: datetime, where: ZoneInfo) -> datetime:
 @cache
 def skipped(name: str) -> tuple[tuple[datetime, datetime], ...]:
     """List what clocks of a zone skip between 2026 and 2031: local times, first minute and the one after the last."""
-    where = ZoneInfo(name)
-    gaps = []
+    found = ((change.replace(tzinfo=None), before, after) for change, before, after in _changes(ZoneInfo(name)))
+    return tuple((plain + before, plain + after) for plain, before, after in found if after > before)
+
+
+@cache
+def set_back(name: str) -> tuple[datetime, ...]:
+    """List when clocks of a zone are set back between 2026 and 2031, in UTC: they show the time before it again."""
+    return tuple(change for change, before, after in _changes(ZoneInfo(name)) if after < before)
+
+
+def is_shown_again(moment: datetime, where: ZoneInfo) -> bool:
+    """Tell whether clocks of a zone show a moment's time once more after it, because they are set back."""
+    local = moment.astimezone(where)
+    return local.fold == 0 and local.utcoffset() != local.replace(fold=1).utcoffset()
+
+
+def _changes(where: ZoneInfo) -> Iterator[tuple[datetime, timedelta, timedelta]]:
+    """List when clocks change, in UTC, with the offsets before and after."""
     moment = datetime(FIRST_YEAR, 1, 1, tzinfo=UTC)
     while moment.year <= LAST_YEAR:
-        if _offset(moment + _DAY, where) > _offset(moment, where):
+        if _offset(moment + _DAY, where) != _offset(moment, where):
             change = _change_between(moment, moment + _DAY, where)
-            before, after = _offset(change - timedelta(minutes=1), where), _offset(change, where)
-            plain = change.replace(tzinfo=None)
-            gaps.append((plain + before, plain + after))
+            yield change, _offset(change - timedelta(minutes=1), where), _offset(change, where)
         moment += _DAY
-    return tuple(gaps)
 
 
 def _offset(moment: datetime, where: ZoneInfo) -> timedelta:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise
+from itertools import chain, islice, pairwise, takewhile
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -21,6 +21,7 @@ from hyperflow.plans.reading import PlacedFault, fault
 from hyperflow.plans.wave_settings import Approval, MemberRule, Person, Schedule, WaveEntry
 
 FIRES_LOOKED_AT = 60  # of a cron schedule, held to the window
+SET_BACK_LOOKED_AT = 180  # minutes after clocks are set back, of which the same holds
 PAUSE_AFTER = "pause_after"  # key of a run's conf: the wave's DAG was paused before, and is to be when the run is over
 
 
@@ -325,7 +326,8 @@ class _Resolving:
             if self.date(("schedule", "at", index), at, where):
                 self.in_window(("schedule", "at", index), [_moment(at, where)], where, members)
         if schedule.cron is not None:
-            self.in_window(("schedule", "cron"), _fires(schedule, where), where, members)
+            moments = chain(_fires(schedule, where), _fires_when_set_back(schedule, where))
+            self.in_window(("schedule", "cron"), moments, where, members)
 
     def date(self, place: Location, written: str, where: ZoneInfo) -> bool:
         try:
@@ -416,9 +418,18 @@ def _fires(
     if schedule.cron is None:
         return
     begin = after or datetime(times.FIRST_YEAR, 1, 1, tzinfo=UTC)
-    following: Iterable[datetime] = croniter(schedule.cron, begin.astimezone(where), ret_type=datetime)
-    for _, moment in zip(range(count), following, strict=False):
-        yield moment.astimezone(UTC)
+    following = croniter(schedule.cron, begin.astimezone(where), ret_type=datetime)
+    # As Airflow does: of an hour that clocks show twice the second one counts, but for a cron of every hour.
+    hourly = following.expanded[1] == ["*"]
+    found = (moment.astimezone(UTC) for moment in following)
+    yield from islice((moment for moment in found if hourly or not times.is_shown_again(moment, where)), count)
+
+
+def _fires_when_set_back(schedule: Schedule, where: ZoneInfo) -> Iterator[datetime]:
+    for change in times.set_back(where.key):
+        end = change + timedelta(minutes=SET_BACK_LOOKED_AT)
+        found = _fires(schedule, where, change - timedelta(minutes=1), SET_BACK_LOOKED_AT)
+        yield from takewhile(lambda moment, end=end: moment < end, found)  # type: ignore[misc]
 
 
 def _local(written: str) -> datetime:

@@ -19,6 +19,7 @@ from hyperflow.operators.wave_check import CheckWaveOperator
 from hyperflow.operators.wave_report import WriteWaveReportOperator
 from hyperflow.operators.wave_vm import MigrateVmOperator
 from hyperflow.plans.pools import wave_pool
+from hyperflow.plans.subject import subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,6 +126,7 @@ def migrate(plan: Plan, wave: Wave, slug: str, place: int) -> MigrateVmOperator:
         approvers=list(wave.approvers),
         answer_minutes=approval.timeout_minutes if approval else 60,
         strategy=vm.strategy,
+        subject=subject_of(plan, vm),
         expected_minutes=vm.settings.expected_minutes,
         start_over=vm.settings.drift == "start-over",
         notifiers=told_of(notices(plan, wave), "question", plan.name, f"wave {wave.name}"),
