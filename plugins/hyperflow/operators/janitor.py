@@ -116,7 +116,8 @@ class JanitorOperator(BaseOperator):
 class ListHostsOperator(BaseOperator):
     """Lists the hosts to look at: those of the plans, and those on which manifests were converted.
 
-    Returns ``[{"connection", "staging_directory"}]``. One whose connection was deleted is forgotten.
+    Returns ``[{"connection", "staging_directory"}]``. One whose connection is not there is passed over, and
+    not forgotten: Airflow says the same of every connection while its API server does not answer.
 
     :param hosts: of the plans, as it returns them
     """
@@ -139,8 +140,11 @@ class ListHostsOperator(BaseOperator):
             elif _is_known(host["connection"]):
                 yield {each: host[each] for each in PLACE}
             else:
-                Variable.delete(key)
-                self.log.info("connection %s is gone, so nobody looks at that host any more", host["connection"])
+                self.log.warning(
+                    "connection %s is not there, so nobody looks at its host; whoever has deleted it for good deletes the "
+                    "variable %s too",
+                    *(host["connection"], key),
+                )
 
 
 def remember_host(connection: str, staging_directory: str) -> None:

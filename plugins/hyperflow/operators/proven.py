@@ -21,12 +21,9 @@ if TYPE_CHECKING:
 
 SUMMARY_KEY = "summary"  # XCom: VmSummary as JSON, of a VM's run and of a wave's task
 PROVEN = "proven"  # outcome of a run whose guest was booted
-OF_RECORD = (
-    "vcenter",
-    "datacenter",
-    "selector",
-)  # what a cutover's record tells of its VM; its host is where it is now
 MIGRATED = "migrated"  # outcome that such a run's summary tells, and a wave's
+# What a cutover's record tells of its VM. Not its host: that is where it is now.
+OF_RECORD = ("vcenter", "datacenter", "selector")
 
 log = logging.getLogger(__name__)
 

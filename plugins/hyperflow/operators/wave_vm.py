@@ -51,8 +51,8 @@ class MigrateVmOperator(TriggerDagRunOperator):
 
     Not started, and skipped with the reason, is a VM whose wave was not approved, which came to the wave after that had
     begun, whose predecessor did not arrive, which cannot begin within the window, or after a failure where the plan
-    says so. One that is migrated and proven
-    already is left as it is. A try after a crash, and a person's clearing, goes on with a run that still works.
+    says so. One that is migrated and proven already is left as it is. A try after a crash, and a person's clearing,
+    goes on with a run that still works.
 
     In a rehearsal every VM is started that is not proven already: it only looks, so no window, no order that was not
     kept and no other VM's failure is in its way.
@@ -316,9 +316,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         }
         keep_decision(context, decision)
         self.log.info("decided by %s: %s", decision["by"] or "nobody in time", answer)
-        if (
-            self.run_of_an_earlier_try(context) is not None
-        ):  # it drifted, and is started over or not by what was decided
+        if self.run_of_an_earlier_try(context) is not None:  # it drifted; what was decided starts it over, or not
             return self.start(context)
         if answer != GO_ON:
             raise AirflowSkipException(f"not started: {', '.join(failed)} failed, and it was decided to stop")
