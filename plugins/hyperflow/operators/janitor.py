@@ -141,8 +141,8 @@ class ListHostsOperator(BaseOperator):
                 yield {each: host[each] for each in PLACE}
             else:
                 self.log.warning(
-                    "connection %s is not there, so nobody looks at its host; whoever has deleted it for good deletes the "
-                    "variable %s too",
+                    "connection %s is not there, so nobody looks at its host; who has deleted it for good deletes "
+                    "Airflow's variable %s too",
                     *(host["connection"], key),
                 )
 
