@@ -193,11 +193,15 @@ def test_a_report_remembers_how_its_run_cut_the_vm_over(
     monkeypatch.setattr("hyperflow.manifest.wave_report.summarise_run", lambda *_, **__: summary)
     monkeypatch.setattr(report, "tell_arrival", lambda *_: None)
     made = report.WriteReportOperator(
-        task_id="report", plan="autumn", plan_file="", slug=SLUG, selector="", vcenter="", host_connection=""
+        task_id="report", plan="autumn", plan_file="", slug=SLUG, selector="", vcenter="", host_connection="kvm01"
     )
-    made.settings = SimpleNamespace(cutover=SimpleNamespace(strategy=strategy))  # type: ignore[assignment]
-    ti = SimpleNamespace(xcom_push=lambda **_: None, xcom_pull=lambda **_: None)
+    of = SimpleNamespace(vcenter_connection="vc", datacenter=None, selector=Selector("inventory_path", "/DC1/vm/web01"))
+    made.settings = SimpleNamespace(cutover=SimpleNamespace(strategy=strategy), **vars(of))  # type: ignore[assignment]
+    ti = SimpleNamespace(
+        xcom_push=lambda **_: None, xcom_pull=lambda **_: None, get_task_breadcrumbs=lambda **_: iter(())
+    )
     context: Any = {"ti": ti, "dag": SimpleNamespace(dag_id=DAG), "run_id": "copy"}
     told: Any = SimpleNamespace(summary=SimpleNamespace(outcome="proven"), errors=[])
     made.tell(context, told, {"host": None, "path": ""})
-    assert json.loads(variables["hyperflow_proven_" + DAG])["strategy"] == strategy
+    kept = json.loads(variables["hyperflow_proven_" + DAG])
+    assert (kept["strategy"], kept["subject"]) == (strategy, AS_PLANNED)

@@ -37,7 +37,7 @@ from hyperflow.operators.cutover_record import (
     note,
     record_of_this_run,
 )
-from hyperflow.operators.decisions import keep_decision, moment, user_name
+from hyperflow.operators.decisions import keep_decision, moment, recall_decisions, user_name
 from hyperflow.operators.drift import heed_drift
 from hyperflow.operators.preflight import STATE_KEY
 from hyperflow.operators.source import SourceOperator, at_vcenter, refuse_switched_on
@@ -74,6 +74,7 @@ class ShutDownSourceOperator(SourceOperator):
 
     def work(self, session: Session, context: Context) -> dict[str, Any]:
         """Look for drift, write down, shut down."""
+        recall_decisions(context)  # a power cut that somebody has decided on before this try is told of
         known = record_of_this_run(context)
         if known:
             require_phase(known, SHUTTING_DOWN, SOURCE_OFF)
@@ -160,6 +161,8 @@ class ShutDownSourceOperator(SourceOperator):
         return {
             "nics": nics,
             "vcenter": settings.vcenter_connection,
+            "datacenter": settings.datacenter or "",
+            "selector": str(settings.selector),
             "moref": facts.moref,
             "name": facts.name,
             "vm": vm_key(facts),

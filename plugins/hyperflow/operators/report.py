@@ -24,6 +24,7 @@ from hyperflow.operators.kept_plan import let_go_of_plan
 from hyperflow.operators.preflight import plan_location
 from hyperflow.operators.proven import PROVEN, SUMMARY_KEY, remember_proven, tell_state
 from hyperflow.operators.run_report import RunReportOperator
+from hyperflow.plans.subject import subject
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,7 +94,9 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         ).to_document()
         context["ti"].xcom_push(key=SUMMARY_KEY, value=summary)
         if report.summary.outcome == PROVEN and not report.errors:
-            remember_proven(context["dag"].dag_id, str(context["run_id"]), summary, self.settings.cutover.strategy)
+            settings = self.settings
+            of = subject(settings.vcenter_connection, settings.datacenter, settings.selector, self.host_connection)
+            remember_proven(context["dag"].dag_id, str(context["run_id"]), summary, settings.cutover.strategy, of)
         if not self.was_dry_run:
             tell_state(context["dag"].dag_id, summary["outcome"])
         tell_arrival(context, self.plan, self.slug, report, place)
