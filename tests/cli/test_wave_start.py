@@ -216,7 +216,7 @@ def test_a_rehearsal_that_is_at_work_when_the_schedule_starts_the_wave_is_stoppe
 ) -> None:
     airflow = Airflow({WAVE}, lambda: "running")
     monkeypatch.setattr(command, "MISSED_AFTER", timedelta(0))
-    with pytest.raises(Refused, match=r"run manual__1 of wave.move.night was stopped where it was"):
+    with pytest.raises(Refused, match=r"run manual__1 of wave.move.night was ended \(set to failed\)"):
         start(tmp_path, airflow, "dry_run", at=datetime.now(UTC) + timedelta(minutes=1))
     assert airflow.said[-1] == f"pause {WAVE}"
 

@@ -219,14 +219,24 @@ def start_unheard(context: Any, then: Act | None = None) -> None:
     raise RuntimeError("no SSH session with the host")
 
 
-def stop_untold(name: str) -> Act:
-    """What a rollback does whose connection is lost when the host has stopped the target and undefined it."""
+ATTEMPT = "0" * 32
+
+
+def stop_untold(name: str, *, undefined: bool) -> Act:
+    """What a rollback does whose connection is lost while its host takes the target down.
+
+    :param undefined: the host has come to that; else it has failed, and somebody has moved the target away since
+    """
 
     def act(context: Any) -> None:
         dag_id = f"migrate.cutovers.{name}"
         record = cutover_of(dag_id)
         assert record is not None
-        put(dag_id, {**record, "phase": "rolling back", "stopping": True})
+        put(dag_id, {**record, "phase": "rolling back", "attempt": ATTEMPT})
+        if undefined:
+            note = Path(record["root"]) / "stopped" / ATTEMPT
+            note.parent.mkdir(exist_ok=True)
+            note.write_text(f"test-{name}")
         undefine(name)(context)
 
     return act
@@ -392,7 +402,14 @@ SCENARIOS: dict[str, list[DAG]] = {
         later("dark", RollBackLaterOperator, "off", target_is_off=True),
     ],
     "early": [tasks("early", *CUTOVER[:2], lose_host("early"), fail)],
-    "untold": [tasks("untold", *CUTOVER), later("untold", RollBackLaterOperator, "back", stop_untold("untold"))],
+    "untold": [
+        tasks("untold", *CUTOVER),
+        later("untold", RollBackLaterOperator, "back", stop_untold("untold", undefined=True)),
+    ],
+    "slipped": [
+        tasks("slipped", *CUTOVER),
+        later("slipped", RollBackLaterOperator, "back", stop_untold("slipped", undefined=False)),
+    ],
     "unasked": [tasks("unasked", *CUTOVER[:2], partial(start_unheard, then=lose_host("unasked")), cleanup=True)],
     "woken": [
         tasks("woken", at_vcenter(power_on, awake)("woken"), SHUTDOWN, fail, before=at_vcenter(power_off)("woken"))

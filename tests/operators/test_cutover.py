@@ -264,6 +264,9 @@ def test_a_host_that_is_lost_before_the_target_was_started_keeps_no_source_off(r
 def test_a_target_that_an_earlier_try_has_stopped_is_not_taken_for_one_that_was_moved(runs: Runs) -> None:
     _, back = runs["untold"]
     assert (back["phase"], back["source"], back["nics"]) == ("rolled back", "poweredOn", AS_BUILT)
+    _, moved = runs["slipped"]  # the same, but its stop had failed, and somebody has moved it since
+    assert "where it was well (found no such domain)" in moved["failures"]["back"]
+    assert (moved["phase"], moved["source"], moved["nics"]) == ("rolling back", "poweredOff", OFF_NETWORK)
 
 
 def test_what_alone_can_tell_that_a_target_was_well_is_kept(runs: Runs) -> None:

@@ -136,7 +136,7 @@ def test_what_is_forgotten_is_gone(variables: Variables) -> None:
     assert proven_run(DAG) == (None, None)
 
 
-AS_PLANNED = subject("vc", None, Selector("inventory_path", "/DC1/vm/web01"), "kvm01")
+AS_PLANNED = subject("vc", "DC1", Selector("inventory_path", "/DC1/vm/web01"), "kvm01")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,10 @@ AS_PLANNED = subject("vc", None, Selector("inventory_path", "/DC1/vm/web01"), "k
     [
         ({}, None),
         ({"vcenter": "vc2"}, "vcenter was vc and is vc2"),
-        ({"datacenter": "DC2"}, "datacenter was none and is DC2"),
+        ({"datacenter": "DC2"}, "datacenter was DC1 and is DC2"),
+        ({"datacenter": ""}, None),
+        ({"selector": "name 'web01'"}, None),
+        ({"selector": "name 'web02'"}, "selector was inventory_path '/DC1/vm/web01' and is name 'web02'"),
         ({"selector": "inventory_path '/DC2/vm/web01'"}, "selector was inventory_path '/DC1/vm/web01' and is"),
         ({"host": "kvm02"}, "host was kvm01 and is kvm02"),
     ],
@@ -162,7 +165,10 @@ def test_a_proof_counts_for_what_it_is_a_proof_of_and_else_it_is_said_why_not(
 
 @pytest.mark.parametrize(
     ("now", "done"),
-    [({}, True), ({"host": "kvm02"}, True), ({"vcenter": "vc2"}, False), ({"selector": "name 'web01'"}, False)],
+    [
+        *(({}, True), ({"host": "kvm02"}, True), ({"selector": "name 'web01'"}, True)),
+        *(({"vcenter": "vc2"}, False), ({"selector": "name 'web02'"}, False)),
+    ],
 )
 def test_a_cutover_counts_for_the_vm_that_it_moved_wherever_that_is_now(
     variables: Variables, now: dict[str, str], done: bool
@@ -195,7 +201,9 @@ def test_a_report_remembers_how_its_run_cut_the_vm_over(
     made = report.WriteReportOperator(
         task_id="report", plan="autumn", plan_file="", slug=SLUG, selector="", vcenter="", host_connection="kvm01"
     )
-    of = SimpleNamespace(vcenter_connection="vc", datacenter=None, selector=Selector("inventory_path", "/DC1/vm/web01"))
+    of = SimpleNamespace(
+        vcenter_connection="vc", datacenter="DC1", selector=Selector("inventory_path", "/DC1/vm/web01")
+    )
     made.settings = SimpleNamespace(cutover=SimpleNamespace(strategy=strategy), **vars(of))  # type: ignore[assignment]
     ti = SimpleNamespace(
         xcom_push=lambda **_: None, xcom_pull=lambda **_: None, get_task_breadcrumbs=lambda **_: iter(())

@@ -226,7 +226,9 @@ def test_a_vm_is_started_over_once_also_when_the_task_is_killed_before_its_run_i
         night.go_on(SECOND)
 
 
-@pytest.mark.parametrize(("selector", "done"), [("name 'b'", True), ("inventory_path '/DC2/vm/b'", False)])
+@pytest.mark.parametrize(
+    ("selector", "done"), [("name 'b'", True), ("inventory_path '/DC2/vm/b'", True), ("name 'c'", False)]
+)
 @pytest.mark.parametrize("conf", [{}, {"again": True}])
 def test_a_vm_that_was_cut_over_is_done_where_it_is_the_one_that_the_plan_means_now(
     night: Night, monkeypatch: pytest.MonkeyPatch, selector: str, done: bool, conf: dict[str, bool]

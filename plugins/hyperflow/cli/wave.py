@@ -373,7 +373,7 @@ def follow_wave(api: AirflowApi, wave: Wave, run_id: str, console: Console, *, b
                 break
             if before is not None and datetime.now(UTC) > before - timedelta(minutes=1):
                 raise Refused(
-                    f"run {run_id} of {wave.dag_id} was stopped where it was: the schedule starts the wave at "
+                    f"run {run_id} of {wave.dag_id} was ended (set to failed): the schedule starts the wave at "
                     f"{_local(before, wave)}, in earnest. Rehearse it after that"
                 )
             time.sleep(POLL)
@@ -439,7 +439,10 @@ def proven_of(api: AirflowApi, plan: Plan) -> dict[str, dict[str, Any]]:
         value = found.get(f"{PROVEN_VARIABLE}{vm.dag_id}")
         if not isinstance(value, dict) or (vm.strategy == "cold" and value.get("strategy") != "cold"):
             continue
-        if isinstance(value.get("summary"), dict) and otherwise(value.get("subject"), subject_of(plan, vm)) is None:
+        meant = subject_of(plan, vm)
+        if vm.strategy == "cold":
+            del meant["host"]  # it is where it was cut over to
+        if isinstance(value.get("summary"), dict) and otherwise(value.get("subject"), meant) is None:
             done[vm.slug] = value["summary"]
     return done
 

@@ -79,9 +79,11 @@ def record_of_this_run(context: Context) -> dict[str, Any]:
     log.warning(
         "the record of the cutover is gone from %s: it is taken from the shutdown", key_of(context["dag"].dag_id)
     )
-    well = has_run(context, START) and ti.xcom_pull(task_ids=START, map_indexes=-1) is not None
+    phase = kept["phase"]
+    if has_run(context, START):
+        phase = TARGET_STARTED if ti.xcom_pull(task_ids=START, map_indexes=-1) is None else CUT_OVER
     at = datetime.now(UTC).isoformat()
-    return {**kept, "run": str(context["run_id"]), "phase": CUT_OVER if well else kept["phase"], "at": at}
+    return {**kept, "run": str(context["run_id"]), "phase": phase, "at": at}
 
 
 def put(dag_id: str, record: dict[str, Any], *, at: str | None = None) -> None:

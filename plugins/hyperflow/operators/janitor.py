@@ -41,7 +41,7 @@ AIRFLOW = "Airflow"  # where claims are
 PLACE = ("connection", "staging_directory")  # what names a host
 LOOKED = ("success", "skipped")  # states of a task that has looked, or had nothing to look at
 LEASE_END = "a lease ends with the session of its trigger, at the latest 300 s after its last report of progress"
-ALIVE = "processes of the run are alive on a host"
+ALIVE = "processes of the run are alive on a host, or its cutover is in its middle"
 IN_ITS_MIDDLE = "its cutover is neither done nor taken back: run ./hyperflow rollback for it first"
 UNPLANNED = "no plan names this vCenter's connection any more, so nobody has looked"
 
@@ -222,7 +222,8 @@ class CleanHostOperator(JanitorOperator):
             for entry in book["open"]
             if entry["kind"] in AT_SOURCE and verdicts[book["run"]].ended
         ]
-        return {"findings": findings, "busy": observed["busy"], "at_source": at_source}
+        in_the_middle = [run for run, verdict in verdicts.items() if verdict.why == IN_ITS_MIDDLE]
+        return {"findings": findings, "busy": [*observed["busy"], *in_the_middle], "at_source": at_source}
 
     def _clean(self, hook: KvmHostHook, ended: list[dict[str, Any]]) -> dict[str, Any]:
         options = {"directory": hook.directory, "runs": ended, "dry_run": self.only_look}

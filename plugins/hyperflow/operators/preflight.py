@@ -61,6 +61,8 @@ class PreflightOperator(MigrationOperator):
 
     def perform(self, context: Context) -> list[dict[str, Any]]:
         """Find all faults that can be found before anything is created."""
+        from hyperflow.operators.proven import forget_proven
+
         plan, vm, migration = self.resolve(context)
         ti = context["ti"]
         ti.xcom_push(key=TRY_KEY, value=ti.try_number)
@@ -72,6 +74,8 @@ class PreflightOperator(MigrationOperator):
         self.refuse_critical(facts, found)
         warnings += [shown(f"{each.message}. {each.what_to_do}") for each in found if each.level == "warning"]
         self.check_host(context, migration, facts, warnings)
+        if not migration.dry_run:
+            forget_proven(context["dag"].dag_id)  # its images are about to be made again
         return list(facts.to_json()["disks"])
 
     def resolve(self, context: Context) -> tuple[Plan, PlannedVm, Migration]:
@@ -140,7 +144,6 @@ class PreflightOperator(MigrationOperator):
         from hyperflow.operators.claim import claim, refuse_snapshots_of_others, release
         from hyperflow.operators.cutover_record import is_left_in_its_middle, refuse_marked, refuse_moved
         from hyperflow.operators.kept_plan import keep_plan
-        from hyperflow.operators.proven import forget_proven
         from hyperflow.vsphere.drift import differences, state, state_of
         from hyperflow.vsphere.inventory import read_vm
 
@@ -167,7 +170,6 @@ class PreflightOperator(MigrationOperator):
         ti.xcom_push(key="vm", value=facts.to_json())  # from here on it is the report that gives the VM back
         if begins:
             keep_plan(plan_location(self.plan_file), run_key(context))
-            forget_proven(context["dag"].dag_id)  # its images are about to be made again
         return facts
 
     def refuse_critical(self, facts: VmFacts, found: list[Concern]) -> None:

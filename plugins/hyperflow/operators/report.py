@@ -13,6 +13,7 @@ from hyperflow.operators.base import (
     RESULT_KEY,
     SHUTDOWN,
     ClosingOperator,
+    has_run,
     left_by,
     run_key,
     vm_key,
@@ -136,7 +137,9 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
             manifest_sha256=reference.get("sha256"),
             boot_proof=self.boot_proof(context),
             source_cleanup=self.source_cleanup(context),
-            decisions=[decision for task in ASKING for decision in decisions_of(context["ti"], task)],
+            decisions=[
+                decision for task in ASKING if has_run(context, task) for decision in decisions_of(context["ti"], task)
+            ],
         )
 
     def disk_ids(self) -> list[str]:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowNotFoundException,
+    AirflowSkipException,
+)
 
 from hyperflow.hooks.records import safe
 from hyperflow.hooks.vsphere import VsphereHook
@@ -40,6 +46,7 @@ from hyperflow.operators.source import at_vcenter
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from hyperflow.hooks.kvmhost import KvmHostHook
     from hyperflow.vsphere.session import Session
 
 log = logging.getLogger(__name__)
@@ -113,7 +120,7 @@ def roll_back(
     never_started = bool(record.get("never_started")) or record["phase"] in NOT_STARTED
     target = Target(context, dag_id, record, is_off=target_is_off or never_started)
     target.look()  # before anything is written: a host that is away leaves the cutover as it is
-    record = {**record, "stopping": True, "never_started": never_started}
+    record = {**record, "attempt": target.attempt, "never_started": never_started}
     put(dag_id, {**record, "phase": ROLLING_BACK})
     name = target.take_down()
     done = {"target": name, **bring_back(operator, record)}
@@ -130,33 +137,34 @@ class Target:
 
     :param record: of the cutover, as it is before the target is touched
     :param is_off: it was never started, or a person says that it runs nowhere
+    :ivar attempt: names this rollback over its tries: by it the host knows what an earlier one has undefined
     :ivar warnings: what a person must be told
     """
 
     def __init__(self, context: Context, dag_id: str, record: dict[str, Any], *, is_off: bool) -> None:
-        from hyperflow.hooks.kvmhost import KvmHostHook
-
+        self.attempt = str(record.get("attempt") or uuid4().hex)
         self.warnings: list[str] = []
         self._context, self._dag_id, self._record, self._is_off = context, dag_id, record, is_off
-        self._host: KvmHostHook | None = KvmHostHook(ssh_conn_id=record["host"], directory=record["root"])
-        # Once its stop was begun it may be down, or undefined, by a try that could not be told of it.
-        self._must_run = bool(record.get("was_well")) and not record.get("stopping") and not is_off
+        self._host: KvmHostHook | None = None
+        self._must_run = bool(record.get("was_well")) and not record.get("stopped") and not is_off
 
     def look(self) -> None:
         """See that the host answers, and that the target runs there where it must. Nothing is changed.
 
         :raises AirflowFailException: it does not, and no person has said that it is off
         """
-        from hyperflow.hooks.kvmhost import KvmHostAway, KvmHostRefused
+        from hyperflow.hooks.kvmhost import KvmHostAway, KvmHostHook, KvmHostRefused
 
+        record = self._record
         try:
+            self._host = KvmHostHook(ssh_conn_id=record["host"], directory=record["root"])
             self._require(self._stop(only_look=True))
-        except (KvmHostAway, KvmHostRefused) as fault:
+        except (KvmHostAway, KvmHostRefused, AirflowNotFoundException) as fault:
             if not self._is_off:
                 raise
             told = (
-                f"{self._record['host']} could not be asked ({fault}), so {self._record['domain']} may still be "
-                "defined there: undefine it before that host starts guests again, or both are on the network"
+                f"{record['host']} could not be asked ({fault}), so {record['domain']} may still be defined there: "
+                "undefine it before that host starts guests again, or both are on the network"
             )
             log.warning("%s", shown(told))
             self.warnings.append(shown(told))
@@ -186,6 +194,9 @@ class Target:
             "run": f"{safe(self._dag_id)}/{safe(record['run'])}",
             "shutdown_seconds": STOP_LIMIT,
             "must_run": self._must_run,
+            "begun": "attempt" in record,
+            "attempt": self.attempt,
+            "directory": record["root"],
             "only_look": only_look,
         }
         return taken_down(self._context, self._host.run_stage("stop", asked))

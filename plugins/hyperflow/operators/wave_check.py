@@ -190,7 +190,9 @@ def is_done(plan: Plan, slug: str, proven: Mapping[str, Any], passed_over: dict[
     if vm.strategy != COLD:
         return slug in proven
     run, why = proven_run(vm.dag_id, COLD, subject_of(plan, vm))
-    if why:
+    if run is not None:
+        passed_over.pop(slug, None)  # its copy was for another host; it is cut over
+    elif why:
         passed_over[slug] = why
     return run is not None
 

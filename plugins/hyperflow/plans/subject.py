@@ -34,5 +34,14 @@ def otherwise(was: Any, now: Mapping[str, str]) -> str | None:
     :param was: as it was kept; what an older version has not kept is taken for the same
     """
     kept = was if isinstance(was, dict) else {}
-    other = [key for key in now if isinstance(kept.get(key), str) and kept[key] != now[key]]
+    other = [key for key in now if isinstance(kept.get(key), str) and _differ(key, kept[key], now[key])]
     return ", ".join(f"{key} was {kept[key] or 'none'} and is {now[key] or 'none'}" for key in other) or None
+
+
+def _differ(key: str, was: str, now: str) -> bool:
+    """Whether two parts of a subject are not the same; the same VM may be named more exactly than it was."""
+    if key == "datacenter" and not (was and now):
+        return False
+    if key == "selector" and was.partition(" ")[0] != now.partition(" ")[0]:
+        was, now = (text.partition(" ")[2][1:-1].rpartition("/")[2] for text in (was, now))  # without the quotes
+    return was != now

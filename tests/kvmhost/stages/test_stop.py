@@ -75,6 +75,28 @@ def test_one_that_must_run_and_is_off_is_left_as_after_a_live_migration_that_kep
     assert state(domain) == "gone"
 
 
+def test_what_an_earlier_try_has_begun_is_gone_on_with_and_what_it_has_undefined_is_known(
+    domain: Path, tmp_path: Path
+) -> None:
+    asked = {"must_run": True, "attempt": uuid.uuid4().hex, "directory": str(tmp_path)}
+    virsh("start", domain.name)
+    assert stop(domain, **asked, only_look=True)["observed"]["was"] == "running"
+    assert state(domain) == "running"
+    virsh("destroy", domain.name)  # as a try that was cut off before it could undefine it
+    done = stop(domain, **asked, begun=True)
+    assert (done["observed"]["name"], state(domain)) == (f"test-stop-{domain.name[:8]}", "gone")
+    for again in ({"only_look": True}, {}):
+        assert stop(domain, **asked, begun=True, **again)["observed"]["name"] == done["observed"]["name"]
+    other = stop(domain, **{**asked, "attempt": uuid.uuid4().hex}, begun=True)
+    assert other["observed"]["name"] is None, "another rollback has not undefined it: it may have been moved"
+
+
+def test_a_name_of_an_attempt_leads_nowhere(domain: Path, tmp_path: Path) -> None:
+    refused = stop(domain, attempt="../../etc/passwd", directory=str(tmp_path))
+    assert "expected 32 hexadecimal digits" in refused["error"]["message"]
+    assert state(domain) == "shut off"
+
+
 VIRSH = """#!/bin/sh
 shift 3  # --quiet --connect URI
 case "$*" in
