@@ -56,6 +56,14 @@ def test_this_python_has_no_airflow_indeed(bare: dict[str, str]) -> None:
     assert b"there is no Airflow here" in done.stderr
 
 
+def test_force_makes_a_faulty_manifest_anew_whatever_its_name(manifest: Any, export: Path) -> None:
+    faulty = export / "web01.json"
+    faulty.write_text('{"manifest_version": "1.0", "disks": [')
+    done = manifest("build", export, "--output", faulty, "--force")
+    assert done.returncode == 0, done.stdout
+    assert manifest("validate", faulty).returncode == 0
+
+
 @pytest.mark.parametrize("name", ["web.qcow2", "web.ovf", "notes.json"])
 def test_force_replaces_manifests_and_nothing_else(manifest: Any, export: Path, name: str) -> None:
     if not (export / name).exists():

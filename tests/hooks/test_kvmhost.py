@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import paramiko
 import pytest
 from airflow.sdk.exceptions import AirflowNotFoundException
 from hyperflow.errors.catalogue import find
-from hyperflow.hooks.kvmhost import KvmHostError, KvmHostHook, KvmHostRefused
+from hyperflow.hooks.kvmhost import KvmHostAway, KvmHostError, KvmHostHook, KvmHostRefused
 
 CONNECTION = "kvm01"
 
@@ -86,6 +88,14 @@ def test_a_key_file_that_cannot_be_read_is_no_host_that_is_away(
         with pytest.raises(KvmHostRefused, match=f"connection kvm01: key_file {path}: found {reason}") as fault:
             host.connected().__enter__()
         assert code(str(fault.value)) == "HF-HOST-030"
+
+
+def test_a_fault_of_a_key_file_that_may_pass_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, server: Server, tmp_path: Path
+) -> None:
+    host = hook(monkeypatch, server, host_key=server.host_key, key_file=str(tmp_path / "key"))
+    for number in (errno.ESTALE, errno.EMFILE, errno.EIO):
+        assert isinstance(host._no_session(OSError(number, os.strerror(number), str(tmp_path / "key"))), KvmHostAway)
 
 
 def test_a_host_whose_key_nobody_knows_is_refused_with_the_field_that_is_missing(

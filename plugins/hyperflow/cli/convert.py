@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -22,7 +23,7 @@ from hyperflow.cli.explain import advice
 from hyperflow.cli.host_stage import run_stage
 from hyperflow.cli.interrupted import ended_in_order
 from hyperflow.errors.catalogue import explain as known_as
-from hyperflow.manifest.documents import read_document
+from hyperflow.manifest.documents import read_text
 from hyperflow.manifest.faults import DocumentError, Fault
 from hyperflow.manifest.load import load_manifest
 from hyperflow.manifest.models import STAGES, Manifest, OutputFormat
@@ -95,8 +96,8 @@ def require_report_or_nothing(run: Conversion) -> None:
         return
     path = Path(run.report)
     try:
-        found = read_document(path, REPORT_LIMIT).value if not path.is_symlink() else None
-    except DocumentError:
+        found = json.loads(read_text(path, REPORT_LIMIT)) if not path.is_symlink() else None
+    except (DocumentError, ValueError, RecursionError):
         found = None
     if not is_report(found):
         wanted = "nothing, or an earlier report: move it away, or name the report otherwise (options.report.path)"

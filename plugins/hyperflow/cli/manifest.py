@@ -29,9 +29,10 @@ from rich.progress import (
 
 from hyperflow.cli.__main__ import EXIT_FAILED, EXIT_USAGE
 from hyperflow.cli.manifest_view import view
+from hyperflow.manifest.documents import read_text
 from hyperflow.manifest.exported import build_from_export
 from hyperflow.manifest.faults import DocumentError, Fault
-from hyperflow.manifest.load import ManifestError, load_manifest
+from hyperflow.manifest.load import SIZE_LIMIT, ManifestError, load_manifest
 from hyperflow.manifest.models import Manifest
 from hyperflow.manifest.rules import concerns
 from hyperflow.manifest.save import save
@@ -83,7 +84,7 @@ def build(export: Path, *, output: Path | None, checksums: bool, replace: bool, 
     :param export: an OVF descriptor, or a folder with one or with disk images
     :param output: the manifest's file; ``artifact-manifest.json`` in the export's folder when None
     :param checksums: read every disk for its SHA-256
-    :param replace: write over a manifest that is there; no other file is replaced
+    :param replace: write over a manifest that is there, or a file of that name that is none; no other is replaced
     :return: 0 written, 1 refused, 2 wrong usage
     """
     file = output or (export if export.is_dir() else export.parent) / MANIFEST_NAME
@@ -111,12 +112,13 @@ def build(export: Path, *, output: Path | None, checksums: bool, replace: bool, 
 
 
 def _is_manifest(file: Path) -> bool:
-    """Whether a file may be written over: not a disk, a descriptor, or somebody's document."""
+    """Whether a file may be written over, also one that is faulty: not a disk, a descriptor, or somebody's document."""
+    if file.name == MANIFEST_NAME and file.is_file():
+        return True
     try:
-        load_manifest(file)
-    except ManifestError:
-        return file.name == MANIFEST_NAME and file.is_file()  # one that is faulty is made anew
-    return True
+        return "manifest_version" in read_text(file, SIZE_LIMIT)
+    except DocumentError:
+        return False
 
 
 def schema() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -37,6 +38,7 @@ UNVERIFIED = {
     "allow_host_key_change": "true",
     "known_hosts": "none",
 }
+NO_KEY = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)  # others of a key file may pass
 KEY_UNKNOWN = "not found in known_hosts"  # as paramiko says it
 
 
@@ -130,7 +132,7 @@ class KvmHostHook(SSHHook):
 
     def _no_session(self, fault: Exception) -> KvmHostAway | KvmHostRefused:
         """Tell a fault of the connection's own, which paramiko raises as one of the network's, from the network's."""
-        if isinstance(fault, OSError) and self.key_file and fault.filename == self.key_file:
+        if isinstance(fault, OSError) and fault.errno in NO_KEY and fault.filename == self.key_file:
             return KvmHostRefused(
                 f"connection {self.ssh_conn_id}: key_file {self.key_file}: found {fault.strerror}, expected a private "
                 f"key that this worker's user (uid {os.geteuid()}) can read"

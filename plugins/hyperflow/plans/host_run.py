@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,6 +21,7 @@ class HostRun(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    makes_domain: ClassVar[bool] = False  # of the images, with hardware that Hyperflow chooses
 
     host_connection: str
     staging_directory: str
@@ -79,6 +80,7 @@ class HostRun(BaseModel):
             "work_directory": self.work_directory,
             **choices,
             "nics": [{"mac": nic["mac"], "addresses": list(nic.get("addresses", []))} for nic in nics],
+            "virtio_1": self.makes_domain,
         }
 
     def convert_options(self, manifest: dict[str, str], disk_id: str, overlay: str | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hyperflow.manifest.faults import Fault, render
 from hyperflow.manifest.models import Output
@@ -31,6 +31,8 @@ class Migration(HostRun):
 
     Paths are on the KVM host. Directories already end in the VM's slug, so that VMs never meet.
     """
+
+    makes_domain: ClassVar[bool] = True
 
     plan: str
     dag_id: str

@@ -224,6 +224,11 @@ def test_entries_that_cannot_be_rewritten_are_made_anew_by_the_guest() -> None:
     assert made_anew("/dev/sdz9", made).files["/boot/grub2/grub.cfg"].decode() == made
 
 
+def test_an_entry_that_the_guests_own_program_leaves_out_has_lost_no_arguments() -> None:
+    other = f"menuentry 'Debian 12' {{\n\tlinux /boot/vmlinuz-6.1 root=UUID={UUID} ro\n}}\n"
+    assert made_anew("/dev/sdz9", other).files["/boot/grub2/grub.cfg"].decode() == other
+
+
 def test_arguments_that_the_guests_own_program_takes_away_stop_fix() -> None:
     with pytest.raises(StageError, match=r"taken arguments away from /vmlinuz-3\.10: fips=1 ipv6\.disable=1; write"):
         made_anew("/dev/sdz9", MADE_BY_GUEST)

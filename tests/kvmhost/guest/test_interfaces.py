@@ -306,6 +306,9 @@ def test_a_name_is_of_a_card_that_is_gone_when_every_card_certainly_has_another(
     assert gone(["192.0.2.10"], here, left) == ("ens224",)
     assert gone(["192.0.2.10", "198.51.100.5"], here, left, fixed={"ens192": ONLY.mac}) == (), "it was seen on the card"
     assert gone([], left, fixed={"eth0": ONLY.mac}) == (), "a rule was left over, of a name that nothing configures"
+    by_mac = Interface("eth0", "i", "f", mac=ONLY.mac)
+    assert gone([], by_mac, here) == (), "a card may have two names, of which the other one has the address"
+    assert gone(["198.51.100.7"], by_mac, here) == ("ens192",), "the card had another address"
     guessed = Interface("eth0", "i", "f", addresses=["198.51.100.5/24"])
     assert gone([], here, guessed) == (), "the boot shows whether the guess holds"
 

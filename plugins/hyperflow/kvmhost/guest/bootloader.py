@@ -249,9 +249,12 @@ def regenerate(files: GuestFiles, changes: Changes, devices: Devices, root_uuid:
 
 
 def _lost_arguments(before: str, after: str) -> str:
-    """Tell which arguments, but for the root, kernels had in a grub.cfg and have no more: ``/vmlinuz-1: fips=1``."""
+    """Tell which arguments, but for the root, kernels had in a grub.cfg and have no more: ``/vmlinuz-1: fips=1``.
+
+    A kernel that has no entry any more is another system's, or was removed.
+    """
     old, new = _arguments(before), _arguments(after)
-    gone = {kernel: sorted(set(words) - set(new.get(kernel, ()))) for kernel, words in old.items()}
+    gone = {kernel: sorted(set(words) - set(new[kernel])) for kernel, words in old.items() if kernel in new}
     return "; ".join(f"{kernel}: {' '.join(words)}" for kernel, words in gone.items() if words)
 
 

@@ -100,7 +100,7 @@ def assign(
         names = []
     elif len(names) > len(free):
         doubts.append(f"the guest configures {', '.join(names)}, and there are {len(free)} network cards left for them")
-        gone = _gone(names, found, interfaces, by_address)
+        gone = _gone(names, found, interfaces, nics)
     elif len(names) > 1 or (names and len(free) > len(names)):
         doubts.append(
             f"{', '.join(names)} were given to network cards in VMware's order; the boot shows whether that holds"
@@ -129,15 +129,20 @@ def _of_cards(names: list[str], count: int, interfaces: Sequence[Interface], ker
 
 
 def _gone(
-    names: Sequence[str], found: Iterable[str], interfaces: Sequence[Interface], seen: Iterable[str]
+    names: Sequence[str], found: Iterable[str], interfaces: Sequence[Interface], nics: Sequence[Nic]
 ) -> tuple[str, ...]:
     """Tell which names are certainly of no card, where every card has another that the guest configures.
 
+    A card whose addresses nobody has seen, and for whose name there are none in the files, may be known to the guest by
+    two names, of which the other one has the address: then nothing is certain.
+
     :param found: the names of the cards
-    :param seen: addresses that cards had on VMware; a name with one of them is of a card, whatever the files say
     """
-    if not set(found) <= {one.name for one in interfaces if one.starts}:
+    starting = {one.name for one in interfaces if one.starts}
+    with_address = {one.name for one in interfaces if one.starts and one.addresses}
+    if not set(found) <= (starting if all(nic.addresses for nic in nics) else with_address):
         return ()
+    seen = {_bare(address) for nic in nics for address in nic.addresses}  # whatever the files say, it is of a card
     there = {one.name for one in interfaces if not set(map(_bare, one.addresses)).isdisjoint(seen)}
     return tuple(name for name in names if name not in there)
 

@@ -50,6 +50,7 @@ class Options:
     :param remove_vmware_tools: else they are left where they do nothing on KVM, and disabled where they would
     :param fstab_mode: stabilize-all, bypath-only or noop
     :param nics: the target's network cards, in the source's order
+    :param virtio_1: the target has virtio 1.0 only, as a domain that Hyperflow defines; else who defines one may choose
     """
 
     manifest: ManifestReference
@@ -61,6 +62,7 @@ class Options:
     remove_vmware_tools: bool
     fstab_mode: str
     nics: list[Nic]
+    virtio_1: bool = True
 
 
 def run(options: Options, job: Job) -> dict[str, Any]:
@@ -145,7 +147,7 @@ class Fix:
         """Change, generate, read back."""
         require_space(self._files)
         kernels = initramfs.kernels(self._files, self._job)
-        require_virtio(kernels, self._job)
+        require_virtio(kernels, self._job, virtio_1=self._options.virtio_1)
         vmware_tools = tools.handle(self._files, self._changes, self._options.remove_vmware_tools, self._job)
         self._steps.done("vmware tools")
         configured = configuration.apply(self._files, self._changes, self._wanted, self._job)
@@ -285,9 +287,10 @@ def require_space(files: GuestFiles) -> None:
         raise StageError(f"the guest has no room for the fix: {'; '.join(short)}; make room in the source VM")
 
 
-def require_virtio(kernels: list[initramfs.Kernel], job: Job) -> None:
+def require_virtio(kernels: list[initramfs.Kernel], job: Job, *, virtio_1: bool) -> None:
     """Refuse a guest without a kernel that can find its disk on KVM.
 
+    :param virtio_1: whether there is no older virtio
     :raises StageError: when there is none
     """
     with_drivers = [kernel for kernel in kernels if not kernel.lacks(initramfs.TO_BOOT)]
@@ -295,7 +298,7 @@ def require_virtio(kernels: list[initramfs.Kernel], job: Job) -> None:
     names = ", ".join(kernel.version for kernel in kernels) or "none"
     if not with_drivers:
         raise StageError(f"no kernel with virtio_pci and virtio_blk; found {names}; install one in the source VM")
-    if not fit:
+    if not fit and virtio_1:
         raise StageError(
             f"no kernel with virtio 1.0, which KVM's disks need here; found {names}, expected Linux 4.0 or newer, or "
             "3.10.0-327 or newer of RHEL 7; install a newer kernel in the source VM"
@@ -303,4 +306,5 @@ def require_virtio(kernels: list[initramfs.Kernel], job: Job) -> None:
     for kernel in kernels:
         if kernel not in fit:
             lacks = ", ".join(kernel.lacks(initramfs.TO_BOOT)) or "virtio 1.0"
-            job.warn(f"kernel {kernel.version}: has no {lacks}, so it will not boot")
+            will = "will not boot" if virtio_1 or kernel not in with_drivers else "boots on a machine of type pc only"
+            job.warn(f"kernel {kernel.version}: has no {lacks}, so it {will}")
