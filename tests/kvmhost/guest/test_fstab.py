@@ -133,6 +133,16 @@ def test_an_entry_whose_type_does_not_fit_the_disk_is_left_with_the_reason() -> 
     assert "type xfs" in reason
 
 
+@pytest.mark.parametrize(
+    ("driver", "kind"), [("ext4", "ext3"), ("ext4", "ext2"), ("ntfs-3g", "ntfs"), ("ntfs3", "ntfs")]
+)
+def test_a_driver_may_mount_another_kind_than_its_own(driver: str, kind: str) -> None:
+    guest = Devices([FileSystem("/dev/sda1", kind, "1111", "", "disk-0")], ["disk-0"])
+    done = fstab.stabilize_fstab(f"/dev/sda1 /srv {driver} defaults 0 2\n", fstab.STABILIZE_ALL, guest)
+    assert (done.text, done.left) == (f"UUID=1111 /srv {driver} defaults 0 2\n", ())
+    assert fstab.stabilize_fstab("/dev/sda1 /srv xfs defaults 0 2\n", fstab.STABILIZE_ALL, guest).left
+
+
 def test_a_uuid_that_two_file_systems_share_is_not_used() -> None:
     clone = FileSystem("/dev/sdb1", "ext4", ROOT.uuid, "", "disk-1")
     done = fstab.stabilize_fstab(

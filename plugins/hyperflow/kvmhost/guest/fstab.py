@@ -16,6 +16,8 @@ FSTAB = "/etc/fstab"
 CRYPTTAB = "/etc/crypttab"
 BY_PATH = "/dev/disk/by-path/"
 RANDOM_KEYS = ("/dev/urandom", "/dev/random")  # of crypttab: what is encrypted is made anew at each boot
+# What a driver mounts beside its own kind.
+ALSO_MOUNTS = {"ext4": ("ext2", "ext3"), "ntfs-3g": ("ntfs",), "ntfs3": ("ntfs",)}
 UNCHECKED_TYPES = ("", "auto", "none")
 
 # A blank, then fields without blanks; blanks inside a field are written \040 (fstab(5)).
@@ -117,10 +119,15 @@ def _new_name(entry: Entry, spec: str, mode: str, devices: Devices, type_field: 
     if found is None:
         return None, "no such file system on the guest's disks, or it is not certain which disk it means"
     expected = entry.field(type_field) if type_field is not None else ""
-    if expected not in UNCHECKED_TYPES and found.type not in expected.split(","):
+    if expected not in UNCHECKED_TYPES and not any(_mounts(driver, found.type) for driver in expected.split(",")):
         return None, f"it would be a file system of type {found.type}, and the entry says {expected}"
     name = devices.uuid_name(spec)
     return name, "" if name else "its file system has no UUID, or shares it with another"
+
+
+def _mounts(driver: str, kind: str) -> bool:
+    """Whether a type that fstab names mounts a file system of a kind."""
+    return driver == kind or kind in ALSO_MOUNTS.get(driver, ())
 
 
 def _replace_field(line: str, index: int, value: str) -> str:
