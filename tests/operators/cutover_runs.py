@@ -219,9 +219,6 @@ def start_unheard(context: Any, then: Act | None = None) -> None:
     raise RuntimeError("no SSH session with the host")
 
 
-ATTEMPT = "0" * 32
-
-
 def stop_untold(name: str, *, undefined: bool) -> Act:
     """What a rollback does whose connection is lost while its host takes the target down.
 
@@ -232,9 +229,10 @@ def stop_untold(name: str, *, undefined: bool) -> Act:
         dag_id = f"migrate.cutovers.{name}"
         record = cutover_of(dag_id)
         assert record is not None
-        put(dag_id, {**record, "phase": "rolling back", "attempt": ATTEMPT})
+        attempt = name.encode().hex().ljust(32, "0")
+        put(dag_id, {**record, "phase": "rolling back", "attempt": attempt})
         if undefined:
-            note = Path(record["root"]) / "stopped" / ATTEMPT
+            note = Path(record["root"]) / "stopped" / attempt
             note.parent.mkdir(exist_ok=True)
             note.write_text(f"test-{name}")
         undefine(name)(context)
