@@ -57,6 +57,9 @@ def inspected(scene: Scenario) -> None:
     parsed = parsed_at(scene)
     scene.until(lambda: parsed_at(scene) != parsed)  # the first one may have begun before
     scene.until_task("inspect", "deferred")
+    logs = scene.lab.folders.state / "airflow" / "logs" / f"dag_id={scene.dag}" / f"run_id={scene.run}"
+    # Before its trigger works the task has nobody who could kill the job but the cleanup.
+    scene.until(lambda: any(logs.glob("task_id=inspect/*.trigger.*")))
     scene.until(lambda: any("qemu" in line for line in leftovers.processes_of(scene.dag)))
     stop_stage(scene, "inspect")
     with paused(scene):
