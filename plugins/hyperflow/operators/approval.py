@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from hyperflow.operators.base import PREFLIGHT, RESULT_KEY, SHUTDOWN, has_run, keep_failure, left_by
+from hyperflow.operators.base import PREFLIGHT, RESULT_KEY, SHUTDOWN, keep_failure, tasks_run
 from hyperflow.operators.decisions import keep_decision, moment, user_name
 from hyperflow.operators.wave import CHECK, QUESTION_KEY, is_rehearsal
 from hyperflow.operators.window import time_left
@@ -130,16 +130,17 @@ def question(context: Context, about: str) -> str:
         f"* {shown_in_markdown(str(vm.get('inventory_path')))}: {vm.get('power_state')}, {vm.get('cpus')} CPU(s), "
         f"{vm.get('memory_mb')} MB, {len(vm.get('disks', []))} disk(s), {size:.1f} GiB",
     ]
-    off = left_by(context, SHUTDOWN)
+    ran = tasks_run(context)
+    off = ti.xcom_pull(task_ids=SHUTDOWN, map_indexes=-1) if SHUTDOWN in ran else None
     if isinstance(off, dict):
         lines.append(f"* the source is {off['state']} since {off['at']}")
-    proof = left_by(context, "boot")
+    proof = ti.xcom_pull(task_ids="boot", map_indexes=-1) if "boot" in ran else None
     if isinstance(proof, dict):
         lines.append(
             f"* the converted guest booted in {proof['seconds_to_up']:.0f} s ({proof['accelerator']}), in isolation"
         )
     for task in (PREFLIGHT, "snapshot", "export", "inspect", "fix", "convert", "validate", "boot", "define"):
-        for result in _results(ti, task) if has_run(context, task) else ():
+        for result in _results(ti, task) if task in ran else ():
             lines += [f"* {task}: {shown_in_markdown(str(warning))}" for warning in result.get("warnings", [])]
     return "\n".join(lines)
 

@@ -109,6 +109,13 @@ class HostRunOperator(BaseOperator):
         """Take over what the trigger brought."""
         return take_result(context, event)
 
+    def remove_jobs(self, context: Context) -> int:
+        """Have the host remove the run's jobs; how many there were."""
+        with self.host.connected() as client:
+            jobs = jobs_of_run(job_root(self.settings), context)
+            removed: int = self.host.job(client, "remove", "--directory", jobs)["removed"]
+        return removed
+
     def sign_ledger(self, context: Context, *entries: dict[str, Any]) -> str:
         """Note on the host whose run this is, and what it is about to create.
 
@@ -383,11 +390,16 @@ def finished_tasks(context: Context) -> list[dict[str, Any]]:
     return list(ti.get_task_breadcrumbs(dag_id=context["dag"].dag_id, run_id=context["run_id"]))
 
 
-def has_run(context: Context, task_id: str) -> bool:
-    """Whether a task has worked and ended since the run began, or was cleared: Airflow keeps what a task has left until
+def tasks_run(context: Context) -> set[str]:
+    """Tasks that have worked and ended since the run began, or was cleared: Airflow keeps what a task has left until
     that task starts again, so without a look at this what an earlier round has left is taken for this one's.
     """
-    return any(crumb["task_id"] == task_id and crumb["state"] in RAN_STATES for crumb in finished_tasks(context))
+    return {crumb["task_id"] for crumb in finished_tasks(context) if crumb["state"] in RAN_STATES}
+
+
+def has_run(context: Context, task_id: str) -> bool:
+    """Whether a task is one of :func:`tasks_run`."""
+    return task_id in tasks_run(context)
 
 
 def left_by(context: Context, task_id: str, key: str = "return_value") -> Any:

@@ -15,7 +15,6 @@ from hyperflow.operators.base import (
     domain_uuid,
     finished_tasks,
     job_root,
-    jobs_of_run,
     run_key,
     undone_tasks,
     vm_key,
@@ -90,13 +89,6 @@ class CleanUpOperator(ClosingOperator):
         }
         self.sign_ledger(context)  # refused where another Airflow has a run of this name: nothing of it is removed
         return accept_result(context, self.host.run_stage("cleanup", options))
-
-    def remove_jobs(self, context: Context) -> int:
-        """Have the host remove the run's jobs; how many there were."""
-        with self.host.connected() as client:
-            jobs = jobs_of_run(job_root(self.settings), context)
-            removed: int = self.host.job(client, "remove", "--directory", jobs)["removed"]
-        return removed
 
     def partials(self) -> list[str]:
         """Name what a download or a conversion writes before it is complete."""

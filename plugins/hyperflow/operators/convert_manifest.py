@@ -177,9 +177,7 @@ class CleanUpConversionOperator(HostRunOperator):
         }
         self.sign_ledger(context)  # refused where another Airflow has a run of this name: nothing of it is removed
         observed = accept_result(context, self.host.run_stage("cleanup", options))
-        with self.host.connected() as client:
-            jobs = f"{job_root(settings)}/jobs/{run_key(context)}"
-            observed["jobs_removed"] = self.host.job(client, "remove", "--directory", jobs)["removed"]
+        observed["jobs_removed"] = self.remove_jobs(context)
         return observed
 
 

@@ -19,7 +19,7 @@ DECISIONS_KEY = "decisions"
 
 def keep_decision(context: Context, decision: Mapping[str, Any]) -> None:
     """Add a decision to those that the task has got already, as one that was asked again has."""
-    ti, store = cast("Any", context["ti"]), _store(context)
+    ti, store = cast("Any", context["ti"]), task_store(context)
     decided = [*recall_decisions(context), {key: value for key, value in decision.items() if value}]
     if store is not None:
         store.set(DECISIONS_KEY, {"max_tries": ti.max_tries, "decisions": decided})
@@ -31,7 +31,7 @@ def recall_decisions(context: Context) -> list[dict[str, Any]]:
     """List what was decided in this task, also in a try before this one, whose XComs Airflow has removed: they are put
     back for whoever else asks. What was decided before a person cleared the task does not count.
     """
-    ti, store = cast("Any", context["ti"]), _store(context)
+    ti, store = cast("Any", context["ti"]), task_store(context)
     found = decisions_of(ti, ti.task_id)
     kept = store.get(DECISIONS_KEY) if store is not None else None
     if found or not isinstance(kept, dict) or kept.get("max_tries") != ti.max_tries:
@@ -63,6 +63,6 @@ def moment(value: Any) -> str | None:
     return timestamp(value if isinstance(value, datetime) else datetime.fromisoformat(str(value)))
 
 
-def _store(context: Context) -> Any:
+def task_store(context: Context) -> Any:
     """What Airflow keeps of a task over its tries; None outside of Airflow."""
     return cast("Any", context).get("task_state_store")

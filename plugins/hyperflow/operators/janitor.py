@@ -196,11 +196,18 @@ class CleanHostOperator(JanitorOperator):
             for each in listed
             if "fault" in each
         ]
-        verdicts = {book["run"]: verdict_on(judge, book["owners"]) for book in books}
+        verdicts = {book["run"]: judge.of_all(book["owners"]) for book in books}
+        # Such a run is not over: its target may run.
+        over = [book for book in books if verdicts[book["run"]].ended]
+        in_the_middle = [
+            book["run"] for book in over if any(is_in_its_middle(each["dag"], each["run"]) for each in book["owners"])
+        ]
+        for run in in_the_middle:
+            verdicts[run] = replace(verdicts[run], ended=False, dead=False, why=IN_ITS_MIDDLE)
         findings += [
             Thing(where, entry["kind"], entry["thing"], book["run"]).found("kept", verdicts[book["run"]].why)
             for book in books
-            if not verdicts[book["run"]].ours or verdicts[book["run"]].why == IN_ITS_MIDDLE
+            if not verdicts[book["run"]].ours or book["run"] in in_the_middle
             for entry in book["open"]
         ]
         ended = [
@@ -222,7 +229,6 @@ class CleanHostOperator(JanitorOperator):
             for entry in book["open"]
             if entry["kind"] in AT_SOURCE and verdicts[book["run"]].ended
         ]
-        in_the_middle = [run for run, verdict in verdicts.items() if verdict.why == IN_ITS_MIDDLE]
         return {"findings": findings, "busy": [*observed["busy"], *in_the_middle], "at_source": at_source}
 
     def _clean(self, hook: KvmHostHook, ended: list[dict[str, Any]]) -> dict[str, Any]:
@@ -403,14 +409,6 @@ class ReportLeftoversOperator(JanitorOperator):
             for entry in noted
             if entry["facts"].get("vcenter") not in self.vcenters
         ]
-
-
-def verdict_on(judge: Judge, owners: list[dict[str, str]]) -> Verdict:
-    """Judge what is on a host of a run. One whose cutover is in its middle is not over: its target may run."""
-    verdict = judge.of_all(owners)
-    if verdict.ended and any(is_in_its_middle(owner["dag"], owner["run"]) for owner in owners):
-        return replace(verdict, ended=False, dead=False, why=IN_ITS_MIDDLE)
-    return verdict
 
 
 def has_results(dag_id: str, run_id: str) -> bool:

@@ -13,9 +13,9 @@ from hyperflow.operators.base import (
     RESULT_KEY,
     SHUTDOWN,
     ClosingOperator,
-    has_run,
     left_by,
     run_key,
+    tasks_run,
     vm_key,
 )
 from hyperflow.operators.claim import release
@@ -114,7 +114,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
 
         stages = self.stages(context)
         manifest, reference = self.manifest(context)
-        dag_run = context["dag_run"]
+        dag_run, ran = context["dag_run"], tasks_run(context)
         return build_report(
             run=Run(
                 dag_id=context["dag"].dag_id,
@@ -137,9 +137,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
             manifest_sha256=reference.get("sha256"),
             boot_proof=self.boot_proof(context),
             source_cleanup=self.source_cleanup(context),
-            decisions=[
-                decision for task in ASKING if has_run(context, task) for decision in decisions_of(context["ti"], task)
-            ],
+            decisions=[decision for task in ASKING if task in ran for decision in decisions_of(context["ti"], task)],
         )
 
     def disk_ids(self) -> list[str]:

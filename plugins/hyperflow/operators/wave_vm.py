@@ -18,7 +18,7 @@ from hyperflow.links.run import VmReportLink, VmRunLink
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.approval import tell_who_is_asked
 from hyperflow.operators.cutover_record import MOVED, ROLLED_BACK, cutover_of
-from hyperflow.operators.decisions import decisions_of, keep_decision, moment, recall_decisions, user_name
+from hyperflow.operators.decisions import decisions_of, keep_decision, moment, recall_decisions, task_store, user_name
 from hyperflow.operators.proven import SUMMARY_KEY, proven_run, why_other
 from hyperflow.operators.wave import (
     APPROVE,
@@ -351,7 +351,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         A name that was kept and is no run yet is used again: an earlier try, whose scheduler died, may still be about
         to start it, and there must be one.
         """
-        store, ti = _store(context), cast("Any", context["ti"])
+        store, ti = task_store(context), cast("Any", context["ti"])
         kept = store.get("run")
         if kept and not ti.get_dr_count(dag_id=self.trigger_dag_id, run_ids=[kept]):
             return str(kept)
@@ -368,7 +368,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         One that failed while nobody looked, because who waited for it was killed, is told first, and starts no second.
         One that drifted, and that the task has begun to start over, is done with.
         """
-        store = _store(context)
+        store = task_store(context)
         run_id = store.get("run")
         if not run_id:
             return None
@@ -415,7 +415,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
             ti.xcom_push(key=SUMMARY_KEY, value=summary)
         if state != "success" and self.starts_over(context, summary):
             self.log.warning("%s: run %s found it drifted: starting over, once", self.slug, run_id)
-            _store(context).set("started_over", run_id)
+            task_store(context).set("started_over", run_id)
             return self.start(context)
         if state != "success":
             errors = [f"{one['stage']}: {one['message']}" for one in (summary or {}).get("errors", [])]
@@ -435,7 +435,7 @@ class MigrateVmOperator(TriggerDagRunOperator):
         """
         if not self.start_over or not isinstance(summary, dict) or not summary.get("drifted"):
             return False
-        if _store(context).get("started_over"):
+        if task_store(context).get("started_over"):
             return False
         try:
             self.refuse_start(context, self.states(context))
@@ -478,17 +478,12 @@ def note_told(context: Context, run_id: str) -> None:
 
     With the number of the task's last try, which a person's clear raises, and a try after a crash does not.
     """
-    _store(context).set("told", {"run": run_id, "max_tries": cast("Any", context["ti"]).max_tries})
+    task_store(context).set("told", {"run": run_id, "max_tries": cast("Any", context["ti"]).max_tries})
 
 
 def was_told(context: Context, run_id: str) -> bool:
     """Whether somebody has cleared the task since it was to fail with what had become of a run."""
-    told = _store(context).get("told")
+    told = task_store(context).get("told")
     if not isinstance(told, dict):  # of an older version
         return bool(told == run_id)
     return told.get("run") == run_id and told.get("max_tries") != cast("Any", context["ti"]).max_tries
-
-
-def _store(context: Context) -> Any:
-    """What Airflow keeps of a task over its tries."""
-    return cast("Any", context)["task_state_store"]
