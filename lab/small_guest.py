@@ -1,7 +1,7 @@
 """A guest of some megabytes: a file system that looks like a Debian, for tests of the flow around a guest.
 
-It is inspected, converted and defined as any other, in seconds; it has no kernel, so it boots nowhere. It is made
-without root's debootstrap and kept in ``~/.cache/hyperflow/small-<digest of this file>/small.vmdk``.
+It is inspected, converted and defined as any other, in seconds; it has no kernel, and halts in its boot sector. It is
+made without root's debootstrap and kept in ``~/.cache/hyperflow/small-<digest of this file>/small.vmdk``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ CAPACITY = 64 << 20  # bytes
 FIRST = 1 << 20  # bytes before the only partition
 DATA = 24 << 20  # bytes that do not compress: a download that can be cut, stalled or held back has to have some length
 UUID = "5ba11000-0000-4000-8000-000000000001"
+
+HALT = bytes.fromhex("fa f4 eb fd")  # cli; hlt; jmp $-1: a processor that runs through zeros ends in anybody's code
 
 _FILES = {
     "etc/os-release": 'ID=debian\nNAME="Debian GNU/Linux"\nVERSION_ID="12"\nPRETTY_NAME="Debian (small)"\n',
@@ -70,6 +72,8 @@ def _build(folder: Path) -> None:
         _run("sfdisk", "--quiet", str(disk), stdin=table)
         options = f"offset={FIRST},root_owner=0:0"
         kilobytes = str((CAPACITY - FIRST) // 1024)
+        with disk.open("r+b") as file:
+            file.write(HALT)
         _run("mke2fs", "-q", "-t", "ext4", "-U", UUID, "-E", options, "-d", str(root), str(disk), kilobytes)
         target = str(folder / "small.vmdk")
         _run("qemu-img", "convert", "-O", "vmdk", "-o", "subformat=streamOptimized", str(disk), target)

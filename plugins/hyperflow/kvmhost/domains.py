@@ -93,10 +93,13 @@ def every_domain(uri: str) -> list[Domain]:
     return found
 
 
-def state_of(uri: str, uuid: str) -> str:
-    """Tell a domain's state in libvirt's words, ``running``, ``shut off`` and others; ``gone`` when it is not there."""
+def state_of(uri: str, uuid: str, *, reason: bool = False) -> str:
+    """Tell a domain's state in libvirt's words, ``running``, ``shut off`` and others; ``gone`` when it is not there.
+
+    :param reason: with libvirt's word for why, as ``shut off (crashed)``
+    """
     try:
-        return virsh(uri, "domstate", uuid).strip()
+        return virsh(uri, "domstate", *(["--reason"] if reason else []), uuid).strip()
     except StageError:
         if uuid in virsh(uri, "list", "--all", "--uuid").split():
             raise

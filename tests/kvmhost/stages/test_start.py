@@ -114,7 +114,7 @@ if words[0] == "list":
 elif words[0] == "dumpxml":
     print("XML")
 elif words[0] == "domstate":
-    print(read("state").decode() or "shut off")
+    print(read("state").decode() or "shut off", *(["(shutdown)"] if "--reason" in words else []))
 elif words[0] == "start":
     open("state", "w").write("running")
 elif words[0] == "domifaddr":
@@ -288,6 +288,14 @@ def test_a_command_that_takes_longer_than_a_round_is_waited_for_and_not_started_
     target.start(timeout_seconds=20, command=["/bin/sleep", "2"])
     assert target.calls().count("guest-exec") == 1
     assert target.calls().count("domstate") > 2
+
+
+def test_of_a_guest_that_goes_down_again_libvirts_reason_is_told(target: Target) -> None:
+    with pytest.raises(StageError, match=r"web01: it was started, and is shut off \(shutdown\) after \d+ s") as down:
+        target.start(timeout_seconds=20, command=["/bin/sh", "-c", "rm state; exit 1"])
+    found = find(f"start on kvm01: {down.value}")
+    assert found is not None
+    assert found.code == "HF-DEFINE-005"
 
 
 def test_a_command_that_does_not_end_is_not_well(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:

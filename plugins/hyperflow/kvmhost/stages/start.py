@@ -100,6 +100,7 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     while True:
         state = _state(options)
         if state != "running":
+            state = domains.state_of(options.uri, options.uuid.lower(), reason=True)
             raise StageError(f"{domain.name}: it was started, and is {state} after {time.monotonic() - begun:.0f} s")
         said = {what: ask() for what, ask in asked.items()}
         seconds = time.monotonic() - begun

@@ -148,7 +148,7 @@ def _switch_off(options: Options, job: Job) -> None:
 def _is_elsewhere(options: Options) -> bool:
     state = _state(options)
     if state == domains.OFF:
-        return "(migrated)" in domains.virsh(options.uri, "domstate", "--reason", options.uuid.lower())
+        return "(migrated)" in domains.state_of(options.uri, options.uuid.lower(), reason=True)
     return state == domains.GONE  # one that only shuts down stays defined
 
 
