@@ -73,8 +73,7 @@ def stop(state: Path) -> None:
     """End Airflow with everything it started."""
     processes.end(processes.load(state / "airflow-servers.json"))
     for server in processes.load(state / REPLACED):  # what a killed component left to itself
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
+        processes.kill(server)
     for name in ("airflow-servers.json", REPLACED, "airflow.json"):
         (state / name).unlink(missing_ok=True)
 
@@ -98,12 +97,20 @@ def revive(state: Path, plans: Path, *names: str) -> None:
     home, url = state / "airflow", endpoint["url"]
     environment = _environment(home, int(url.rpartition(":")[2]), plans, {})
     replaced = [server for server in servers if server.name in names]
+    _wait_until_dead(replaced)
     running = [server for server in servers if server not in replaced] + [
         _start(name, home, environment) for name in names
     ]
     processes.save(state / "airflow-servers.json", running)
     processes.save(state / REPLACED, [*processes.load(state / REPLACED), *replaced])
     wait_until_healthy(url, [server for server in running if server.name in names], home)
+
+
+def _wait_until_dead(servers: list[processes.Server]) -> None:
+    """Wait for components that were killed: one that takes its moment still listens on the port of the next."""
+    limit = time.monotonic() + processes.END_GRACE
+    while any(server.is_alive() for server in servers) and time.monotonic() < limit:
+        time.sleep(0.1)
 
 
 def add(state: Path, plans: Path, name: str) -> None:
@@ -195,8 +202,9 @@ def _environment(home: Path, port: int, plans: Path, others: Mapping[str, object
 
 
 def _add_connections(url: str, password: str, connections: list[dict[str, Any]]) -> None:
-    token = httpx.post(f"{url}/auth/token", json={"username": USER, "password": password}).raise_for_status().json()
-    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token['access_token']}"}) as client:
+    with httpx.Client(base_url=url, timeout=2 * BUSY_LIMIT) as client:
+        answer = client.post("/auth/token", json={"username": USER, "password": password})
+        client.headers["Authorization"] = f"Bearer {answer.raise_for_status().json()['access_token']}"
         for connection in connections:
             name = connection["connection_id"]
             answer = client.patch(f"/api/v2/connections/{name}", json=connection)

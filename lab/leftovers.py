@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lab.running import RunningLab
 
 KEPT_BY_FAILED = ("work/fix",)  # below the VM's staging folder: so that a person can clear the failed task
+GONE_LIMIT = 30.0  # seconds that a process may take to be gone after it was killed
 NOTED_BY_FAILED = ("staged-disk", "fix-overlay")  # kinds of the ledger that stay open for the same reason
 
 
@@ -41,12 +43,19 @@ def of_run(running_lab: RunningLab, plan: str, vm: str, *, failed: bool, second_
     work = staging / vm / "work"
     kept = KEPT_BY_FAILED if failed else ()
     left += [f"work {path}" for path in work.glob("*") if f"work/{path.name}" not in kept]
-    left += [f"process {line}" for line in processes_of(dag_id)]
+    left += [f"process {line}" for line in _processes_that_stay(dag_id)]
     left += _noted(staging / ".hyperflow", dag_id, NOTED_BY_FAILED if failed else ())
     left += _in_airflow(running_lab, plan, dag_id)
     if failed:
         left += [f"domain {uuid}" for uuid in kvmhost.domains_below(images / vm)]
     return left
+
+
+def _processes_that_stay(dag_id: str) -> list[str]:
+    limit = time.monotonic() + GONE_LIMIT
+    while (found := processes_of(dag_id)) and time.monotonic() < limit:
+        time.sleep(0.2)
+    return found
 
 
 def processes_of(dag_id: str) -> list[str]:

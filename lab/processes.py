@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -12,7 +13,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-END_GRACE = 20.0  # seconds from SIGTERM to SIGKILL
+END_GRACE = 20.0  # seconds from SIGTERM to SIGKILL, and at most from there until all is gone
+# Below those that the kernel gives to connections, and to listeners that ask for any (ip_local_port_range): a server
+# takes its port seconds after it was found free, and until then nobody comes to have it by chance.
+PORTS = range(20000, 32768)
 
 
 @dataclass(frozen=True)
@@ -52,19 +56,40 @@ def start(name: str, command: list[str], log: Path, environment: dict[str, str])
 
 
 def end(servers: list[Server]) -> None:
-    """End the servers' whole process groups: SIGTERM, and SIGKILL for what is left after a while."""
+    """End the servers' whole process groups: SIGTERM, and SIGKILL for what is left after a while.
+
+    They are gone then, also what was killed, which takes a moment: their files are removed next, or their port taken.
+    """
     for server in servers:
         if server.is_alive():
             _signal_group(server.pid, signal.SIGTERM)
+    _wait_until_gone(servers)
+    for server in servers:
+        kill(server)
+    _wait_until_gone(servers)
+
+
+def kill(server: Server) -> None:
+    """Kill -9 what is left of a server's process group, whether its leader lives or not."""
+    if _left_of(server):
+        _signal_group(server.pid, signal.SIGKILL)
+
+
+def _wait_until_gone(servers: list[Server]) -> None:
     limit = time.monotonic() + END_GRACE
-    while any(_members(server.pid) for server in servers) and time.monotonic() < limit:
+    while any(_left_of(server) for server in servers) and time.monotonic() < limit:
         time.sleep(0.1)
         for server in servers:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(server.pid, os.WNOHANG)
-    for server in servers:
-        if _members(server.pid):
-            _signal_group(server.pid, signal.SIGKILL)
+
+
+def _left_of(server: Server) -> list[int]:
+    """List what lives of a server's session; nothing when the leader's number is another process's by now.
+
+    The kernel gives it to nobody while anything of the session is left, and soon after where it has few numbers.
+    """
+    return _members(server.pid) if _start_time(server.pid) in (None, server.start_time) else []
 
 
 def save(path: Path, servers: list[Server]) -> None:
@@ -80,10 +105,12 @@ def load(path: Path) -> list[Server]:
 
 
 def free_port() -> int:
-    """Find a TCP port on loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Find a TCP port on loopback that nobody has, one of :data:`PORTS`."""
+    while True:
+        port = secrets.choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _signal_group(pid: int, number: int) -> None:
@@ -121,7 +148,10 @@ def marked(mark: bytes) -> list[int]:
 
 
 def end_marked(mark: bytes) -> None:
-    """Kill them: jobs on a host outlive whoever asked for them."""
-    for pid in marked(mark):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    """Kill them: jobs on a host outlive whoever asked for them. They are gone then, as after :func:`end`."""
+    limit = time.monotonic() + END_GRACE
+    while (left := marked(mark)) and time.monotonic() < limit:
+        for pid in left:  # each time: one may have started another before its end
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)

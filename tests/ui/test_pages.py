@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -23,11 +23,13 @@ from hyperflow.cli.__main__ import main
 from hyperflow.manifest.report import BootProof, Hosts, ReportedVm, Run, StagePart
 from hyperflow.manifest.report_builder import build_report
 
+from lab import processes
 from tests import own_airflow
 
 ROOT = Path(__file__).resolve().parents[2]
 DAG, WAVE, RUN = "migrate.p.web01", "wave.p.first", "manual__2026-11-23T21:00:00+00:00"
-PATIENCE = 120  # seconds
+PATIENCE = 300  # seconds for the start of the server, for each of its answers, and for its end
+get = functools.partial(httpx.get, timeout=PATIENCE)
 PNG = b"\x89PNG\r\n\x1a\nnot looked into"
 HOSTILE = "<script>alert(1)</script>"
 EVIDENCE = {
@@ -81,7 +83,7 @@ def write_records(records: Path) -> None:
 
 def token(url: str, user: str, home: Path) -> str:
     passwords = json.loads((home / "simple_auth_manager_passwords.json.generated").read_text())
-    answer = httpx.post(f"{url}/auth/token", json={"username": user, "password": passwords[user]})
+    answer = httpx.post(f"{url}/auth/token", json={"username": user, "password": passwords[user]}, timeout=PATIENCE)
     return str(answer.raise_for_status().json()["access_token"])
 
 
@@ -89,9 +91,7 @@ def token(url: str, user: str, home: Path) -> str:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     home = tmp_path_factory.mktemp("airflow")
     write_records(home / "hyperflow")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = processes.free_port()
     environment = own_airflow.make(
         home,
         AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS="admin:admin,viewer:viewer,other:viewer",
@@ -122,14 +122,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         yield url, home
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        process.wait(PATIENCE)
         log.close()
 
 
 @pytest.fixture
 def viewer(server: tuple[str, Path]) -> Iterator[httpx.Client]:
     url, home = server
-    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token(url, 'viewer', home)}"}) as client:
+    headers = {"Authorization": f"Bearer {token(url, 'viewer', home)}"}
+    with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE) as client:
         yield client
 
 
@@ -210,18 +211,18 @@ def test_a_report_that_cannot_be_read_is_said_to_be_so(viewer: httpx.Client) -> 
 
 def test_nobody_sees_nothing(server: tuple[str, Path]) -> None:
     for name in ("", "report.json", "console.log", "screenshot.png", "audit", "wave", "wave-report.json"):
-        assert httpx.get(server[0] + page(name)).status_code == 401
-    assert httpx.get(server[0] + page(dag="no.such")).status_code == 401
+        assert get(server[0] + page(name)).status_code == 401
+    assert get(server[0] + page(dag="no.such")).status_code == 401
 
 
 def test_whoever_may_not_see_the_dag_sees_no_record_of_it(server: tuple[str, Path]) -> None:
     url, home = server
     headers = {"Authorization": f"Bearer {token(url, 'other', home)}"}
     for name in ("", "report.json", "console.log", "screenshot.png", "audit", "wave", "wave-report.json"):
-        assert httpx.get(url + page(name), headers=headers).status_code == 403
-    assert httpx.get(f"{url}{page()}?dag_id={WAVE}", headers=headers).status_code == 403
-    assert httpx.get(url + page(dag="unknown"), headers=headers).status_code == 403
-    assert httpx.get(url + page("wave", WAVE, "w1"), headers=headers).status_code == 200
+        assert get(url + page(name), headers=headers).status_code == 403
+    assert get(f"{url}{page()}?dag_id={WAVE}", headers=headers).status_code == 403
+    assert get(url + page(dag="unknown"), headers=headers).status_code == 403
+    assert get(url + page("wave", WAVE, "w1"), headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_what_is_not_there_is_not_found(viewer: httpx.Client, path: str) -> None
 
 def test_a_browser_that_is_logged_in_sees_the_page(server: tuple[str, Path]) -> None:
     url, home = server
-    assert httpx.get(url + page(), cookies={"_token": token(url, "viewer", home)}).status_code == 200
+    assert get(url + page(), cookies={"_token": token(url, "viewer", home)}).status_code == 200
 
 
 def test_nothing_can_be_changed(viewer: httpx.Client) -> None:
@@ -278,7 +279,8 @@ def endpoint(server: tuple[str, Path], tmp_path: Path) -> Path:
     file.write_text(json.dumps({"url": url, "user": "admin", "password": passwords["admin"]}))
     vcenter = {"connection_id": "vc", "conn_type": "generic"}
     headers = {"Authorization": f"Bearer {token(url, 'admin', home)}"}
-    httpx.post(f"{url}/api/v2/connections", json=vcenter, headers=headers)  # once, and refused the other times
+    # Once, and refused the other times.
+    httpx.post(f"{url}/api/v2/connections", json=vcenter, headers=headers, timeout=PATIENCE)
     return file
 
 
@@ -391,7 +393,7 @@ def test_who_may_not_read_connections_is_told_that_they_were_not_looked_at(
 
 def test_nobody_is_told_who_is_a_user(server: tuple[str, Path], viewer: httpx.Client) -> None:
     path = "/hyperflow/people/unknown"
-    assert httpx.get(server[0] + path, params={"user": "viewer"}).status_code == 401
+    assert get(server[0] + path, params={"user": "viewer"}).status_code == 401
     assert viewer.get(path, params={"user": ["viewer", "bob"]}).json() == {"unknown": ["bob"]}
     assert viewer.get(path, params={"user": ["bob"] * 101}).status_code == 422
 
@@ -400,9 +402,7 @@ def test_airflow_shows_the_page_beside_a_run(server: tuple[str, Path]) -> None:
     url, home = server
     headers = {"Authorization": f"Bearer {token(url, 'admin', home)}"}
     (plugin,) = (
-        each
-        for each in httpx.get(f"{url}/api/v2/plugins", headers=headers).json()["plugins"]
-        if each["name"] == "hyperflow"
+        each for each in get(f"{url}/api/v2/plugins", headers=headers).json()["plugins"] if each["name"] == "hyperflow"
     )
     (view,) = plugin["external_views"]
     assert view["href"] == "/hyperflow/runs/{DAG_ID}/{RUN_ID}/" and view["destination"] == "dag_run"

@@ -115,8 +115,7 @@ def vcenter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vcenter]:
     state = tmp_path_factory.mktemp("vcenter")
     inventory = state / "inventory.json"
     inventory.write_text(json.dumps(INVENTORY))
-    # Leases live for seconds here, so that a test can wait for the end of one.
-    started = start(state, inventory, user=USER, password=PASSWORD, lease_timeout_seconds=3)
+    started = start(state, inventory, user=USER, password=PASSWORD)
     yield started
     stop(started)
 

@@ -61,15 +61,21 @@ def suspended(session: Session, moref: str) -> Iterator[None]:
         power_on(session, moref)
 
 
+def is_of_the_start(left: int, begun: float) -> bool:
+    """Whether the seconds left of 60 are those of the start: what the first calls have taken may be gone already."""
+    return 60 - (time.monotonic() - begun) <= left <= 60
+
+
 def test_a_guest_is_asked_and_the_machine_is_off_when_it_has_shut_down(
     session: Session, admin: Any, cutover: str
 ) -> None:
     left: list[int] = []
+    begun = time.monotonic()
     done = shut_down_guest(session, cutover, 60, left.append)
     assert (done.was, done.state, done.changed) == ("poweredOn", "poweredOff", True)
     assert done.seconds > 0
     assert admin.machine(cutover)["power_state"] == "poweredOff"
-    assert left[0] == 60
+    assert is_of_the_start(left[0], begun)
     assert left == sorted(left, reverse=True)
 
 
@@ -147,8 +153,9 @@ def test_a_guest_that_was_switched_on_is_up_when_its_tools_run(session: Session,
     left: list[int] = []
     power_off(session, cutover)
     power_on(session, cutover)
+    begun = time.monotonic()
     assert wait_for_guest(session, cutover, 60, left.append)
-    assert left[0] == 60
+    assert is_of_the_start(left[0], begun)
     (vm,) = retrieve(session, [session.object(vim.VirtualMachine, cutover)], {vim.VirtualMachine: [TOOLS]})
     assert vm.get(TOOLS) == "guestToolsRunning"
 

@@ -169,10 +169,11 @@ def test_a_wrong_password_is_a_clear_error_without_the_password(vcenter: Any, ad
 
 
 def test_a_port_where_nothing_listens_is_unreachable() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with pytest.raises(Unreachable, match=rf"127\.0\.0\.1:{port} can not be reached"):
-        connect("127.0.0.1", port, **LOGIN)
+    with socket.socket() as bound:  # and it stays so: nobody else can listen there meanwhile
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        with pytest.raises(Unreachable, match=rf"127\.0\.0\.1:{port} can not be reached"):
+            connect("127.0.0.1", port, **LOGIN)
 
 
 def test_a_name_that_does_not_exist_is_unreachable() -> None:
