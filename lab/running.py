@@ -27,7 +27,7 @@ SMALL_VMS = 40  # small01 to small40: a test that starts a run takes one for its
 WRITING = threading.Lock()
 # Seconds for which a person reads a question. An answer that comes before Airflow 3.3.2 has seen the end of the process
 # that asked makes it try the task again, and ask again: as with a trigger that fires too soon (triggers/job.py).
-READING = 15.0
+READING = 8.0
 QUICK = {"pipeline": {"fix": {"enabled": False}}}  # the small guest has no kernel: nothing to fix, nothing to boot
 
 

@@ -162,14 +162,15 @@ def test_an_outage_while_many_threads_ask_leaves_none_of_them_hanging(session: S
 
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(ask, own) for own in told]
+        admin.post("/outage", {"seconds": 600})
         try:
-            admin.post("/outage", {"seconds": 600})
-            eventually(lambda: all(any(own) for own in told))
-            admin.post("/outage", {"seconds": 0})
+            try:
+                eventually(lambda: all(any(own) for own in told))
+            finally:
+                admin.post("/outage", {"seconds": 0})  # once: it cuts what is open
             eventually(lambda: all(own[-1] is None for own in told))
         finally:
             stop.set()
-            admin.post("/outage", {"seconds": 0})
         for each in asking:
             each.result()
     assert all(fault.temporary for own in told for fault in own if fault)
