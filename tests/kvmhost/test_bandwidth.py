@@ -79,7 +79,8 @@ def test_a_new_bucket_has_nothing_saved_up(bucket: Bucket) -> None:
     assert not taken.remade
 
 
-def test_what_is_taken_adds_up_to_the_rate_whoever_takes_it(bucket: Bucket) -> None:
+def test_what_is_taken_adds_up_to_the_rate_whoever_takes_it(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)  # it stands still: what nobody takes while the test is kept waiting would be lost
     jobs = [bucket, *(another(bucket) for _ in range(3))]
     first = bucket.take(0, RATE).paid
     last = [job.take(PIECE, RATE).paid for _ in range(100) for job in jobs][-1]
@@ -107,7 +108,10 @@ def test_an_idle_bucket_saves_up_a_tenth_of_a_second_and_no_more(
     assert bucket.take(RATE, RATE).paid == clock.monotonic_ns() + SECOND - SECOND // 10
 
 
-def test_the_lowest_rate_that_is_asked_for_holds_for_all_until_that_job_leaves(bucket: Bucket) -> None:
+def test_the_lowest_rate_that_is_asked_for_holds_for_all_until_that_job_leaves(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Clock(monkeypatch)  # who has not asked for some seconds is forgotten
     slow = another(bucket)
     assert bucket.take(0, RATE).rate == RATE
     assert slow.take(0, RATE // 5).rate == RATE // 5
@@ -273,8 +277,8 @@ def test_jobs_meet_again_when_the_file_was_taken_away(bucket: Bucket, how: str) 
     bucket.path.unlink()
     if how == "replaced":
         bucket.path.touch()
-    bucket.take(RATE, RATE)
-    assert seconds_ahead(other.take(0, RATE).paid) > 0.5
+    bucket.take(50 * RATE, RATE)
+    assert seconds_ahead(other.take(0, RATE).paid) > 0.5, "of the fifty seconds that the first one has taken"
 
 
 def test_only_its_owner_may_read_or_write_the_file(bucket: Bucket) -> None:
@@ -338,7 +342,10 @@ def test_a_job_without_a_limit_takes_no_tokens_and_makes_no_file(tmp_path: Path)
     assert notes == [""]
 
 
-def test_the_limit_in_force_is_said_once_and_again_when_it_changes(tmp_path: Path) -> None:
+def test_the_limit_in_force_is_said_once_and_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Clock(monkeypatch)  # the slow one asks once, and is forgotten after some seconds
     held, lines, notes = throttle(tmp_path, (0, RATE))
     read = held.reader(Source())
     buffer = memoryview(bytearray(1 << 20))

@@ -50,7 +50,7 @@ def options(disk: Path, **changes: Any) -> dict[str, Any]:
         "artifacts_directory": str(disk.parent / "boot"),
         "hardware": {"firmware": "bios", "cpus": 1, "memory_mb": 256, "nics": [{"mac": "00:50:56:9a:10:01"}]},
         "expect": {"root": {"uuid": UUID, "device": "/dev/sda1", "fstype": "ext4"}},
-        "timeout_seconds": 120,
+        "timeout_seconds": 600,
         **changes,
     }
 

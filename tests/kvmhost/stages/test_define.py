@@ -37,7 +37,7 @@ def options(host: kvmhost.KvmHost, open_folder: Path) -> Iterator[dict[str, Any]
         images.append({"path": str(path), "format": kind})
     name = f"test-{uuid.uuid4().hex[:8]}"
     unique = uuid.uuid4().hex
-    macs = [f"00:50:56:{unique[:2]}:{unique[2:4]}:0{index}" for index in (1, 2)]
+    macs = [f"52:54:00:{unique[:2]}:{unique[2:4]}:0{index}" for index in (1, 2)]
     yield {
         "name": name,
         "uuid": str(uuid.uuid4()),

@@ -24,6 +24,7 @@ from hyperflow.kvmhost.stages import download
 from tests.kvmhost.images import images, vmdk_writer
 from tests.kvmhost.stages import tls_server
 from tests.kvmhost.stages.tls_server import Handler, Server
+from tests.kvmhost.test_bandwidth import Clock
 
 CAPACITY = 700 * 65536
 SECRETS = ("ticket-that-is-secret", "also-secret")
@@ -479,28 +480,34 @@ def test_a_server_that_drips_is_tried_again_whatever_its_drops_are_part_of(
     over.set()
 
 
+class Ticking:
+    """A clock by which each read takes a hundredth of a second, whatever this machine does besides."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def monotonic(self) -> float:
+        self.looks += 1
+        return self.looks / 100
+
+
 def test_a_server_that_is_slow_but_steady_is_waited_for(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vmdk: bytes
 ) -> None:
-    """Four MiB in more than PATIENCE, each MiB of them in less."""
-    monkeypatch.setattr(download, "PATIENCE", 0.9)
-    over = threading.Event()
+    """Four MiB, in pieces of 16 KiB, in more than PATIENCE, each MiB of them in less."""
+    monkeypatch.setattr(download, "PATIENCE", 2.0)
+    monkeypatch.setattr(download, "time", clock := Ticking())
 
-    def answer(handler: Handler) -> None:
-        handler.start(len(vmdk))
-        for start in range(0, len(vmdk), 1 << 18):
-            handler.wfile.write(vmdk[start : start + (1 << 18)])
-            over.wait(0.1)
-
-    server.answer = answer
     assert run(options(server, tmp_path))["sha256"] == hashlib.sha256(vmdk).hexdigest()
+    assert clock.looks / 2 / 100 > download.PATIENCE, "two looks for each read"
 
 
 def test_time_that_is_waited_for_the_bandwidth_limit_is_not_the_servers(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vmdk: bytes
 ) -> None:
-    """Four MiB at 4 MB/s, so that a MiB takes longer than PATIENCE."""
+    """Four MiB at 4 MB/s, so that a MiB takes longer than PATIENCE; of time, nothing passes but what is waited so."""
     monkeypatch.setattr(download, "PATIENCE", 0.2)
+    monkeypatch.setattr(download, "time", Clock(monkeypatch))
     limit = Limit(tmp_path / "jobs", [RateFrom(0.0, 4_000_000)])
 
     observed = run(options(server, tmp_path, bandwidth=limit))
@@ -536,10 +543,10 @@ def test_a_server_that_speaks_no_tls_is_tried_again(
 def test_a_server_that_is_not_there_is_tried_again(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # so that nobody else listens there meanwhile
         port = taken.getsockname()[1]
-
-    refused(options(server, tmp_path, url=f"https://127.0.0.1:{port}/also-secret"), TryAgain, capsys, str(port))
+        refused(options(server, tmp_path, url=f"https://127.0.0.1:{port}/also-secret"), TryAgain, capsys, str(port))
 
 
 def test_a_name_that_nobody_knows_is_tried_again(

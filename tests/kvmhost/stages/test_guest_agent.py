@@ -32,7 +32,7 @@ def target(host: kvmhost.KvmHost, open_folder: Path) -> Iterator[dict[str, Any]]
         defined = running.run("define", asked)
         assert defined["succeeded"], defined["log"]
         give_kernel(identity, open_folder)
-        yield {"uuid": identity, "vm": "vm-1", "timeout_seconds": 120, "guest_agent": True}
+        yield {"uuid": identity, "vm": "vm-1", "timeout_seconds": 600, "guest_agent": True}
     finally:
         subprocess.run(["virsh", "-c", kvmhost.URI, "destroy", identity], check=False, capture_output=True)
         kvmhost.undefine_domains_below(host, open_folder)
@@ -75,10 +75,10 @@ def test_a_real_agent_is_asked_through_libvirt_and_runs_the_plans_command(target
         ({"command": ["no-such-program"]}, "no-such-program"),
         ({"target_state": True}, "systemctl"),
     ):
-        failed = start(target, timeout_seconds=3, **wanted)
+        failed = start(target, timeout_seconds=8, **wanted)  # an emulated guest answers late on a busy machine
         assert not failed["succeeded"], wanted
         assert said in failed["error"]["message"], failed["error"]
 
-    freed = start(target, timeout_seconds=30, command=["cat", "/proc/version"])
+    freed = start(target, command=["cat", "/proc/version"])
     assert freed["succeeded"], "what was asked before stands in nobody's way"
     assert freed["observed"]["was_running"] is True

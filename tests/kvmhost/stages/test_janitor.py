@@ -206,6 +206,7 @@ def test_a_file_that_is_not_what_the_run_downloaded_is_left_whatever_its_note_sa
         forget_state(note)
     path.unlink()
     path.write_text(content)
+    written_later(path)
 
     for _ in range(2):
         assert place.clean() == {str(path): "kept"}
@@ -221,6 +222,7 @@ def test_a_staged_disk_that_was_written_to_since_is_left(place: Place) -> None:
     path = place.leave_staged()
     with path.open("r+") as file:
         file.write("CONTENT")
+    written_later(path)
     assert place.clean(dry_run=True) == place.clean() == {str(path): "kept"}
     assert path.read_text() == "CONTENT"
 
@@ -257,6 +259,11 @@ def test_what_is_too_large_to_be_read_again_is_left(tmp_path: Path, monkeypatch:
 
     assert (found["action"], "too large" in found["why"]) == ("kept", True)
     assert path.exists()
+
+
+def written_later(path: Path) -> None:
+    """The clock of a file system stands still for some milliseconds, in which a test has written to a file again."""
+    os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1))
 
 
 def forget_state(note: Path) -> None:
