@@ -16,6 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from lab.airflow import BUSY_LIMIT
+
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path.home() / ".cache" / "hyperflow"
 AIRFLOW = Path(sys.executable).parent / "airflow"
@@ -51,6 +53,7 @@ def _environment(home: Path) -> dict[str, str]:
     return kept | {
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/{DATABASE}?timeout={BUSY_LIMIT}",
         "AIRFLOW__CORE__DAGS_FOLDER": str(home),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
         "PYTHONPATH": str(ROOT / "plugins"),

@@ -15,6 +15,7 @@ from pathlib import Path
 MAC = "00:50:56:9a:10:01"
 MEMORY_MB = 1024
 USER, PASSWORD = "root", "hyperflow"
+PATIENCE = 300.0  # seconds for an answer of an emulated guest, on a machine that may do other things besides
 
 
 class ConsoleError(Exception):
@@ -156,21 +157,21 @@ class Console:
         self._process.stdin.write(line.encode() + b"\n")
         self._process.stdin.flush()
 
-    def log_in(self, seconds: float = 300) -> None:
+    def log_in(self, seconds: float = 4 * PATIENCE) -> None:
         """Log in as root and quieten the terminal, so that only answers are said.
 
         :param seconds: how long the boot may take
         """
         self.expect("login: ", seconds)
         self.send(USER)
-        self.expect("Password: ", 60)
+        self.expect("Password: ", PATIENCE)
         self.send(PASSWORD)
-        self.expect("# ", 60)
+        self.expect("# ", PATIENCE)
         # Kernel messages and readline's echo would stand amid the answers.
         self.send("dmesg -n 1; stty -echo; bind 'set enable-bracketed-paste off'; PS1=; echo qui''et")
-        self.expect("quiet\r\n", 60)
+        self.expect("quiet\r\n", PATIENCE)
 
-    def run(self, command: str, seconds: float = 60) -> str:
+    def run(self, command: str, seconds: float = PATIENCE) -> str:
         """Run a command in the logged-in shell.
 
         :return: what it said, stripped
@@ -183,13 +184,13 @@ class Console:
             raise ConsoleError(f"in the guest, `{command}` failed with status {status}: {answer}")
         return answer
 
-    def power_off(self, seconds: float = 180) -> None:
+    def power_off(self, seconds: float = 2 * PATIENCE) -> None:
         """Shut the guest down in order and wait for the machine's end."""
         self.send("systemctl poweroff")
         deadline = time.monotonic() + seconds
         while self._receive("the machine's end", deadline, end_is_expected=True):
             pass
-        if self._process.wait(timeout=30) != 0:
+        if self._process.wait(timeout=PATIENCE) != 0:
             raise ConsoleError(f"QEMU ended with status {self._process.returncode}")
 
     def _receive(self, awaited: str, deadline: float, *, end_is_expected: bool = False) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -53,7 +54,8 @@ def memory_group(limit: int) -> Iterator[MemoryGroup]:
         yield group
     finally:
         for pid in group.processes():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(pid, signal.SIGKILL)
         until = time.monotonic() + LIMIT
         while group.processes():
             assert time.monotonic() < until, f"{folder} is not empty"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -81,7 +82,8 @@ def namespace() -> Iterator[Namespace]:
         yield made
     finally:
         for pid in made.processes():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # a session whose client has gone ends by itself
+                os.kill(pid, signal.SIGKILL)
         # The interfaces first, if it came so far: with the namespace they would go only some time later.
         subprocess.run(["ip", "link", "delete", made.name], check=False, capture_output=True)
         _ip("netns", "delete", made.name)

@@ -30,9 +30,11 @@ class Sshd:
 
     def kill(self) -> None:
         """Kill -9 the listener and every connection, as a power cut does."""
+        os.kill(self._server.pid, signal.SIGSTOP)  # so that none comes after they are listed
         victims = [self._server.pid, *self.sessions()]
         for pid in victims:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(pid, signal.SIGKILL)
         self.wait_until(answers=False)
 
     def start(self, settings: str = "") -> None:

@@ -1,11 +1,12 @@
 """The export of one disk, held by its trigger: real vCenter, sshd, job and download, and no scheduler in between.
 
-Leases live for six seconds here, and the trigger is what the triggerer runs.
+Leases live for some seconds here, and the trigger is what the triggerer runs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -32,7 +33,7 @@ from tests import own_airflow
 pytestmark = pytest.mark.lab
 
 USER, PASSWORD = "hyperflow@vsphere.local", "not a secret"
-LEASE_SECONDS = 6
+LEASE_SECONDS = 12  # its keeper comes every four: a busy machine may be late by as much as twice that
 PLACE = 8 << 20  # bytes after which a download is disturbed; it has some 25 MB
 VMS = ("disk01", "disk02")
 LIMIT = 120.0  # seconds a test waits before it gives up
@@ -191,7 +192,8 @@ def export(
     source.admin("DELETE", "/faults")
     source.admin("POST", "/outage", {"seconds": 0})
     for pid in under_test.processes():
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(pid, signal.SIGKILL)
     with login(source) as session:
         machine = session.object(vim.VirtualMachine, under_test.moref)
         task = machine.RemoveAllSnapshots_Task()
@@ -210,8 +212,8 @@ def require_whole(export: Export, event: dict[str, Any]) -> None:
     assert export.target.read_bytes() == ensure_small_guest().read_bytes()
     sha256 = hashlib.sha256(ensure_small_guest().read_bytes()).hexdigest()
     assert event["result"]["observed"]["sha256"] == sha256
-    assert export.last_end() == "completed"
     export.require_nothing_left(decoded=True)
+    assert export.last_end() == "completed"
 
 
 def require_another_try(export: Export, event: dict[str, Any], *words: str) -> None:
@@ -340,8 +342,6 @@ def test_a_person_who_ends_the_task_ends_the_download_and_the_lease(export: Expo
 def test_a_vcenter_that_hangs_keeps_nobody_from_ending_the_download(
     export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "GIVE_BACK_LIMIT", 0.5)
-
     def hang() -> None:
         export.until_stalled()
         os.kill(export.source.pid, signal.SIGSTOP)
@@ -353,7 +353,9 @@ def test_a_vcenter_that_hangs_keeps_nobody_from_ending_the_download(
 
     export.disturb("stall")
     try:
-        asyncio.run(act())
+        with monkeypatch.context() as impatient:
+            impatient.setattr(export_module, "GIVE_BACK_LIMIT", 0.5)
+            asyncio.run(act())
     finally:
         os.kill(export.source.pid, signal.SIGCONT)
     wait_for(lambda: not export.leases() and not export.source.admin("GET", "/sessions"))

@@ -28,7 +28,7 @@ from structlog.testing import capture_logs
 
 from lab import kvmhost
 from tests import own_airflow
-from tests.faults import talking
+from tests.faults import talking, watching
 from tests.faults.clock import wrong_clock
 from tests.faults.sshd import Sshd
 
@@ -113,7 +113,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     under_test = Host(sshd, hook, tmp_path / "staging/jobs/dag/run/task")
     yield under_test
     for pid in under_test.processes():
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(pid, signal.SIGKILL)
     sshd.end()
     kvmhost.stop(state)
 
@@ -246,15 +247,16 @@ def test_sshd_is_down_while_a_stage_talks_and_while_another_is_to_start(
 
 def test_a_connection_that_hangs_is_given_up_and_polled_by_another(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trigger_module, "KEEPALIVE", 1)
-    started = host.start(50, 5.0)
+    started = host.start(50, 20.0)  # long enough for the first connection to be there, and to hang
     reader = Reader(host, started["job"])
     stopped: list[int] = []
 
     def hang() -> None:
-        wait_for(lambda: b"line 10\n" in (host.task / "log").read_bytes() and host.sshd.sessions())
+        wait_for(lambda: reader.lines and host.sshd.sessions())  # what they came by is kept for the next ones
         stopped.extend(host.sshd.sessions())
         for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):  # that of the start has just ended
+                os.kill(pid, signal.SIGSTOP)
 
     event = reader.follow(hang)
 
@@ -269,6 +271,7 @@ def test_a_start_that_hangs_is_given_up_and_ends_nothing_when_it_comes_late(
     before = time.time()
     with host.hook.connected() as client, monkeypatch.context() as impatient:
         impatient.setattr(Program.run, "__defaults__", (b"", 2.0))
+        wait_for(lambda: len(host.sshd.sessions()) == 1)  # who only looked whether it listens has gone
         (hung,) = host.sshd.sessions()
         os.kill(hung, signal.SIGSTOP)
         with pytest.raises(KvmHostError, match="no answer for 2 s"):
@@ -295,10 +298,11 @@ def test_a_host_that_was_rebooted_has_lost_the_job_and_does_it_again(host: Host,
 
     def power_cut() -> None:
         wait_for(lambda: b"line 20\n" in (host.task / "log").read_bytes())
+        host.sshd.kill()  # first: the reader must not be told of processes that are gone from a host that is up
         supervisor = json.loads((Path(first["job"]) / "job.json").read_text())["pid"]
         for pid in [supervisor, *host.processes()]:
-            os.kill(pid, signal.SIGKILL)
-        host.sshd.kill()
+            with contextlib.suppress(ProcessLookupError):  # it has died with its supervisor
+                os.kill(pid, signal.SIGKILL)
         host.sshd.start(rebooted)
 
     event = reader.follow(power_cut)
@@ -363,7 +367,8 @@ def test_a_triggerer_that_was_killed_is_replaced_and_no_line_is_new_or_missing(h
 
 def test_a_job_that_does_not_end_at_once_is_killed_though_airflow_cancels_its_killer_every_second(host: Host) -> None:
     """As the triggerer of Airflow 3.3.2 does with ``on_kill()`` until it has returned."""
-    trigger = Reader(host, host.start(1000, 60.0)["job"]).trigger
+    job = host.start(1000, 60.0)["job"]
+    trigger = Reader(host, job).trigger
     wait_for(lambda: b"line 1\n" in (host.task / "log").read_bytes())
     for pid in host.processes():
         os.kill(pid, signal.SIGSTOP)  # so that SIGTERM ends nothing
@@ -380,6 +385,7 @@ def test_a_job_that_does_not_end_at_once_is_killed_though_airflow_cancels_its_ki
         return cancelled
 
     assert asyncio.run(asyncio.wait_for(ended_by_a_person(), LIMIT)) == 1
+    wait_for((Path(job) / "exit.json").exists)  # its supervisor sees that a moment later
     assert host.start(1, 0)["attached"] is False
 
 
@@ -391,7 +397,10 @@ async def _until(trigger: JobTrigger, condition: Callable[[], bool]) -> None:
     running.cancel()
 
 
-def test_a_stage_that_is_over_soon_is_waited_for_by_its_task_and_told_whole(host: Host) -> None:
+def test_a_stage_that_is_over_soon_is_waited_for_by_its_task_and_told_whole(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operator_module, "SOON", LIMIT)
     ours = task(host, 20, 0.5)
 
     assert ours.perform() == {"lines": 20}
@@ -401,8 +410,11 @@ def test_a_stage_that_is_over_soon_is_waited_for_by_its_task_and_told_whole(host
     assert (ours.directory / "1/collected").exists(), "nobody attaches to what is told already"
 
 
-def test_a_stage_that_takes_longer_is_left_to_a_trigger_with_all_that_it_says(host: Host) -> None:
-    ours = task(host, 40, operator_module.SOON + 2)
+def test_a_stage_that_takes_longer_is_left_to_a_trigger_with_all_that_it_says(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operator_module, "SOON", 0.5)
+    ours = task(host, 40, 12.0)  # much longer: it begins before it is waited for
 
     with pytest.raises(TaskDeferred) as deferred:
         ours.perform()
@@ -419,10 +431,10 @@ def test_a_connection_that_is_lost_while_a_task_waits_is_the_triggers_affair(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operator_module, "SOON", LIMIT)
-    ours = task(host, 20, 2.0)
+    ours = task(host, 20, 10.0)
 
     def cut() -> None:
-        wait_for(lambda: ours.has_said("line 1"))
+        wait_for(lambda: watching.with_title(f"wait\0--job\0{ours.directory}/1\0"))  # else the start is not answered
         host.sshd.kill()
 
     cutting = Thread(target=cut)

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import paramiko
@@ -47,8 +47,9 @@ class Server:
             except OSError:
                 return  # the test is over
             transport.add_server_key(self.key)
-            transport.start_server(server=paramiko.ServerInterface())
             self.transports.append(transport)
+            # An event, so that it is not waited for: a client that hangs up at once would end this thread.
+            transport.start_server(event=Event(), server=paramiko.ServerInterface())
 
     def end(self) -> None:
         """End it and its sessions."""

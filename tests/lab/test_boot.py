@@ -55,7 +55,7 @@ def boot_options(folder: Path, images: list[str], facts: dict[str, Any], kind: s
             "networks": [{"name": "ens192", "mac": "00:50:56:9a:10:01", "addresses": ["192.0.2.10/24"]}],
             "mounts": [mount for mount in facts["mounts"] if mount["path"].startswith("/")],
         },
-        "timeout_seconds": 400,
+        "timeout_seconds": 1200,
     }
 
 

@@ -19,7 +19,7 @@ from hyperflow.vsphere.inventory import find_vm, read_vm
 from hyperflow.vsphere.session import Session, connect
 from hyperflow.vsphere.snapshot import Ownership, create_snapshot, find_snapshots, snapshot_name
 
-from lab import lab
+from lab import lab, processes
 from lab.running import WRITING, RunningLab
 
 pytestmark = pytest.mark.lab
@@ -118,13 +118,8 @@ def kill_in_mid_work(bench: RunningLab, image: Path) -> tuple[Path, Path]:
     job = start_job(bench, "boot", options)
     until((work / "boot/disk-0.qcow2").exists)
     os.kill(json.loads((job / "job.json").read_text())["pid"], signal.SIGKILL)
-    mark = f"HYPERFLOW_RUN={DEAD}".encode()
-    for process in Path("/proc").glob("[0-9]*"):  # what the stage had started: the appliance of libguestfs
-        try:
-            if mark in (process / "environ").read_bytes():
-                os.kill(int(process.name), signal.SIGKILL)
-        except OSError:
-            continue
+    # And what the stage had started, such as QEMU, and may start until it dies a moment after its supervisor.
+    processes.end_marked(f"HYPERFLOW_RUN={DEAD}".encode())
     return work / "boot", job.parent
 
 

@@ -213,7 +213,7 @@ def start_unheard(context: Any, then: Act | None = None) -> None:
         options = json.dumps(made.options(context)).encode()
         asked = ("--directory", directory, "--stage", "start", "--run", run_key(context))
         job = made.host.job(client, "start", *asked, stdin=options)["job"]
-        assert made.host.job(client, "wait", "--job", job, "--seconds", "60") == {"state": "DONE", "exit_status": 0}
+        assert made.host.job(client, "wait", "--job", job, "--seconds", "100") == {"state": "DONE", "exit_status": 0}
     if then is not None:
         then(context)
     raise RuntimeError("no SSH session with the host")

@@ -53,10 +53,11 @@ def test_the_dag_can_be_kept_by_airflow_also_without_a_plan(plans: list, count: 
 def test_it_runs_once_a_day_and_not_as_soon_as_it_is_installed(plans: list) -> None:
     timetable = DagSerialization.from_dict(DagSerialization.to_dict(build_janitor(plans))).timetable
     assert timetable.serialize()["run_immediately"] == timedelta(0).total_seconds()
+    before = datetime.now(UTC)
     nothing = TimeRestriction(earliest=None, latest=None, catchup=False)
     first = timetable.next_dagrun_info(last_automated_data_interval=None, restriction=nothing)
     second = timetable.next_dagrun_info(last_automated_data_interval=first.data_interval, restriction=nothing)
-    assert first.run_after > datetime.now(UTC)
+    assert first.run_after > before
     assert first.run_after.hour == 0
     assert second.run_after - first.run_after == timedelta(days=1)
 

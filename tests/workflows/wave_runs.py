@@ -42,7 +42,7 @@ from sqlalchemy.orm import joinedload
 from tests import own_airflow
 
 LOOK = 0.2  # seconds between looks at what is to be played
-LONGEST = 300  # seconds for all waves of a story
+LONGEST = 1800  # seconds for all waves of a story
 AT_WORK = ["scheduled", "queued", "running", "deferred"]
 QUESTION = joinedload(TaskInstance.hitl_detail)
 ALICE = SimpleAuthManagerUser(username="alice", role="ADMIN")

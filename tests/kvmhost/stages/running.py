@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,18 @@ def run(stage: str, options: dict[str, Any], environment: dict[str, str] | None 
 
 
 def start(
-    stage: str, options: dict[str, Any], result: Path, environment: dict[str, str] | None = None
+    stage: str,
+    options: dict[str, Any],
+    result: Path,
+    environment: dict[str, str] | None = None,
+    under: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
-    """Start a stage; its log is the process's standard output."""
+    """Start a stage; its log is the process's standard output.
+
+    :param under: a command that becomes it, such as one that sets a limit
+    """
     process = subprocess.Popen(
-        [PYTHON, "-m", "hyperflow.kvmhost", stage, "--result", str(result)],
+        [*under, PYTHON, "-m", "hyperflow.kvmhost", stage, "--result", str(result)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
