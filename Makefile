@@ -10,7 +10,7 @@ demo: install system            ## move the lab's guest from its vCenter to KVM 
 	./hyperflow demo
 
 test: install system            ## every test, the real migration included
-	$(PYTHON) -m pytest --numprocesses 3 --dist loadfile
+	$(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 faults: install system          ## whole runs and a whole wave while all around them do their worst; on a quiet machine
 	$(PYTHON) -m pytest -m night

@@ -40,7 +40,6 @@ INTERNAL = {
 TEXT_FROM_ELSEWHERE = {
     "cli/airflow_api.py _send": "Airflow's own words",
     "cli/wave.py survey": "what the run has left as its failure",
-    "kvmhost/guest/appliance.py __exit__": "why the appliance was killed: _watch_over's texts are followed too",
     "kvmhost/images/codecs.py compress": "libzstd's own words; it is given no data that it can refuse",
     "kvmhost/images/conversion.py _decode": "a VmdkError or CodecError behind the disk's path",
     "kvmhost/images/decode.py _finish": "a VmdkError or CodecError",

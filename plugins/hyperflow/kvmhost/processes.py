@@ -33,6 +33,17 @@ def of_job(job: Path) -> list[int]:
     return [pid for pid, environment in _environments() if mark in environment and pid != os.getpid()]
 
 
+def children(*names: str) -> list[int]:
+    """List the processes that this one has started and whose name, as the kernel has it, begins with one of these."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended
+            before, _, after = path.read_text(errors="replace").rpartition(")")
+            if before.partition("(")[2].startswith(names) and int(after.split()[1]) == os.getpid():
+                found.append(int(path.parent.name))
+    return found
+
+
 def _environments() -> Iterator[tuple[int, list[bytes]]]:
     for path in Path("/proc").iterdir():
         if not path.name.isdigit():

@@ -11,19 +11,23 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hyperflow.kvmhost import acceleration
+from hyperflow.kvmhost import acceleration, processes
 from hyperflow.kvmhost.progress import size
-from hyperflow.kvmhost.stage import Job, StageError
+from hyperflow.kvmhost.stage import Job, StageError, TryAgain
 
 MEMORY_MB = 1280  # mkinitramfs of a large kernel and its compressor fit; libguestfs' default is 768 or 1280
 MOST_CPUS = 4
 LIMIT = 3600.0  # seconds; a program of a hostile guest may run for ever
-LOOK = 1.0  # seconds between two looks at the file system of the overlays
+# Seconds from the start of its QEMU until it must be up: some 5, emulated on a busy machine up to 60. One was seen that
+# had its processor at work for twelve minutes and never came up; another try did in seconds.
+LAUNCH_LIMIT = 600.0
+QEMU = ("qemu-system-", "qemu-kvm")  # what its process is called; qemu-img and qemu-nbd are others
+LOOK = 1.0  # seconds between two looks at the appliance's process and at the file system of the overlays
 # Bytes left on it at which the appliance is ended: QEMU stops a machine whose disk cannot grow until somebody makes
 # room, and guestfs waits for it.
 LEAST_FREE = 8 << 20
@@ -46,6 +50,7 @@ class Appliance:
 
     :param overlays: qcow2 files; their format is never probed
     :param limit: seconds after which the appliance is killed; it is killed too when its overlays cannot grow any more
+    :raises TryAgain: it did not come up within :data:`LAUNCH_LIMIT` seconds
     :raises StageError: for every fault of guestfs inside the block, with its message
     """
 
@@ -54,9 +59,7 @@ class Appliance:
         self._job = job
         self._limit = limit
         self._handle: Any = None
-        self._watch: threading.Thread | None = None
-        self._ended = threading.Event()
-        self._killed_for = ""
+        self._watch: _Watch | None = None
 
     def __enter__(self) -> Any:
         os.environ["LIBGUESTFS_BACKEND"] = "direct"  # libvirt's would run the appliance as another user
@@ -66,15 +69,16 @@ class Appliance:
             raise StageError("no guestfs for Python; install python3-guestfs or python3-libguestfs") from fault
         accelerator = acceleration.detect(self._job)
         self._handle = guestfs.GuestFS(python_return_dict=True, close_on_exit=True)
+        self._watch = launch = _Watch(_Launch().hangs)
         try:
             self._start(accelerator)
         except FAULTS as fault:
             self._close()
-            raise StageError(f"libguestfs did not start its appliance: {fault}") from fault
+            raise launch.killed_for or StageError(f"libguestfs did not start its appliance: {fault}") from fault
+        launch.end()
         version = self._handle.version()
         self._job.tools["libguestfs"] = ".".join(str(version[part]) for part in ("major", "minor", "release"))
-        self._watch = threading.Thread(target=self._watch_over, args=[self._handle.get_pid()], daemon=True)
-        self._watch.start()
+        self._watch = _Watch(_Work(self._handle.get_pid(), self._overlays[0].parent, self._limit).is_hopeless)
         return self._handle
 
     def __exit__(
@@ -89,11 +93,11 @@ class Appliance:
                 self._handle.sync()
                 self._handle.shutdown()  # unlike close, it says when a disk could not be written
         except FAULTS as late:
-            raise StageError(self._killed_for or f"the guest's disks were not closed cleanly: {late}") from late
+            raise self._killed_for or StageError(f"the guest's disks were not closed cleanly: {late}") from late
         finally:
             self._close()
         if self._killed_for:
-            raise StageError(self._killed_for) from fault
+            raise self._killed_for from fault
         if isinstance(fault, FAULTS) and DIED in str(fault):
             raise StageError(
                 "libguestfs' appliance ended in the middle of its work: a damaged file system of the guest made its "
@@ -117,25 +121,74 @@ class Appliance:
             handle.add_drive_opts(str(overlay), format="qcow2", cachemode="unsafe")
         handle.launch()
 
-    def _watch_over(self, pid: int) -> None:
-        """Kill the appliance when there is no hope that it ends by itself."""
-        folder = self._overlays[0].parent
-        began = time.monotonic()
-        while not self._ended.wait(LOOK):
-            found = os.statvfs(folder)
-            if found.f_bavail * found.f_frsize < LEAST_FREE:
-                free = size(found.f_bavail * found.f_frsize)
-                self._killed_for = f"{folder}: {free} free, and the guest's changes still grow; make room there"
-            elif time.monotonic() - began > self._limit:
-                self._killed_for = f"stopped after {self._limit:.0f} s: a program of the guest did not end"
-            else:
-                continue
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            return
+    @property
+    def _killed_for(self) -> StageError | None:
+        return self._watch.killed_for if self._watch else None
 
     def _close(self) -> None:
-        self._ended.set()
         if self._watch is not None:
-            self._watch.join()
+            self._watch.end()
         self._handle.close()
+
+
+class _Watch:
+    """A thread that kills the appliance as soon as it is without hope; guestfs waits for it as long as it lives.
+
+    :param hopeless: asked every :data:`LOOK` seconds: the process to kill, and why; None while there is hope
+    """
+
+    def __init__(self, hopeless: Callable[[], tuple[int, StageError] | None]) -> None:
+        self.killed_for: StageError | None = None
+        self._hopeless = hopeless
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Watch no longer."""
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(LOOK):
+            if found := self._hopeless():
+                pid, self.killed_for = found
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                return
+
+
+class _Launch:
+    """An appliance that comes up: which process it is, guestfs does not tell until it has."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, float] = {}
+
+    def hangs(self) -> tuple[int, StageError] | None:
+        now = time.monotonic()
+        self._seen = {pid: self._seen.get(pid, now) for pid in processes.children(*QEMU)}
+        for pid, since in self._seen.items():
+            if now - since > LAUNCH_LIMIT:
+                return pid, TryAgain(f"libguestfs' appliance was not up after {LAUNCH_LIMIT:.0f} s, and was ended")
+        return None
+
+
+class _Work:
+    """An appliance that is up and works on a guest's disks.
+
+    :param folder: where its overlays grow
+    """
+
+    def __init__(self, pid: int, folder: Path, limit: float) -> None:
+        self._pid, self._folder, self._limit = pid, folder, limit
+        self._began = time.monotonic()
+
+    def is_hopeless(self) -> tuple[int, StageError] | None:
+        found = os.statvfs(self._folder)
+        if found.f_bavail * found.f_frsize < LEAST_FREE:
+            free = size(found.f_bavail * found.f_frsize)
+            fault = StageError(f"{self._folder}: {free} free, and the guest's changes still grow; make room there")
+            return self._pid, fault
+        if time.monotonic() - self._began > self._limit:
+            return self._pid, StageError(f"stopped after {self._limit:.0f} s: a program of the guest did not end")
+        return None
