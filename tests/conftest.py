@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -36,7 +37,23 @@ from lab import kvmhost, running  # noqa: E402 - Airflow reads the settings abov
 # The lab's tests look at all of vCenter, Airflow and the host, so one worker runs them, one by one. What else needs the
 # host brings domains of its own, and runs beside them.
 OF_THE_LAB = re.compile(r"running_lab")
-
+LAB = "lab"  # their scope
+# What takes minutes begins first, the longest before the others: who begins last must be done soon.
+LONG = (
+    LAB,
+    "tests/operators/test_cutover.py",
+    "tests/kvmhost/stages/test_fix.py",
+    "tests/faults/test_ssh.py",
+    "tests/kvmhost/stages/test_inspect.py",
+    "tests/faults/test_export.py",
+    "tests/kvmhost/guest/test_hostile_guest.py",
+    "tests/kvmhost/stages/test_boot.py",
+    "tests/kvmhost/stages/test_fix_configuration.py",
+    "tests/hooks/test_audit.py",
+    "tests/kvmhost/test_watch.py",
+    "tests/workflows/test_wave_runs.py",
+    "tests/notifications/test_planned.py",
+)
 
 HOST = pytest.StashKey[Path]()  # folder of the libvirt that was started for all workers
 
@@ -48,8 +65,23 @@ class Scheduling(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.partition("::")[0]
-        return "lab" if OF_THE_LAB.search((ROOT / path).read_text()) else path
+        return scope_of(nodeid)
+
+
+def scope_of(nodeid: str) -> str:
+    """What one worker runs as a whole: a test's file, or all that use the lab."""
+    return _scope_of_file(nodeid.partition("::")[0])
+
+
+@cache
+def _scope_of_file(path: str) -> str:
+    return LAB if OF_THE_LAB.search((ROOT / path).read_text()) else path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes minutes first; xdist keeps that order (``--no-loadscope-reorder``)."""
+    rank = {scope: at for at, scope in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(scope_of(item.nodeid), len(LONG)))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -10,7 +10,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 from hyperflow.operators import ownership
 from hyperflow.operators.approval import question
-from hyperflow.operators.base import RESULT_KEY, left_by
+from hyperflow.operators.base import RESULT_KEY, left_by, tasks_run
 from hyperflow.operators.cleanup import created_anything
 from hyperflow.operators.export import ExportDiskOperator
 from hyperflow.operators.manifest import WriteManifestOperator
@@ -105,4 +105,4 @@ def test_who_is_asked_is_told_of_this_round_of_the_run_only(states: dict[str, st
     assert ("booted in 41 s" in text) is told
     assert ("it took its time" in text) is told
     assert "poweredOff since" not in text
-    assert (left_by(asked, "boot") is not None) is told
+    assert (left_by(tasks_run(asked), asked, "boot") is not None) is told

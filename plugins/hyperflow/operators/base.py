@@ -22,7 +22,7 @@ from hyperflow.operators.ownership import owner_of
 from hyperflow.operators.results import require_as_asked, require_sound
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import paramiko
     from airflow.sdk import Context
@@ -96,10 +96,13 @@ class HostRunOperator(BaseOperator):
         """Do the work if no other run has the VM: a run that failed may be gone on with after another one has begun."""
         from hyperflow.operators.claim import claim
 
-        vm = context["ti"].xcom_pull(task_ids=PREFLIGHT, key="vm", map_indexes=-1) if self.works_on_vm else None
-        if vm:
+        if self.works_on_vm and (vm := self.vm_of_run(context)):
             claim(context, vm["instance_uuid"] or vm["moref"], vm["name"])
         return self.perform(context)
+
+    def vm_of_run(self, context: Context) -> Any:
+        """The VM's facts as preflight read them (``VmFacts`` as JSON); None when it did not, or there is no VM."""
+        return context["ti"].xcom_pull(task_ids=PREFLIGHT, key="vm", map_indexes=-1)
 
     def perform(self, context: Context) -> Any:
         """Do the work, or start it and defer."""
@@ -178,6 +181,10 @@ class VmOperator(MigrationOperator):
     def __init__(self, *, vm: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.vm = vm
+
+    def vm_of_run(self, context: Context) -> Any:
+        """The VM's facts, which this task has already."""
+        return self.vm
 
     @property
     def facts(self) -> VmFacts:
@@ -402,9 +409,12 @@ def has_run(context: Context, task_id: str) -> bool:
     return task_id in tasks_run(context)
 
 
-def left_by(context: Context, task_id: str, key: str = "return_value") -> Any:
-    """What a task that is not mapped has left in this round of it, see :func:`has_run`; None when nothing."""
-    return context["ti"].xcom_pull(task_ids=task_id, key=key, map_indexes=-1) if has_run(context, task_id) else None
+def left_by(ran: Collection[str], context: Context, task_id: str, key: str = "return_value") -> Any:
+    """What a task that is not mapped has left in this round of it; None when nothing.
+
+    :param ran: of :func:`tasks_run`
+    """
+    return context["ti"].xcom_pull(task_ids=task_id, key=key, map_indexes=-1) if task_id in ran else None
 
 
 def undone_tasks(context: Context, settings: HostRun) -> list[str]:

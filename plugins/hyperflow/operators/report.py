@@ -73,12 +73,14 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         self.selector = selector
         self.vcenter = vcenter
         self.host_connection = host_connection
+        self.ran: set[str] = set()  # tasks that have left something in this round of the run
 
     def perform(self, context: Context) -> dict[str, Any]:
         """Write the report, and give back what the run alone had: the VM and its plan."""
         if self.vm:
             release(context, vm_key(self.facts))
         let_go_of_plan(plan_location(self.plan_file), run_key(context))
+        self.ran = tasks_run(context)
         folder = run_folder(context["dag"].dag_id, str(context["run_id"]))
         report = self.with_evidence(self.build(context), folder)
         return self.finish(context, report, f"migration of {self.selector}")
@@ -102,9 +104,13 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
             tell_state(context["dag"].dag_id, summary["outcome"])
         tell_arrival(context, self.plan, self.slug, report, place)
 
+    def left(self, context: Context, task_id: str, key: str = "return_value") -> Any:
+        """What a task has left in this round of the run; None when nothing."""
+        return left_by(self.ran, context, task_id, key)
+
     def was_taken_back(self, context: Context) -> bool:
         """Whether the source had gone off and was brought back; a guest that never went down was only left running."""
-        off, back = (left_by(context, task) for task in (SHUTDOWN, "rollback"))
+        off, back = (self.left(context, task) for task in (SHUTDOWN, "rollback"))
         return off is not None and back is not None
 
     def build(self, context: Context) -> Report:
@@ -114,7 +120,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
 
         stages = self.stages(context)
         manifest, reference = self.manifest(context)
-        dag_run, ran = context["dag_run"], tasks_run(context)
+        dag_run, asked = context["dag_run"], [task for task in ASKING if task in self.ran]
         return build_report(
             run=Run(
                 dag_id=context["dag"].dag_id,
@@ -137,7 +143,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
             manifest_sha256=reference.get("sha256"),
             boot_proof=self.boot_proof(context),
             source_cleanup=self.source_cleanup(context),
-            decisions=[decision for task in ASKING if task in ran for decision in decisions_of(context["ti"], task)],
+            decisions=[decision for task in asked for decision in decisions_of(context["ti"], task)],
         )
 
     def disk_ids(self) -> list[str]:
@@ -148,8 +154,8 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         """The manifest the run worked from, and where it lies."""
         from hyperflow.manifest.load import manifest_of
 
-        reference = left_by(context, "manifest")
-        document = left_by(context, "manifest", "document")
+        reference = self.left(context, "manifest")
+        document = self.left(context, "manifest", "document")
         return (manifest_of(document), reference) if document and reference else (None, {})
 
     def reported_vm(self, context: Context) -> ReportedVm:
@@ -160,7 +166,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         if self.vm:
             document |= {"name": self.facts.name, "provider": "vsphere", "vm_id": self.facts.moref}
             document |= {"datacenter": self.facts.datacenter} if self.facts.datacenter else {}
-        guest, domain = left_by(context, "inspect"), left_by(context, "define")
+        guest, domain = self.left(context, "inspect"), self.left(context, "define")
         document |= {"guest": guest} if guest else {}
         document |= {"domain": domain["name"], "domain_uuid": domain["uuid"]} if domain else {}
         return ReportedVm.model_validate(document)
@@ -169,7 +175,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         """The boot's proof, None where no boot was tried."""
         from hyperflow.manifest.report import BootProof
 
-        result = left_by(context, "boot", RESULT_KEY)
+        result = self.left(context, "boot", RESULT_KEY)
         if not isinstance(result, dict):
             return None
         observed = {key: value for key, value in result["observed"].items() if key in BootProof.model_fields}
@@ -221,7 +227,7 @@ class WriteReportOperator(RunReportOperator, ClosingOperator):
         """What was read back at the vCenter at the end."""
         from hyperflow.manifest.report import SourceCleanup
 
-        observed = left_by(context, "cleanup", SOURCE_KEY)
+        observed = self.left(context, "cleanup", SOURCE_KEY)
         if not isinstance(observed, dict):
             return None
         return SourceCleanup(
