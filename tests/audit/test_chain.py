@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
-from collections.abc import Callable
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hyperflow.audit import chain
 from hyperflow.audit.anchors import Anchor, head_file, read_head
 from hyperflow.audit.chain import HeadNotWritten, append, head, read_entry, verify
 from hyperflow.audit.entry import TEXT_LIMIT, Entry, digest
@@ -307,3 +312,45 @@ def test_an_entry_of_whatever_size_is_a_line_that_is_read_again(tmp_path: Path, 
     assert verify(path).findings == ()
     first = json.loads(path.read_bytes().splitlines()[0])
     assert first["details"]["left_out"] + len(first["details"]) - 1 == 20
+
+
+def test_a_writer_that_was_stopped_is_not_waited_for_without_end(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain, "LOCK_LIMIT", 1.0)
+    content = file.read_bytes()
+    faults: list[OSError] = []
+
+    def write() -> None:
+        try:
+            append(file, entry(9))
+        except OSError as fault:
+            faults.append(fault)
+
+    with stopped_with_lock_of(file):
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        writer.join(30)
+        assert not writer.is_alive()
+    assert [str(fault) for fault in faults] == [f"[Errno 110] another process has written to it for 1 s: '{file}'"]
+    assert file.read_bytes() == content
+    assert append(file, entry(9)).entries == 9
+
+
+HOLDER = """
+import fcntl, os, signal, sys
+with open(sys.argv[1], "r+") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("has it", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@contextlib.contextmanager
+def stopped_with_lock_of(path: Path) -> Iterator[None]:
+    """A process that was stopped while it had the lock of a file."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "has it\n"
+            yield
+        finally:
+            process.kill()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hyperflow.cli import aftermath, host, janitor, migrate, wave
+from hyperflow.cli import started as cli_started
 from hyperflow.cli.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +77,23 @@ def test_who_ends_a_command_is_told_which_run_goes_on(
     assert f"started {dag_id}, run manual__1: http://airflow/dags/{dag_id}/runs/manual__1" in lines
     assert said.err.endswith(f"run manual__1 of {dag_id} goes on in Airflow\ninterrupted\n")
     assert command[0] == "migrate" or said.out == ""
+
+
+def test_who_waits_for_a_run_that_nobody_begins_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when the scheduler is dead: the API goes on to answer that the run is queued."""
+    monkeypatch.setattr(cli_started, "QUEUED", 0.1)
+    monkeypatch.setattr(cli_started, "POLL", 0.05)
+    looks = itertools.count()
+
+    assert run(monkeypatch, Airflow(lambda: "queued" if next(looks) < 20 else interrupted()), ["janitor"]) == 130
+
+    told = [line for line in capsys.readouterr().err.splitlines() if "has waited for 0 s to begin" in line]
+    assert told == [
+        "run manual__1 has waited for 0 s to begin: is Airflow's scheduler at work, and no other run of "
+        "hyperflow_janitor?"
+    ]
 
 
 @pytest.mark.parametrize(("dag_id", "command"), COMMANDS.items())

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from hyperflow.hooks.kvmhost_program import pack
 from hyperflow.kvmhost import ledger
 from hyperflow.kvmhost.ledger import Entry, Ledger, LedgerError
+from hyperflow.kvmhost.stage import Job, TryAgain
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "migrate.lab.web01/manual__2026-11-24T01_00_00_00_00"
@@ -117,6 +119,41 @@ def test_who_holds_the_lock_for_too_long_is_no_reason_to_wait_for_ever(
     with book.locked(), pytest.raises(LedgerError, match=r"ledger/\.lock: another process has held it"):
         Ledger(tmp_path / ".hyperflow").add(RUN, [OVERLAY], OWNER)
     assert not path_of(tmp_path).exists()
+
+
+HOLDER = """
+import fcntl, os, signal, sys
+with open(sys.argv[1], "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    print("has it", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_stage_waits_longer_for_who_removes_much_and_then_tries_again(
+    tmp_path: Path, book: Ledger, monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
+    job = tmp_path / ".hyperflow/jobs" / RUN / "convert/1"
+    book.add(RUN, [Entry("job", str(job.parent))], OWNER)
+    monkeypatch.setenv("HYPERFLOW_JOB", str(job))
+    monkeypatch.setenv("HYPERFLOW_RUN", RUN)
+    monkeypatch.setattr(ledger, "LOCK_LIMIT", 0.1)
+    monkeypatch.setattr(ledger, "STAGE_LOCK_LIMIT", 30.0 if goes_on else 1.0)
+    lock = tmp_path / ".hyperflow/ledger/.lock"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "has it\n"
+            if goes_on:
+                threading.Timer(1.0, holder.send_signal, [signal.SIGCONT]).start()
+                Job("convert").creating("overlay", Path(OVERLAY.thing))
+            else:
+                with pytest.raises(TryAgain, match="another process has held it for 1 s"):
+                    Job("convert").creating("overlay", Path(OVERLAY.thing))
+        finally:
+            holder.kill()
+    assert (OVERLAY in book.read(RUN).open) is goes_on
 
 
 def test_it_is_kept_and_asked_for_from_the_command_line(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from hyperflow.errors.catalogue import find
 from hyperflow.operators import claim as claims
 from hyperflow.operators import cutover_record, proven
 from hyperflow.operators.claim import PREFIX, claim, release
@@ -351,3 +354,47 @@ def test_the_janitor_removes_the_claims_of_runs_that_are_gone_or_ended_and_no_ot
     assert "alive" in real["hyperflow_vm_busy"][1]
     assert left == ["hyperflow_vm_busy", "hyperflow_vm_by-hand", "hyperflow_vm_works", "hyperflow_vmotion"]
     assert "removed: claim hyperflow_vm_gone (migrate.a.web01/manual__1)" in told
+
+
+HOLDER = """
+import fcntl, os, signal, sys
+with open(sys.argv[1], "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    print("has it", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_a_task_that_was_stopped_with_the_lock_is_not_waited_for_without_end(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "LOCK_LIMIT", 1.0)
+    run = Run(world, "first", tmp_path)
+    faults: list[AirflowException] = []
+
+    def take() -> None:
+        try:
+            claim(run.context, "5010", "web01")
+        except AirflowException as fault:
+            faults.append(fault)
+
+    take()  # so that there is a lock
+    world.variables.clear()
+    (file,) = (claims.records_folder() / claims.LOCKS).iterdir()
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(file)], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "has it\n"
+            waiting = threading.Thread(target=take, daemon=True)
+            waiting.start()
+            waiting.join(LIMIT)
+            assert not waiting.is_alive()
+        finally:
+            holder.kill()
+    (fault,) = faults
+    assert not isinstance(fault, AirflowFailException), "it may be tried again"
+    found = find(str(fault))
+    assert found is not None
+    assert found.code == "HF-RUN-009"
+    take()
+    assert world.variables[KEY], "the lock is free again"

@@ -8,11 +8,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from hyperflow.operators import base, convert_manifest, verdict
 from hyperflow.operators import janitor as module
 from hyperflow.operators.convert_manifest import CleanUpConversionOperator, ReadManifestOperator
-from hyperflow.operators.janitor import CleanHostOperator, CleanSourceOperator, FoundSnapshot, ListHostsOperator
+from hyperflow.operators.janitor import (
+    CleanHostOperator,
+    CleanSourceOperator,
+    FoundSnapshot,
+    ListHostsOperator,
+    ReportLeftoversOperator,
+)
 from hyperflow.operators.verdict import Judge
 from hyperflow.vsphere.facts import SnapshotFacts
 from hyperflow.vsphere.snapshot import Ownership, snapshot_name
@@ -253,3 +259,28 @@ def test_what_a_killed_stage_of_a_conversion_left_is_removed(monkeypatch: pytest
         f"{STAGING}/convert-1/work/.inspect.partial",
         f"{STAGING}/convert-1/work/.fix.partial",
     ]
+
+
+def test_a_claim_that_another_task_does_not_let_go_is_told_of_and_the_others_are_removed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = {f"hyperflow_vm_{number}": {key: OWNER[key] for key in ("dag", "run")} for number in (1, 2)}
+
+    def release_of(key: str, _holder: Any) -> None:
+        if key == "hyperflow_vm_1":
+            raise AirflowException("another task has been at work on this claim for 600 s")
+
+    monkeypatch.setattr(module, "claims", lambda: held)
+    monkeypatch.setattr(module, "release_of", release_of)
+    monkeypatch.setattr(module, "instance", lambda: "a-1")
+    over = verdict.Verdict(True, True, False, True, "Airflow has no such run any more")
+    judge: Any = SimpleNamespace(of=lambda _owner: over)
+    janitor = ReportLeftoversOperator(task_id="report", vcenters=[], only_look=False, keep_days=30)
+
+    found = janitor._clean_claims(judge, set())
+
+    assert [(one["thing"], one["action"]) for one in found] == [
+        ("hyperflow_vm_1", "failed"),
+        ("hyperflow_vm_2", "removed"),
+    ]
+    assert "another task has been at work" in found[0]["why"]

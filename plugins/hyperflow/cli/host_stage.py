@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 PYTHON = "/usr/bin/python3"
 PLUGINS = Path(__file__).resolve().parents[2]
 GRACE = 5.0  # seconds from SIGTERM to SIGKILL
+LOOK = 0.2  # seconds between two looks whether the stage has ended
+CHUNK = 64 * 1024  # bytes of its log that are read at once
 
 
 def run_stage(stage: str, options: dict[str, Any], folder: Path, told: Callable[[str], None]) -> dict[str, Any]:
@@ -43,8 +46,8 @@ def run_stage(stage: str, options: dict[str, Any], folder: Path, told: Callable[
     try:
         with process.stdin as pipe:
             pipe.write(json.dumps(options).encode())
-        for line in process.stdout:
-            told(line.decode(errors="replace").rstrip("\n"))
+        for line in _lines(process):
+            told(line.decode(errors="replace"))
         status = process.wait()
     finally:
         _end(process)
@@ -55,6 +58,26 @@ def run_stage(stage: str, options: dict[str, Any], folder: Path, told: Callable[
         return _failed(stage, f"ended with exit status {status} and left no result ({fault})")
     assert isinstance(result, dict)  # noqa: S101 - the program is ours
     return result
+
+
+def _lines(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
+    """Follow what a stage says until it has ended; what outlives one that was killed may hold its output open."""
+    assert process.stdout is not None  # noqa: S101 - it was asked for
+    output = process.stdout.fileno()
+    partial, ended = b"", False
+    while True:
+        if select.select([output], [], [], 0 if ended else LOOK)[0]:
+            data = os.read(output, CHUNK)
+            *lines, partial = (partial + data).split(b"\n")
+            yield from lines
+            if not data:
+                break
+        elif ended:
+            break
+        else:
+            ended = process.poll() is not None
+    if partial:
+        yield partial
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -13,10 +13,11 @@ from hyperflow.cli.airflow_api import AirflowApi, Refused
 
 OVER = ("success", "failed")
 POLL = 1.0  # seconds between two looks at a run
+QUEUED = 60.0  # seconds after which a run that has not begun is told of; a scheduler begins one in a few
 
 
 def run_to_its_end(api: AirflowApi, dag_id: str, conf: dict[str, Any]) -> tuple[str, str]:
-    """Start a run, say on standard error where it is, and wait until it is over.
+    """Start a run, say on standard error where it is, and wait until it is over; say so when nobody begins it.
 
     :return: its id, and its state
     :raises Refused: its DAG is paused
@@ -24,8 +25,15 @@ def run_to_its_end(api: AirflowApi, dag_id: str, conf: dict[str, Any]) -> tuple[
     refuse_paused(api, dag_id)
     run_id = api.trigger(dag_id, conf)
     _say(started(api, dag_id, run_id))
+    begun, told = time.monotonic(), False
     with goes_on(dag_id, run_id):
         while (state := api.run_state(dag_id, run_id)) not in OVER:
+            if state == "queued" and not told and time.monotonic() - begun > QUEUED:
+                told = True
+                _say(
+                    f"run {run_id} has waited for {QUEUED:.0f} s to begin: is Airflow's scheduler at work, and no "
+                    f"other run of {dag_id}?"
+                )
             time.sleep(POLL)
     return run_id, state
 

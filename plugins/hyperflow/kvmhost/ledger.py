@@ -39,12 +39,17 @@ OWNER = ("airflow", "dag", "run")
 ON_DISK = ("job", "partial", "overlay", "fix-overlay", "staged-disk")  # kinds whose thing is a path on this host
 LINE_LIMIT = 64 * 1024  # bytes; an entry has some hundred
 LOCK_LIMIT = 60.0  # seconds to wait for the ledgers' lock; the longest holder is a janitor that removes
+STAGE_LOCK_LIMIT = 1800.0  # that a stage waits, to which no connection waits: to remove disks of many TiB takes minutes
 FILE_LIMIT = 16 * 1024 * 1024  # bytes of one run's ledger; a run that is cleared every day has a few kB
 INPUT_LIMIT = 1024 * 1024  # bytes on standard input
 
 
 class LedgerError(Exception):
     """The ledger cannot be written or read; the message names the file and what to do."""
+
+
+class LedgerBusy(LedgerError):
+    """Another process has the ledgers for itself, for too long; they may be free again."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,12 @@ class Ledger:
     """The ledgers of all runs on this host.
 
     :param root: the folder that holds the jobs, ``STAGING/.hyperflow``
+    :param patience: seconds to wait for the lock; None for :data:`LOCK_LIMIT`
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, patience: float | None = None) -> None:
         self._root = root
+        self._patience = LOCK_LIMIT if patience is None else patience
         self._folder = root / FOLDER
         self._is_locked = False
 
@@ -95,17 +102,17 @@ class Ledger:
     def locked(self) -> Iterator[None]:
         """Keep every other process from adding and striking off; what it is about to create waits too.
 
-        :raises LedgerError: when another process has had it for too long
+        :raises LedgerBusy: when another process has had it for too long
         """
         if self._is_locked:
             yield
             return
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self._folder / ".lock").open("w") as file:  # no DAG is called so: a key never starts with a dot
-            if not locks.take(file.fileno(), time.monotonic() + LOCK_LIMIT):
-                raise LedgerError(
-                    f"{file.name}: another process has held it for {LOCK_LIMIT:.0f} s; see which (fuser), and end it "
-                    "if it hangs"
+            if not locks.take(file.fileno(), time.monotonic() + self._patience):
+                raise LedgerBusy(
+                    f"{file.name}: another process has held it for {self._patience:.0f} s; see which (fuser), and end "
+                    "it if it hangs"
                 )
             self._is_locked = True
             try:
@@ -214,12 +221,13 @@ class Ledger:
 def note(entries: Sequence[Entry]) -> None:
     """Note what the stage of this process is about to create; a stage that was started by hand belongs to no run.
 
+    :raises LedgerBusy: when another process has the ledgers for too long
     :raises LedgerError: when it cannot be written
     """
     job, run = os.environ.get("HYPERFLOW_JOB"), os.environ.get("HYPERFLOW_RUN")
     if not job or not run:
         return
-    ledger = of_task(Path(job).parent, run)
+    ledger = of_task(Path(job).parent, run, STAGE_LOCK_LIMIT)
     if ledger is not None:
         ledger.add(run, entries)
 
@@ -241,16 +249,17 @@ def unfinished_notes(partial: Path) -> list[Path]:
     return list(partial.parent.glob(f".{glob.escape(note)}.[0-9]*.tmp"))
 
 
-def of_task(directory: Path, run: str) -> Ledger | None:
+def of_task(directory: Path, run: str, patience: float | None = None) -> Ledger | None:
     """Find the ledger that belongs to a task's job directory, ``ROOT/jobs/DAG/RUN/TASK``.
 
+    :param patience: as for :class:`Ledger`
     :return: None when the directory is another one: a job that was started by hand
     """
     if len(directory.parents) < 5 or directory.parents[2].name != JOBS:
         return None
     if f"{directory.parents[1].name}/{directory.parents[0].name}" != run:
         return None
-    return Ledger(directory.parents[3])
+    return Ledger(directory.parents[3], patience)
 
 
 def main(arguments: list[str]) -> int:

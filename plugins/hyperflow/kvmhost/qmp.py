@@ -10,6 +10,7 @@ from typing import Any
 from hyperflow.kvmhost.stage import StageError
 
 RESET_SECONDS = 3  # what comes in them is one restart: SeaBIOS resets the machine once more by itself
+ANSWER = 120.0  # seconds that QEMU may take to answer: its main loop waits, too, for the disks of a busy host
 LINE_LIMIT = 4 * 1024 * 1024  # bytes of one answer
 
 
@@ -32,10 +33,10 @@ class Qmp:
         self.shutdown: str | None = None
         self.resets = 0
         self._reset_at = 0
-        self._read(30.0)  # the greeting
+        self._read(ANSWER)  # the greeting
         self.execute("qmp_capabilities")
 
-    def execute(self, command: str, limit: float = 30.0, **arguments: Any) -> Any:
+    def execute(self, command: str, limit: float = ANSWER, **arguments: Any) -> Any:
         """Run a command and return its answer; of events that come meanwhile a shutdown and a reset are kept.
 
         :param limit: seconds

@@ -126,10 +126,13 @@ class Job:
     def creating(self, kind: str, *things: Path | str, **facts: str) -> None:
         """Note in the run's ledger what is about to be created; see :mod:`hyperflow.kvmhost.ledger`.
 
-        :raises StageError: when it cannot be noted; it must not be created then
+        :raises TryAgain: when it cannot be noted now; it must not be created then
+        :raises StageError: when it cannot be noted
         """
         try:
             ledger.note([ledger.Entry(kind, str(thing), facts) for thing in things])
+        except ledger.LedgerBusy as fault:
+            raise TryAgain(str(fault)) from fault
         except ledger.LedgerError as fault:
             raise StageError(str(fault)) from fault
 

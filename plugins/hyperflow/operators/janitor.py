@@ -385,8 +385,12 @@ class ReportLeftoversOperator(JanitorOperator):
             elif self.only_look:
                 findings.append(thing.found("would remove", verdict.why))
             else:
-                release_of(key, holder)
-                findings.append(thing.found("removed", verdict.why))
+                try:
+                    release_of(key, holder)
+                except AirflowException as fault:
+                    findings.append(thing.found("failed", f"it cannot be removed: {fault}"))
+                else:
+                    findings.append(thing.found("removed", verdict.why))
         self.tell(findings)
         return findings
 

@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from hyperflow.errors.catalogue import find
-from hyperflow.kvmhost.stage import TryAgain
+from hyperflow.kvmhost import acceleration, processes
+from hyperflow.kvmhost.guest import appliance
+from hyperflow.kvmhost.stage import Job, StageError, TryAgain
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT = 300.0  # seconds until a test gives up
@@ -57,3 +64,58 @@ def test_an_appliance_that_does_not_come_up_is_ended_and_may_be_tried_again(tmp_
     found = find(f"inspect on kvm01: {told['message']}")
     assert found is not None
     assert found.code == "HF-INSPECT-013"
+
+
+# In place of supermin: the kernel calls a script as its file is called.
+HANGS = """#!/usr/bin/python3 -IS
+import signal
+while True:
+    signal.pause()
+"""
+
+
+def test_a_supermin_that_does_not_end_is_ended_and_may_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libguestfs has it make the appliance before there is any QEMU."""
+    program, disk = tmp_path / "supermin", tmp_path / "disk.qcow2"
+    program.write_text(HANGS)
+    program.chmod(0o755)
+    started: list[subprocess.Popen[bytes]] = []
+
+    class GuestFS:
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def __getattr__(self, _: str) -> Any:
+            return lambda *_, **__: None
+
+        def launch(self) -> None:
+            started.append(subprocess.Popen([str(program)]))
+            raise RuntimeError(f"supermin exited with error status {started[0].wait()}")
+
+    monkeypatch.setitem(sys.modules, "guestfs", SimpleNamespace(GuestFS=GuestFS))
+    monkeypatch.setattr(acceleration, "detect", lambda _: acceleration.TCG)
+    monkeypatch.setattr(appliance, "BUILD_LIMIT", 1.0)
+    faults: list[StageError] = []
+
+    def launch() -> None:
+        try:
+            appliance.Appliance([disk], Job("inspect")).__enter__()
+        except StageError as fault:
+            faults.append(fault)
+
+    thread = threading.Thread(target=launch, daemon=True)
+    thread.start()
+    thread.join(30)
+    try:
+        assert not thread.is_alive()
+    finally:
+        started[0].kill()
+    (fault,) = faults
+    assert str(fault) == "supermin had not made libguestfs' appliance after 1 s, and was ended"
+    assert isinstance(fault, TryAgain)
+    assert processes.children("supermin") == []
+    found = find(f"inspect on kvm01: {fault}")
+    assert found is not None
+    assert found.code == "HF-INSPECT-014"

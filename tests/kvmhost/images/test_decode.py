@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
+import io
 import os
 import random
 import subprocess
 import sys
+import threading
 import zlib
 from pathlib import Path
 
 import pytest
 from hyperflow.kvmhost.images import codecs, decode
+from hyperflow.kvmhost.images.content import ContentMap
 from hyperflow.kvmhost.images.decode import DecodeFault
 
 from tests.kvmhost.images import images, vmdk_writer
@@ -227,6 +231,46 @@ def test_a_fault_far_into_the_stream_ends_every_kind_of_pass(tmp_path: Path, kin
 
     with pytest.raises(DecodeFault, match="grain 350"):
         images.decode(source, tmp_path / "image", kind)
+
+
+@pytest.mark.parametrize("read_on", [False, True])
+def test_a_digest_that_fails_ends_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_on: bool) -> None:
+    """Its thread gives the buffers back, without which the reader would wait for ever."""
+    monkeypatch.setattr(decode, "WINDOW", 1 << 16)  # more of them than there are buffers
+    stream = Stream(128 * 400)
+    for number in range(300):
+        stream.add(number, images.noise(number))
+    source, faults = io.BytesIO(bytes(stream.finish())), []
+
+    class Failing:
+        def update(self, data: memoryview) -> None:
+            raise MemoryError
+
+        def hexdigest(self) -> str:
+            return ""
+
+    def run() -> None:
+        with (tmp_path / "image").open("w+b") as image:
+            decoder = decode.Decoder(
+                source.readinto,
+                functools.partial(images.writer, image.fileno(), "raw"),
+                lambda header: ContentMap(tmp_path, header.capacity_bytes),
+                lambda count: None,
+                digest=Failing(),
+                read_on=read_on,
+            )
+            try:
+                decoder.run()
+            except MemoryError as fault:
+                faults.append(fault)
+            finally:
+                decoder.close()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert len(faults) == 1
 
 
 @pytest.mark.parametrize("length", [0, 1, 511, 512, 4096])

@@ -432,6 +432,24 @@ def test_a_server_that_stalls_is_tried_again(
     over.set()
 
 
+def test_a_server_that_reads_over_an_empty_part_of_a_large_disk_is_waited_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 200 MB/s, 50 GB of it: the time that a read of the connection may take, where nobody says otherwise."""
+    given: list[float | None] = []
+
+    def connect(address: tuple[str, int], timeout: float | None = None) -> socket.socket:
+        given.append(timeout)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    with pytest.raises(TryAgain):
+        run(options(server, tmp_path, timeout_seconds=download.Options.timeout_seconds))
+    (seconds,) = given
+    assert seconds is not None
+    assert seconds * 200_000_000 > 50 * 10**9
+
+
 def drip(handler: Handler, data: bytes, over: threading.Event) -> None:
     for place in range(len(data)):
         handler.wfile.write(data[place : place + 1])

@@ -27,6 +27,10 @@ LIMIT = 3600.0  # seconds; a program of a hostile guest may run for ever
 # had its processor at work for twelve minutes and never came up; another try did in seconds.
 LAUNCH_LIMIT = 600.0
 QEMU = ("qemu-system-", "qemu-kvm")  # what its process is called; qemu-img and qemu-nbd are others
+# Seconds that supermin may take to make it, once for each kernel and user: some ten, and whoever else needs it waits
+# for the one who does. It asks dpkg or rpm what is installed, and has no limit of its own.
+BUILD_LIMIT = 1800.0
+SUPERMIN = ("supermin",)
 LOOK = 1.0  # seconds between two looks at the appliance's process and at the file system of the overlays
 # Bytes left on it at which the appliance is ended: QEMU stops a machine whose disk cannot grow until somebody makes
 # room, and guestfs waits for it.
@@ -50,7 +54,7 @@ class Appliance:
 
     :param overlays: qcow2 files; their format is never probed
     :param limit: seconds after which the appliance is killed; it is killed too when its overlays cannot grow any more
-    :raises TryAgain: it did not come up within :data:`LAUNCH_LIMIT` seconds
+    :raises TryAgain: it was not made within :data:`BUILD_LIMIT` seconds, or not up within :data:`LAUNCH_LIMIT`
     :raises StageError: for every fault of guestfs inside the block, with its message
     """
 
@@ -166,9 +170,13 @@ class _Launch:
 
     def hangs(self) -> tuple[int, StageError] | None:
         now = time.monotonic()
-        self._seen = {pid: self._seen.get(pid, now) for pid in processes.children(*QEMU)}
+        self._seen = {pid: self._seen.get(pid, now) for pid in processes.children(*QEMU, *SUPERMIN)}
+        builds = processes.children(*SUPERMIN)
         for pid, since in self._seen.items():
-            if now - since > LAUNCH_LIMIT:
+            if pid in builds and now - since > BUILD_LIMIT:
+                said = f"supermin had not made libguestfs' appliance after {BUILD_LIMIT:.0f} s, and was ended"
+                return pid, TryAgain(said)
+            if pid not in builds and now - since > LAUNCH_LIMIT:
                 return pid, TryAgain(f"libguestfs' appliance was not up after {LAUNCH_LIMIT:.0f} s, and was ended")
         return None
 

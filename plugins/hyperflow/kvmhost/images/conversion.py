@@ -144,7 +144,8 @@ def needed_bytes(disk: Disk, overlay: Path | None) -> int:
     description = nbd_reader.describe(disk.path, disk.source_format)
     if overlay is not None:
         description = {**nbd_reader.describe(overlay, "qcow2"), "backing": description}
-    needed = qemu.measure(description, "qcow2")
+    size = int(qemu.info(disk.path, disk.source_format)["virtual-size"])
+    needed = qemu.measure(description, "qcow2", size)
     return needed + needed // 1024
 
 

@@ -338,7 +338,10 @@ class Decoder:
             window = self._hash.get()
             if window is None:
                 return
-            self._digest.update(window.view[window.start : window.end])
+            try:
+                self._digest.update(window.view[window.start : window.end])
+            except Exception as fault:  # noqa: BLE001 - raised by run(); windows must go round all the same
+                self._fail(fault)
             window.release()
 
     def _run_worker(self) -> None:

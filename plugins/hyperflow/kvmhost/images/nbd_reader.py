@@ -22,14 +22,18 @@ from typing import Any
 from hyperflow.kvmhost import commands
 from hyperflow.kvmhost.images.content import CHUNK, ContentMap, chunk_digest
 from hyperflow.kvmhost.images.qemu import driver
-from hyperflow.kvmhost.stage import StageError
+from hyperflow.kvmhost.stage import StageError, TryAgain
 
 ALLOCATION = "base:allocation"
 DEPTH = "qemu:allocation-depth"
 STATE_ZERO = 2  # base:allocation: reads as zeros
 PIECE = 1 << 20  # bytes read at once, a multiple of the chunk
 ASK = 1 << 30  # bytes whose state is asked at once
-START_SECONDS = 30.0
+START_SECONDS = 120.0  # for it to come up, which takes less than one
+# Seconds without any answer, after which the server is ended: it is asked for 1 MiB, or for the state of 1 GiB.
+SILENCE = 900.0
+LOOK = 1.0  # seconds between two looks whether it has answered
+END_SECONDS = 30.0  # for it to end by itself; what it only reads is not harmed by SIGKILL
 
 Range = tuple[int, int]  # first byte, and the one behind the last
 
@@ -58,8 +62,16 @@ def serve(image: dict[str, Any], connections: int) -> Iterator[tuple[str, comman
         try:
             yield path, process
         finally:
-            process.terminate()
-            process.communicate()
+            _end(process)
+
+
+def _end(process: commands.Started) -> None:
+    """End the server, by SIGKILL where it heeds nothing else; one that waits for a dead disk is left to the kernel."""
+    for end in (process.terminate, process.kill):
+        end()
+        with contextlib.suppress(commands.TimeoutExpired):
+            process.communicate(timeout=END_SECONDS)
+            return
 
 
 def describe(path: Path, image_format: str) -> dict[str, Any]:
@@ -75,7 +87,7 @@ def read_content(image: dict[str, Any], directory: Path, advance: Callable[[int]
     :return: the map, which the caller closes, and the disk's size in bytes
     """
     with _connected(image) as handles:
-        size = int(handles[0].get_size())
+        size = handles[0].size()
         content = ContentMap(directory, size)
         try:
             ranges = _ranges(handles[0], size, ALLOCATION, lambda state: not state & STATE_ZERO)
@@ -95,12 +107,12 @@ def update_content(overlay: dict[str, Any], content: ContentMap, advance: Callab
     :return: how many chunks the overlay holds a part of
     """
     with _connected(overlay) as handles:
-        size = int(handles[0].get_size())
+        size = handles[0].size()
         ranges = _ranges(handles[0], size, DEPTH, lambda depth: depth == 1)
         return _digest(handles, ranges, size, content, advance)
 
 
-def _ranges(handle: Any, size: int, context: str, wanted: Callable[[int], bool]) -> Iterator[Range]:
+def _ranges(handle: _Connection, size: int, context: str, wanted: Callable[[int], bool]) -> Iterator[Range]:
     """Find the parts of the disk that are in a wanted state, widened to whole chunks, in order, none twice."""
     found: list[tuple[int, int]] = []
 
@@ -112,7 +124,7 @@ def _ranges(handle: Any, size: int, context: str, wanted: Callable[[int], bool])
     position = done = 0
     while position < size:
         found.clear()
-        handle.block_status(min(ASK, size - position), position, take)
+        handle.ask(min(ASK, size - position), position, take)
         if not found:
             raise StageError(f"qemu-nbd tells nothing about {context} at {position}")
         for length, state in found:
@@ -126,7 +138,7 @@ def _ranges(handle: Any, size: int, context: str, wanted: Callable[[int], bool])
 
 
 def _digest(
-    handles: list[Any],
+    handles: list[_Connection],
     ranges: Iterator[Range],
     size: int,
     content: ContentMap,
@@ -140,7 +152,7 @@ def _digest(
     faults: list[Exception] = []
     chunks = 0
 
-    def work(handle: Any) -> None:
+    def work(handle: _Connection) -> None:
         while True:
             piece = pieces.get()
             if piece is None:
@@ -173,9 +185,9 @@ def _digest(
     return chunks
 
 
-def _digest_piece(handle: Any, piece: Range, content: ContentMap) -> None:
+def _digest_piece(handle: _Connection, piece: Range, content: ContentMap) -> None:
     start, end = piece
-    data = handle.pread(end - start, start)
+    data = handle.read(end - start, start)
     if len(data) % CHUNK:  # the end of the disk
         data = bytes(data).ljust(-(-len(data) // CHUNK) * CHUNK, b"\0")
     view = memoryview(data)
@@ -183,27 +195,96 @@ def _digest_piece(handle: Any, piece: Range, content: ContentMap) -> None:
     content.set(start // CHUNK, digests)
 
 
+class _Watch:
+    """A thread that ends a server which answers nothing any more: whoever reads from it waits as long as it lives.
+
+    It counts its looks, and not the time: a stage that was stopped for a while has not waited meanwhile.
+    """
+
+    def __init__(self, process: commands.Started) -> None:
+        self.hung = False
+        self._process = process
+        self._silent = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def answered(self) -> None:
+        """The server has answered, to whichever connection."""
+        self._silent = 0
+
+    def end(self) -> None:
+        """Watch no longer."""
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(LOOK):
+            self._silent += 1
+            if self._silent * LOOK > SILENCE:
+                self.hung = True
+                self._process.kill()
+                return
+
+
+class _Connection:
+    """A connection to a server, each of whose answers is told to its watch."""
+
+    def __init__(self, handle: Any, watch: _Watch) -> None:
+        self._handle = handle
+        self._watch = watch
+
+    def size(self) -> int:
+        """Bytes of the disk."""
+        return int(self._handle.get_size())
+
+    def ask(self, count: int, offset: int, take: Callable[[str, int, list[int], Any], int]) -> None:
+        """Ask for the state of a part of the disk."""
+        self._handle.block_status(count, offset, take)
+        self._watch.answered()
+
+    def read(self, count: int, offset: int) -> Any:
+        """Read a part of the disk."""
+        data = self._handle.pread(count, offset)
+        self._watch.answered()
+        return data
+
+    def shutdown(self) -> None:
+        """Take leave of the server."""
+        self._handle.shutdown()
+
+
 @contextlib.contextmanager
-def _connected(image: dict[str, Any]) -> Iterator[list[Any]]:
-    """Serve an image and connect to it once for each CPU and once more."""
+def _connected(image: dict[str, Any]) -> Iterator[list[_Connection]]:
+    """Serve an image and connect to it once for each CPU and once more.
+
+    :raises TryAgain: the server answers nothing
+    """
     try:
         import nbd
     except ImportError as fault:
         raise StageError("libnbd for Python is not installed on this host (package python3-libnbd)") from fault
     count = 1 + min(4, max(2, len(os.sched_getaffinity(0))))
     with serve(image, count) as (path, process):
-        handles: list[Any] = []
+        watch = _Watch(process)
+        handles: list[_Connection] = []
         try:
             while len(handles) < count:
-                handles.append(_connect(nbd, path, process))
+                handles.append(_Connection(_connect(nbd, path, process), watch))
+                watch.answered()
             yield handles
-        except nbd.Error as fault:
+        except (nbd.Error, StageError) as fault:
             name = image["file"]["filename"]
+            if watch.hung:
+                raise TryAgain(f"{name}: qemu-nbd answered nothing for {SILENCE:.0f} s, and was ended") from fault
+            if isinstance(fault, StageError):
+                raise
             raise StageError(f"{name}: reading it through qemu-nbd failed: {fault.string}") from fault
         finally:
             for handle in handles:
                 with contextlib.suppress(nbd.Error):
                     handle.shutdown()
+            watch.end()
 
 
 def _connect(nbd: Any, path: str, process: commands.Started) -> Any:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ from hyperflow.kvmhost.stage import ADVICE, Job, StageError
 
 DRIVERS = {"vhd": "vpc"}  # where QEMU's name of a format is another one
 _PERCENT = re.compile(rb"\((\d+)\.\d+/100%\)")
-_SECONDS = 600  # a question about an image is answered from its tables
+SECONDS = 600.0  # a question about an image is answered from its tables
+# And for each GiB of the disk, where all tables are gone through: measured, 0.01 s from memory; they may lie all over a
+# slow disk, in some forty reads for a GiB. The largest disk of vSphere, 62 TB, was over the limit above.
+SECONDS_A_GIB = 2.0
+ERRORS_LIMIT = 1 << 20  # bytes of what it complains about that are looked at
 
 
 def driver(image_format: str) -> str:
@@ -38,13 +43,14 @@ def note_version(job: Job) -> None:
     job.tools["qemu-img"] = match[1] if match else "unknown"
 
 
-def run(arguments: list[str]) -> str:
+def run(arguments: list[str], limit: float = SECONDS) -> str:
     """Run a short qemu-img command.
 
+    :param limit: seconds after which it is ended
     :return: its standard output
     :raises StageError: with what it said on standard error
     """
-    done = _call(arguments)
+    done = _call(arguments, limit)
     if done.returncode != 0:
         raise StageError(f"{' '.join(arguments[:2])}: {_said(done.stderr)}")
     return done.stdout.decode("utf-8", "replace")
@@ -67,7 +73,8 @@ def check(path: Path, image_format: str) -> dict[str, Any]:
     :return: qemu-img's answer, with ``exit_status``: 0 sound, 2 damaged, 3 leaks
     :raises StageError: when the check itself was not possible
     """
-    done = _call(["qemu-img", "check", "--output=json", "-f", driver(image_format), str(path)])
+    size = int(info(path, image_format)["virtual-size"])
+    done = _call(["qemu-img", "check", "--output=json", "-f", driver(image_format), str(path)], limit_for(size))
     if done.returncode not in (0, 2, 3):
         raise StageError(f"{path}: qemu-img check could not be done: {_said(done.stderr)}")
     try:
@@ -77,14 +84,20 @@ def check(path: Path, image_format: str) -> dict[str, Any]:
     return {**answer, "exit_status": done.returncode}
 
 
-def measure(image: dict[str, Any], target_format: str) -> int:
+def measure(image: dict[str, Any], target_format: str, virtual_bytes: int) -> int:
     """Tell how many bytes an image of another format needs for the same content.
 
     :param image: QEMU's description of it
     :param target_format: raw or qcow2
+    :param virtual_bytes: of the disk
     """
     arguments = ["qemu-img", "measure", "--output=json", "-O", target_format, "json:" + json.dumps(image)]
-    return int(json.loads(run(arguments))["required"])
+    return int(json.loads(run(arguments, limit_for(virtual_bytes)))["required"])
+
+
+def limit_for(virtual_bytes: int) -> float:
+    """Seconds after which a command that goes through all tables of a disk is taken to hang; it tells no progress."""
+    return SECONDS + SECONDS_A_GIB * virtual_bytes / 2**30
 
 
 def convert(
@@ -98,22 +111,25 @@ def convert(
     :param advance: told the percent done since it was last told
     """
     arguments = ["qemu-img", "convert", "-p", "-W", "-f", driver(source[1]), "-O", driver(target[1]), *options]
-    process = commands.Started(
-        [*arguments, str(source[0]), str(target[0])],
-        stdin=commands.DEVNULL,
-        stdout=commands.PIPE,
-        stderr=commands.PIPE,
-    )
-    try:
-        for percent in _percents(process):
-            advance(percent)
-        _, errors = process.communicate()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-    if process.returncode != 0:
-        raise StageError(f"{source[0]} to {target[0]}: qemu-img convert: {_said(errors)}")
+    with tempfile.TemporaryFile() as errors:  # no pipe: nobody reads it meanwhile, and a full one is waited for
+        process = commands.Started(
+            [*arguments, str(source[0]), str(target[0])],
+            stdin=commands.DEVNULL,
+            stdout=commands.PIPE,
+            stderr=errors,
+        )
+        try:
+            for percent in _percents(process):
+                advance(percent)
+            process.communicate()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        if process.returncode != 0:
+            errors.seek(0)
+            said = errors.read(ERRORS_LIMIT)
+            raise StageError(f"{source[0]} to {target[0]}: qemu-img convert: {_said(said)}")
 
 
 def commit(overlay: Path, base: Path, base_format: str) -> None:
@@ -163,11 +179,11 @@ def _percents(process: commands.Started) -> Iterator[int]:
                 done = percent
 
 
-def _call(arguments: list[str]) -> commands.CalledProcess[bytes]:
+def _call(arguments: list[str], limit: float) -> commands.CalledProcess[bytes]:
     try:
-        return commands.run(arguments, stdin=commands.DEVNULL, capture_output=True, timeout=_SECONDS)
+        return commands.run(arguments, stdin=commands.DEVNULL, capture_output=True, timeout=limit)
     except commands.TimeoutExpired as fault:
-        raise StageError(f"{' '.join(arguments[:2])}: no answer within {_SECONDS} s") from fault
+        raise StageError(f"{' '.join(arguments[:2])}: no answer within {limit:.0f} s") from fault
     except FileNotFoundError as fault:
         raise StageError("qemu-img is not installed on this host (package qemu-utils or qemu-img)") from fault
 

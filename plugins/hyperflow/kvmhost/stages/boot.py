@@ -24,8 +24,9 @@ from hyperflow.kvmhost.probe import watch
 from hyperflow.kvmhost.probe.machine import Machine
 from hyperflow.kvmhost.probe.plant import Planted, Root, plant
 from hyperflow.kvmhost.qmp import QmpError
-from hyperflow.kvmhost.stage import BadRequest, Job, StageError
+from hyperflow.kvmhost.stage import BadRequest, Job, StageError, TryAgain
 
+ANSWER = 120.0  # seconds for QEMU to list what it is built with, which takes it less than one
 EVIDENCE = ("console.log", "screenshot.png", "screenshot.ppm")  # what a boot leaves for people; ppm by an older QEMU
 
 
@@ -181,7 +182,12 @@ def _has_dhcp(emulator: str) -> bool:
 
 
 def _offers(emulator: str, question: str, word: str) -> bool:
-    answer = commands.run([emulator, *question.split()], capture_output=True, text=True)
+    try:
+        answer = commands.run([emulator, *question.split()], capture_output=True, text=True, timeout=ANSWER)
+    except commands.TimeoutExpired as fault:
+        raise TryAgain(
+            f"QEMU did not say what it is built with ({question}): no answer within {ANSWER:.0f} s"
+        ) from fault
     return re.search(rf"^{re.escape(word)}", answer.stdout, re.MULTILINE) is not None
 
 

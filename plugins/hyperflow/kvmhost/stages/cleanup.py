@@ -135,7 +135,7 @@ def _remove_domain(wanted: OwnedDomain, options: Options, job: Job) -> bool:
     Another's domain, one that an earlier run proved and defined, and one that people may already use, are left.
     """
     uuid = wanted.uuid.lower()
-    there = next((one for one in domains.every_domain(options.uri) if one.uuid == uuid), None)
+    there = domains.find(options.uri, uuid)
     if there is None:
         return False
     reason = domains.why_left(options.uri, there, wanted.vm, options.run)
@@ -165,7 +165,6 @@ def _settle(options: Options, job: Job) -> None:
 def _is_gone(entry: Entry, options: Options) -> bool:
     """Tell whether something that this run noted is no longer there as its own."""
     if entry.kind == "domain":
-        return not any(
-            domain.uuid == entry.thing and domain.run == options.run for domain in domains.every_domain(options.uri)
-        )
+        domain = domains.find(options.uri, entry.thing)
+        return domain is None or domain.run != options.run
     return entry.kind in ON_DISK and not any(os.path.lexists(path) for path in paths_of(entry))

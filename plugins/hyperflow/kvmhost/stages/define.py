@@ -19,7 +19,9 @@ from hyperflow.kvmhost.hardware import (
     require_sound,
     virt_install_arguments,
 )
-from hyperflow.kvmhost.stage import BadRequest, Job, StageError
+from hyperflow.kvmhost.stage import BadRequest, Job, StageError, TryAgain
+
+DESCRIBE_LIMIT = 600.0  # seconds for virt-install: some five, and libvirt may look at QEMU anew for it
 
 
 @dataclass(frozen=True)
@@ -144,26 +146,33 @@ def _sign(root: ET.Element, options: Options) -> None:
 
 
 def _virt_install(options: Options, accelerator: str, uefi: firmware.Firmware | None, job: Job) -> str:
-    """Run virt-install, which with --print-xml only writes."""
-    made = commands.run(
-        [
-            *(
-                "virt-install",
-                "--connect",
-                options.uri,
-                "--name",
-                options.name,
-                "--uuid",
-                options.uuid.lower(),
-            ),
-            *virt_install_arguments(options.hardware, options.images, accelerator, uefi),
-            *("--check", "all=off", "--print-xml"),
-        ],
-        stdin=commands.DEVNULL,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "LC_ALL": "C.UTF-8"},
-    )
+    """Run virt-install, which with --print-xml only writes, but asks libvirt what it can."""
+    try:
+        made = commands.run(
+            [
+                *(
+                    "virt-install",
+                    "--connect",
+                    options.uri,
+                    "--name",
+                    options.name,
+                    "--uuid",
+                    options.uuid.lower(),
+                ),
+                *virt_install_arguments(options.hardware, options.images, accelerator, uefi),
+                *("--check", "all=off", "--print-xml"),
+            ],
+            stdin=commands.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=DESCRIBE_LIMIT,
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+        )
+    except commands.TimeoutExpired as fault:
+        raise TryAgain(
+            f"virt-install had not written the domain after {DESCRIBE_LIMIT:.0f} s; "
+            f"does libvirt at {options.uri} answer?"
+        ) from fault
     if made.returncode != 0:
         raise StageError(f"virt-install refused the domain: {' '.join(made.stderr.split())}")
     for line in made.stderr.splitlines():

@@ -27,6 +27,9 @@ RETRY_STATUSES = (408, 429, 500, 502, 503, 504)
 LEASE_STATUSES = (401, 403, 404, 410)  # the URL's ticket counts no more; the next try has a lease of its own
 MARGIN = 16 << 20  # bytes to leave on the file system
 LEAST = 1 << 20  # bytes that come in PATIENCE, or the server is as good as silent: it holds lease and snapshot for ever
+# Seconds without a byte. ESXi can be silent for long and well, as where it reads over much of a disk that is empty:
+# others' exports were cut after 10 and 30 s of it (ansible/ansible#66580, #74101). The lease is kept alive meanwhile.
+SILENCE = 300.0
 PATIENCE = 600.0  # seconds spent waiting for the server; what is waited for the bandwidth limit is not counted
 
 
@@ -73,7 +76,7 @@ class Options:
     source: str
     vm_id: Optional[str] = None  # noqa: UP045 - as above
     expected_bytes: Optional[int] = None  # noqa: UP045 - as above
-    timeout_seconds: float = 60.0
+    timeout_seconds: float = SILENCE
     decode: Optional[DecodeTo] = None  # noqa: UP045 - as above
     bandwidth: Optional[Limit] = None  # noqa: UP045 - as above
     now: Optional[float] = None  # noqa: UP045 - as above

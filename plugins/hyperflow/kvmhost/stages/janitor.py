@@ -213,7 +213,7 @@ class Janitor:
         return any(os.path.lexists(path) for path in ledger.paths_of(entry))
 
     def _domain(self, entry: Entry) -> domains.Domain | None:
-        return next((one for one in domains.every_domain(self._uri) if one.uuid == entry.thing), None)
+        return domains.find(self._uri, entry.thing)
 
     def _require_ours(self, entry: Entry, ended: EndedRun) -> None:
         """Hold a thing to what a run of that name creates; a ledger is believed no further."""

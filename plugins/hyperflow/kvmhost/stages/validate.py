@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from hyperflow.kvmhost.images import files, nbd_reader, qemu, sources
-from hyperflow.kvmhost.stage import Job, StageError
+from hyperflow.kvmhost.stage import Job, StageError, TryAgain
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Options:
 def run(options: Options, job: Job) -> dict[str, Any]:
     """Hold every image to what ``convert`` observed.
 
+    :raises TryAgain: an image could not be looked at now
     :raises StageError: naming every image that differs, and in what
     """
     qemu.note_version(job)
@@ -48,6 +49,8 @@ def run(options: Options, job: Job) -> dict[str, Any]:
     for image in options.images:
         try:
             observed.append(_validate(image, options.check_image_integrity, job))
+        except TryAgain:
+            raise  # of the host, and not of the image
         except StageError as fault:
             faults.append(f"disk {image.disk_id}: {fault}")
     if faults:
