@@ -24,7 +24,7 @@ from hyperflow.kvmhost.stage import Job, StageError, write_atomically
 KVM = "kvm"
 TCG = "tcg"
 
-LIMIT = 15.0  # seconds; a working KVM answers in less than one
+LIMIT = 45.0  # seconds; a working KVM answers in less than one, on a host that does nothing else
 DOUBT = 3600.0  # seconds after which a "no" is asked again: the host may have been busy, or kvm loaded since
 CACHE = Path("/run/hyperflow")
 DEVICE = Path("/dev/kvm")
@@ -43,7 +43,8 @@ class Acceleration:
 def detect(job: Job) -> str:
     """Find the accelerator for guests on this host: ``kvm`` or ``tcg``.
 
-    The first call in a boot of the host takes up to :data:`LIMIT` seconds, further ones read what it found.
+    The first call in a boot of the host takes up to :data:`LIMIT` seconds, further ones read what it found: who is told
+    a "no" by a host that was only busy has guests emulated, and domains that stay so.
 
     :raises StageError: when there is no QEMU
     """

@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 
 ACTIVE = ["queued", "running"]  # states of a run that works
 PREFIX = "hyperflow_vm_"  # of the variables
-LOCK_LIMIT = (
-    600.0  # seconds; who has it asks Airflow twice, which may be busy, and each disk's task does so in its turn
-)
+LOCK_LIMIT = 600.0  # seconds; who has it asks Airflow twice, which may be busy, and each disk's task in its turn
 PAUSE = 0.05  # seconds between two tries
 LOCKS = ".claims"  # folder of the locks, below the records; an empty file for each VM stays there
 
