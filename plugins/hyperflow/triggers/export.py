@@ -14,6 +14,7 @@ from airflow.triggers.base import TriggerEvent
 from hyperflow.hooks.kvmhost import work_of
 from hyperflow.hooks.vsphere import open_session
 from hyperflow.triggers.job import CONNECTION_FAULTS, HostProgramFault, JobTrigger, by_itself, not_too_soon
+from hyperflow.triggers.threads import in_thread, threads_of
 from hyperflow.vsphere.errors import LeaseBusy, LeaseLost, NotFound, VsphereError
 from hyperflow.vsphere.lease import Lease, open_lease
 
@@ -119,6 +120,7 @@ class ExportTrigger(JobTrigger):
     async def _export(self) -> dict[str, Any]:
         connection = await get_async_connection(self.vsphere_conn_id)
         session = await unless_cancelled(
+            self.vsphere_conn_id,
             lambda: open_session(connection, self.task_instance),
             lambda opened: None if opened is None else opened.logout(),
         )
@@ -142,7 +144,9 @@ class ExportTrigger(JobTrigger):
             try:
                 # Given back with its session, which opening it may have logged in anew.
                 lease = await unless_cancelled(
-                    lambda: open_lease(session, self.entity), lambda opened: self._give_back(session, opened, False)
+                    self.vsphere_conn_id,
+                    lambda: open_lease(session, self.entity),
+                    lambda opened: self._give_back(session, opened, False),
                 )
             except LeaseBusy as fault:
                 if waited >= BUSY_LIMIT:
@@ -182,7 +186,7 @@ class ExportTrigger(JobTrigger):
         while True:
             await asyncio.sleep(min(KEEP_ALIVE, lease.timeout / 3))
             try:
-                await asyncio.to_thread(lease.keep_alive, self._percent)
+                await in_thread(self.vsphere_conn_id, lease.keep_alive, self._percent)
             except LeaseLost as fault:
                 self.log.warning("the download will be cut: %s", fault)
                 return
@@ -210,12 +214,12 @@ class ExportTrigger(JobTrigger):
         """
         try:
             for wait in (*GIVE_BACK_AGAIN, 0.0):
-                if await asyncio.to_thread(self._ended, lease, succeeded):
+                if await in_thread(self.vsphere_conn_id, self._ended, lease, succeeded):
                     break
                 tried.set()
                 await asyncio.sleep(wait)
         finally:
-            await asyncio.to_thread(session.logout)
+            await in_thread(self.vsphere_conn_id, session.logout)
             tried.set()
 
     def _give_back(self, session: Session, lease: Lease | None, succeeded: bool) -> None:
@@ -238,19 +242,20 @@ class ExportTrigger(JobTrigger):
         return True
 
 
-async def unless_cancelled(make: Callable[[], Made], undo: Callable[[Made | None], None]) -> Made:
+async def unless_cancelled(vcenter: str, make: Callable[[], Made], undo: Callable[[Made | None], None]) -> Made:
     """Make something in a thread, which nobody can stop: what is made after this was cancelled is undone again.
 
+    :param vcenter: id of the connection of the vCenter that is asked
     :param undo: gets what was made, or None when making it failed
     """
-    making = asyncio.create_task(asyncio.to_thread(make))
+    making = asyncio.create_task(in_thread(vcenter, make))
     try:
         return await asyncio.shield(making)
     except asyncio.CancelledError:
-        making.add_done_callback(lambda done: _undo(done, undo))
+        making.add_done_callback(lambda done: _undo(vcenter, done, undo))
         raise
 
 
-def _undo(done: asyncio.Task[Made], undo: Callable[[Made | None], None]) -> None:
+def _undo(vcenter: str, done: asyncio.Task[Made], undo: Callable[[Made | None], None]) -> None:
     failed = done.cancelled() or done.exception() is not None
-    asyncio.get_running_loop().run_in_executor(None, undo, None if failed else done.result())
+    threads_of(vcenter).submit(undo, None if failed else done.result())
