@@ -8,22 +8,20 @@ holds, and who cuts off its end leaves one: against that number and digest of an
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from hyperflow.audit import locks
 from hyperflow.audit.anchors import Anchor, AnchorFault, read_head, write_head
 from hyperflow.audit.entry import FIRST, LINE_LIMIT, Entry, digest, written
 
 NAME = "audit.jsonl"
 LOCK_LIMIT = 120.0  # seconds that an entry waits for its turn; another writer is done in a fraction of one
-PAUSE = 0.02  # seconds between two tries
 
 KEY_SHOWN = 50  # characters of a key of a line that was changed
 
@@ -82,7 +80,9 @@ def append(path: Path, entry: Entry) -> Anchor:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
     with os.fdopen(descriptor, "r+b", buffering=0) as file:
-        _lock(descriptor, path)
+        if not locks.take(descriptor, LOCK_LIMIT):
+            said = f"another process has written to it for {LOCK_LIMIT:.0f} s"
+            raise TimeoutError(errno.ETIMEDOUT, said, str(path))
         size, torn, count, previous = _end_of(file)
         whole = size - torn
         count, previous, behind = _after_head(file, path, count, previous)
@@ -110,24 +110,6 @@ def append(path: Path, entry: Entry) -> Anchor:
         except OSError as fault:
             raise HeadNotWritten(anchor, fault) from fault
     return anchor
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    """Have the file for oneself.
-
-    :raises TimeoutError: another writer has it: one that was stopped, whose disk does not answer, or whose machine died
-        without its NFS server having seen it
-    """
-    until = time.monotonic() + LOCK_LIMIT
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as fault:
-            if time.monotonic() > until:
-                said = f"another process has written to it for {LOCK_LIMIT:.0f} s"
-                raise TimeoutError(errno.ETIMEDOUT, said, str(path)) from fault
-        time.sleep(PAUSE)
 
 
 def run_of(path: Path) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from hyperflow.operators.base import PREFLIGHT, RESULT_KEY, SHUTDOWN, keep_failure, tasks_run
+from hyperflow.operators.base import PREFLIGHT, RESULT_KEY, SHUTDOWN, keep_failure, left_by, tasks_run
 from hyperflow.operators.decisions import keep_decision, moment, user_name
 from hyperflow.operators.wave import CHECK, QUESTION_KEY, is_rehearsal
 from hyperflow.operators.window import time_left
@@ -131,10 +131,10 @@ def question(context: Context, about: str) -> str:
         f"{vm.get('memory_mb')} MB, {len(vm.get('disks', []))} disk(s), {size:.1f} GiB",
     ]
     ran = tasks_run(context)
-    off = ti.xcom_pull(task_ids=SHUTDOWN, map_indexes=-1) if SHUTDOWN in ran else None
+    off = left_by(ran, context, SHUTDOWN)
     if isinstance(off, dict):
         lines.append(f"* the source is {off['state']} since {off['at']}")
-    proof = ti.xcom_pull(task_ids="boot", map_indexes=-1) if "boot" in ran else None
+    proof = left_by(ran, context, "boot")
     if isinstance(proof, dict):
         lines.append(
             f"* the converted guest booted in {proof['seconds_to_up']:.0f} s ({proof['accelerator']}), in isolation"

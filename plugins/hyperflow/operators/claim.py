@@ -12,13 +12,12 @@ others find its claim. Were the folder not shared, a later look would tell all b
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import time
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import Variable
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from hyperflow.audit import locks
 from hyperflow.hooks.records import records_folder, safe
 from hyperflow.manifest.shown import shown
 from hyperflow.operators.ownership import instance
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 ACTIVE = ["queued", "running"]  # states of a run that works
 PREFIX = "hyperflow_vm_"  # of the variables
 LOCK_LIMIT = 600.0  # seconds; who has it asks Airflow twice, which may be busy, and each disk's task in its turn
-PAUSE = 0.05  # seconds between two tries
 LOCKS = ".claims"  # folder of the locks, below the records; an empty file for each VM stays there
 
 
@@ -113,24 +111,16 @@ def is_claim(holder: Any) -> bool:
 def _alone(key: str) -> Iterator[None]:
     """Have a claim for oneself from its reading to its writing.
 
-    :raises AirflowException: another process has it: one that was stopped, or whose machine died without the NFS server
-        of the folder having seen it
+    :raises AirflowException: another process has it for too long
     """
     folder = records_folder() / LOCKS
     folder.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + LOCK_LIMIT
     with (folder / safe(key)).open("w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as fault:
-                if time.monotonic() > until:
-                    raise AirflowException(
-                        f"{lock.name}: another task has been at work on this claim for {LOCK_LIMIT:.0f} s; see which "
-                        "(fuser, on each machine that has the folder), and end it if it hangs"
-                    ) from fault
-            time.sleep(PAUSE)
+        if not locks.take(lock.fileno(), LOCK_LIMIT):
+            raise AirflowException(
+                f"{lock.name}: another task has been at work on this claim for {LOCK_LIMIT:.0f} s; see which (fuser, "
+                "on each machine that has the folder), and end it if it hangs"
+            )
         yield
 
 

@@ -28,11 +28,11 @@ with socket.socket(socket.AF_UNIX) as server:
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from hyperflow.kvmhost import processes
+from hyperflow.kvmhost import processes, watchdog
 from hyperflow.kvmhost.images import nbd_reader
 from hyperflow.kvmhost.stage import StageError
 
-nbd_reader.SILENCE, nbd_reader.LOOK, nbd_reader.END_SECONDS = 1.0, 0.1, 0.5
+nbd_reader.SILENCE, watchdog.LOOK, nbd_reader.END_SECONDS = 1.0, 0.1, 0.5
 if sys.argv[2] == "read":
     try:
         nbd_reader.read_content(nbd_reader.describe(Path(sys.argv[1]), "raw"), Path(sys.argv[1]).parent, print)

@@ -6,12 +6,9 @@ the appliance, which has no network and sees nothing of the host but the overlay
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +16,7 @@ from typing import Any
 from hyperflow.kvmhost import acceleration, processes
 from hyperflow.kvmhost.progress import size
 from hyperflow.kvmhost.stage import Job, StageError, TryAgain
+from hyperflow.kvmhost.watchdog import Watchdog
 
 MEMORY_MB = 1280  # mkinitramfs of a large kernel and its compressor fit; libguestfs' default is 768 or 1280
 MOST_CPUS = 4
@@ -31,7 +29,6 @@ QEMU = ("qemu-system-", "qemu-kvm")  # what its process is called; qemu-img and 
 # for the one who does. It asks dpkg or rpm what is installed, and has no limit of its own.
 BUILD_LIMIT = 1800.0
 SUPERMIN = ("supermin",)
-LOOK = 1.0  # seconds between two looks at the appliance's process and at the file system of the overlays
 # Bytes left on it at which the appliance is ended: QEMU stops a machine whose disk cannot grow until somebody makes
 # room, and guestfs waits for it.
 LEAST_FREE = 8 << 20
@@ -63,7 +60,7 @@ class Appliance:
         self._job = job
         self._limit = limit
         self._handle: Any = None
-        self._watch: _Watch | None = None
+        self._watch: Watchdog | None = None
 
     def __enter__(self) -> Any:
         os.environ["LIBGUESTFS_BACKEND"] = "direct"  # libvirt's would run the appliance as another user
@@ -73,7 +70,7 @@ class Appliance:
             raise StageError("no guestfs for Python; install python3-guestfs or python3-libguestfs") from fault
         accelerator = acceleration.detect(self._job)
         self._handle = guestfs.GuestFS(python_return_dict=True, close_on_exit=True)
-        self._watch = launch = _Watch(_Launch().hangs)
+        self._watch = launch = Watchdog(_Launch().hangs)
         try:
             self._start(accelerator)
         except FAULTS as fault:
@@ -82,7 +79,7 @@ class Appliance:
         launch.end()
         version = self._handle.version()
         self._job.tools["libguestfs"] = ".".join(str(version[part]) for part in ("major", "minor", "release"))
-        self._watch = _Watch(_Work(self._handle.get_pid(), self._overlays[0].parent, self._limit).is_hopeless)
+        self._watch = Watchdog(_Work(self._handle.get_pid(), self._overlays[0].parent, self._limit).is_hopeless)
         return self._handle
 
     def __exit__(
@@ -135,33 +132,6 @@ class Appliance:
         self._handle.close()
 
 
-class _Watch:
-    """A thread that kills the appliance as soon as it is without hope; guestfs waits for it as long as it lives.
-
-    :param hopeless: asked every :data:`LOOK` seconds: the process to kill, and why; None while there is hope
-    """
-
-    def __init__(self, hopeless: Callable[[], tuple[int, StageError] | None]) -> None:
-        self.killed_for: StageError | None = None
-        self._hopeless = hopeless
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-
-    def end(self) -> None:
-        """Watch no longer."""
-        self._ended.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._ended.wait(LOOK):
-            if found := self._hopeless():
-                pid, self.killed_for = found
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                return
-
-
 class _Launch:
     """An appliance that comes up: which process it is, guestfs does not tell until it has."""
 
@@ -170,8 +140,8 @@ class _Launch:
 
     def hangs(self) -> tuple[int, StageError] | None:
         now = time.monotonic()
-        self._seen = {pid: self._seen.get(pid, now) for pid in processes.children(*QEMU, *SUPERMIN)}
-        builds = processes.children(*SUPERMIN)
+        builds, machines = processes.children(*SUPERMIN), processes.children(*QEMU)
+        self._seen = {pid: self._seen.get(pid, now) for pid in (*builds, *machines)}
         for pid, since in self._seen.items():
             if pid in builds and now - since > BUILD_LIMIT:
                 said = f"supermin had not made libguestfs' appliance after {BUILD_LIMIT:.0f} s, and was ended"

@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hyperflow.kvmhost import commands
+from hyperflow.kvmhost import commands, watchdog
 from hyperflow.kvmhost.images.content import CHUNK, ContentMap, chunk_digest
 from hyperflow.kvmhost.images.qemu import driver
 from hyperflow.kvmhost.stage import StageError, TryAgain
+from hyperflow.kvmhost.watchdog import Watchdog
 
 ALLOCATION = "base:allocation"
 DEPTH = "qemu:allocation-depth"
@@ -32,7 +33,6 @@ ASK = 1 << 30  # bytes whose state is asked at once
 START_SECONDS = 120.0  # for it to come up, which takes less than one
 # Seconds without any answer, after which the server is ended: it is asked for 1 MiB, or for the state of 1 GiB.
 SILENCE = 900.0
-LOOK = 1.0  # seconds between two looks whether it has answered
 END_SECONDS = 30.0  # for it to end by itself; what it only reads is not harmed by SIGKILL
 
 Range = tuple[int, int]  # first byte, and the one behind the last
@@ -195,44 +195,33 @@ def _digest_piece(handle: _Connection, piece: Range, content: ContentMap) -> Non
     content.set(start // CHUNK, digests)
 
 
-class _Watch:
-    """A thread that ends a server which answers nothing any more: whoever reads from it waits as long as it lives.
+class _Silence:
+    """For how long a server has answered nothing, to whichever connection.
 
-    It counts its looks, and not the time: a stage that was stopped for a while has not waited meanwhile.
+    In looks, and not in time: a stage that was stopped for a while has not waited meanwhile.
     """
 
-    def __init__(self, process: commands.Started) -> None:
-        self.hung = False
-        self._process = process
-        self._silent = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
+    def __init__(self, name: str, pid: int) -> None:
+        self._name, self._pid = name, pid
+        self._looks = 0
 
-    def answered(self) -> None:
-        """The server has answered, to whichever connection."""
-        self._silent = 0
+    def broken(self) -> None:
+        """The server has answered."""
+        self._looks = 0
 
-    def end(self) -> None:
-        """Watch no longer."""
-        self._ended.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._ended.wait(LOOK):
-            self._silent += 1
-            if self._silent * LOOK > SILENCE:
-                self.hung = True
-                self._process.kill()
-                return
+    def is_too_long(self) -> tuple[int, StageError] | None:
+        self._looks += 1
+        if self._looks * watchdog.LOOK <= SILENCE:
+            return None
+        return self._pid, TryAgain(f"{self._name}: qemu-nbd answered nothing for {SILENCE:.0f} s, and was ended")
 
 
 class _Connection:
-    """A connection to a server, each of whose answers is told to its watch."""
+    """A connection to a server, each of whose answers breaks its silence."""
 
-    def __init__(self, handle: Any, watch: _Watch) -> None:
+    def __init__(self, handle: Any, silence: _Silence) -> None:
         self._handle = handle
-        self._watch = watch
+        self._silence = silence
 
     def size(self) -> int:
         """Bytes of the disk."""
@@ -241,12 +230,12 @@ class _Connection:
     def ask(self, count: int, offset: int, take: Callable[[str, int, list[int], Any], int]) -> None:
         """Ask for the state of a part of the disk."""
         self._handle.block_status(count, offset, take)
-        self._watch.answered()
+        self._silence.broken()
 
     def read(self, count: int, offset: int) -> Any:
         """Read a part of the disk."""
         data = self._handle.pread(count, offset)
-        self._watch.answered()
+        self._silence.broken()
         return data
 
     def shutdown(self) -> None:
@@ -266,17 +255,18 @@ def _connected(image: dict[str, Any]) -> Iterator[list[_Connection]]:
         raise StageError("libnbd for Python is not installed on this host (package python3-libnbd)") from fault
     count = 1 + min(4, max(2, len(os.sched_getaffinity(0))))
     with serve(image, count) as (path, process):
-        watch = _Watch(process)
+        name = image["file"]["filename"]
+        silence = _Silence(name, process.pid)
+        watch = Watchdog(silence.is_too_long)
         handles: list[_Connection] = []
         try:
             while len(handles) < count:
-                handles.append(_Connection(_connect(nbd, path, process), watch))
-                watch.answered()
+                handles.append(_Connection(_connect(nbd, path, process), silence))
+                silence.broken()
             yield handles
         except (nbd.Error, StageError) as fault:
-            name = image["file"]["filename"]
-            if watch.hung:
-                raise TryAgain(f"{name}: qemu-nbd answered nothing for {SILENCE:.0f} s, and was ended") from fault
+            if watch.killed_for:
+                raise watch.killed_for from fault
             if isinstance(fault, StageError):
                 raise
             raise StageError(f"{name}: reading it through qemu-nbd failed: {fault.string}") from fault

@@ -103,7 +103,7 @@ def _check(image: Image) -> dict[str, Any]:
     """
     if image.format == "raw":
         return {"done": False, "reason": "a raw image has no tables to check"}
-    found = qemu.check(image.path, image.format)
+    found = qemu.check(image.path, image.format, image.virtual_bytes)
     counts = {key: int(found.get(key, 0)) for key in ("corruptions", "leaks", "check-errors")}
     if found["exit_status"] or any(counts.values()):
         told = ", ".join(f"{count} {key}" for key, count in counts.items())
